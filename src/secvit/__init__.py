@@ -1,0 +1,7 @@
+"""Semantic Equitable Clustering (ICCV 2025) for PyTorch.  `import secvit` registers the models with timm."""
+
+from secvit import models
+from secvit.ops import Plan, cluster, sec_attention, sec_pool
+
+__version__ = "0.1.0"
+__all__ = ["Plan", "cluster", "models", "sec_attention", "sec_pool"]

@@ -1,0 +1,506 @@
+"""SECViT: a four-stage backbone on Semantic Equitable Clustering.
+
+Fan, Huang, Chen, He: "Semantic Equitable Clustering: A Simple and Effective Strategy for Clustering
+Vision Tokens", ICCV 2025, section 3.1 and supplement table 1; what the paper leaves open follows the
+authors' released classification code (docs/differences.md).
+
+Feature maps are (B, C, H, W) in channels-last memory, so that tokens (B, H, W, C) are a view and
+every projection is a Linear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import (
+    DropPath,
+    LayerScale,
+    SelectAdaptivePool2d,
+    calculate_drop_path_rates,
+    register_notrace_module,
+    trunc_normal_,
+)
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from secvit.models.convert import checkpoint_filter_fn
+from secvit.models.rotary import RotaryTable, rotate_packed
+from secvit.ops import PARTITIONS, cluster, sec_attention, sec_attention_packed
+
+__all__ = ["SECViT"]
+
+
+def conv_bn(in_dim: int, dim: int, stride: int, dd: dict[str, Any]) -> list[nn.Module]:
+    """Conv3x3 with bias, then BN."""
+    return [nn.Conv2d(in_dim, dim, 3, stride=stride, padding=1, **dd), nn.BatchNorm2d(dim, **dd)]
+
+
+def stem(in_chans: int, dim: int, stride: int, dd: dict[str, Any]) -> nn.Sequential:
+    """Supplement A: four Conv3x3 + BN, GELU between them and none after the last."""
+    return nn.Sequential(
+        *conv_bn(in_chans, dim // 2, 2 if stride == 4 else 1, dd), nn.GELU(),
+        *conv_bn(dim // 2, dim // 2, 1, dd), nn.GELU(),
+        *conv_bn(dim // 2, dim // 2, 1, dd), nn.GELU(),
+        *conv_bn(dim // 2, dim, 2, dd),
+    )  # fmt: skip
+
+
+@register_notrace_module
+class SECAttention(nn.Module):
+    """Eqs. 1 to 4 on a feature map: attention within clusters of similar keys, plus LePE.  (B, H, W, C)
+
+    Rows of `qkv` are ordered (head, q | k | v, channel): one token's q, k, v of one head lie side by
+    side and move in one gather.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        num_clusters: Optional[int],
+        cluster_size: Optional[int],
+        partition: str,
+        dd: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"{dim} channels cannot be shared by {num_heads} heads")
+        self.num_heads = num_heads
+        self.num_clusters = num_clusters
+        self.cluster_size = cluster_size
+        self.partition = partition
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = nn.Linear(dim, 3 * dim, **dd)
+        self.lepe = nn.Conv2d(dim, dim, 5, padding=2, groups=dim, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+
+    def clusters_for(self, num_tokens: int) -> int:
+        """M for a grid of L tokens; never more clusters than tokens."""
+        if self.cluster_size is not None:
+            return (num_tokens + self.cluster_size - 1) // self.cluster_size
+        if self.num_clusters is not None:
+            return min(self.num_clusters, num_tokens)
+        return 1
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        B, H, W, C = x.shape
+        qkv = self.qkv(x).view(B, H * W, self.num_heads, 3, C // self.num_heads)
+        v = qkv[:, :, :, 2].reshape(B, H, W, C)
+        lepe = self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        qkv = rotate_packed(qkv, table)
+        out = self.attend(qkv, H, W).reshape(B, H, W, C)
+        return self.proj(out + lepe)
+
+    def attend(self, qkv: Tensor, H: int, W: int) -> Tensor:
+        """qkv (B, L, h, 3, D) -> (B, L, h, D)"""
+        num_clusters = self.clusters_for(H * W)
+        if not torch.jit.is_scripting():
+            if self.partition != "sec" and num_clusters > 1:
+                q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
+                plan = cluster(k, num_clusters, partition=self.partition, grid=(H, W))
+                return sec_attention(q, k, v, plan=plan, scale=self.scale).transpose(1, 2)
+        return sec_attention_packed(qkv, num_clusters, self.scale)
+
+
+class FFN(nn.Module):
+    """Linear, GELU, y + DW3x3(y), Linear.  (B, H, W, C)"""
+
+    def __init__(self, dim: int, hidden_dim: int, dd: dict[str, Any]) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim, **dd)
+        self.act = nn.GELU()
+        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim, **dd)
+        self.fc2 = nn.Linear(hidden_dim, dim, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.fc1(x)).permute(0, 3, 1, 2)
+        x = x + self.dwconv(x)
+        return self.fc2(x.permute(0, 2, 3, 1))
+
+
+class Block(nn.Module):
+    """Section 3.1: conditional positions (DW3x3), SEC attention, FFN, each a residual.  (B, C, H, W)"""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        num_clusters: Optional[int],
+        cluster_size: Optional[int],
+        partition: str,
+        drop_path: float,
+        init_values: Optional[float],
+        dd: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.cpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.attn = SECAttention(dim, num_heads, num_clusters, cluster_size, partition, dd)
+        self.ls1 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
+        self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
+        self.ffn = FFN(dim, int(dim * mlp_ratio), dd)
+        self.ls2 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
+        self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        x = x + self.cpe(x)
+        tokens = x.permute(0, 2, 3, 1)
+        tokens = tokens + self.drop_path1(self.ls1(self.attn(self.norm1(tokens), table)))
+        tokens = tokens + self.drop_path2(self.ls2(self.ffn(self.norm2(tokens))))
+        return tokens.permute(0, 3, 1, 2)
+
+
+class Stage(nn.Module):
+    """Downsample (Conv3x3 s2 + BN, not in the first stage), then blocks on one grid.  (B, C, H, W)
+
+    The downsample opens a stage, so that a stage's output is what dense heads see.
+    """
+
+    def __init__(self, in_dim: int, dim: int, blocks: list[nn.Module], head_dim: int, dd: dict[str, Any]) -> None:
+        super().__init__()
+        self.downsample = nn.Identity() if in_dim == dim else nn.Sequential(*conv_bn(in_dim, dim, 2, dd))
+        self.rotary = RotaryTable(head_dim)
+        self.blocks = nn.ModuleList(blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        table = self.rotary(x)
+        for block in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(block, x, table)
+            else:
+                x = block(x, table)
+        return x
+
+
+class Head(nn.Module):
+    """1x1 projection, BN, SiLU, pooling, classifier.  (B, C, H, W) -> (B, num_classes)"""
+
+    def __init__(
+        self, in_features: int, hidden_size: int, num_classes: int, pool_type: str, drop_rate: float,
+        dd: dict[str, Any],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.in_features = in_features
+        self.hidden_size = hidden_size
+        self.proj = nn.Conv2d(in_features, hidden_size, 1, **dd)
+        self.norm = nn.BatchNorm2d(hidden_size, **dd)
+        self.act = nn.SiLU()
+        self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+        self.drop = nn.Dropout(drop_rate)
+        self.fc = self._classifier(num_classes, dd)
+
+    @property
+    def num_features(self) -> int:
+        return self.hidden_size * self.global_pool.feat_mult()
+
+    def _classifier(self, num_classes: int, dd: dict[str, Any]) -> nn.Module:
+        return nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
+
+    def reset(self, num_classes: int, pool_type: Optional[str] = None, prune: bool = False) -> None:
+        """New classifier; `prune` drops the projection too and pools what comes in."""
+        reference = next(self.parameters(), None)
+        dd: dict[str, Any] = {} if reference is None else {"device": reference.device, "dtype": reference.dtype}
+        if prune:
+            self.proj, self.norm, self.act = nn.Identity(), nn.Identity(), nn.Identity()
+            self.hidden_size = self.in_features
+        if pool_type is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
+        self.fc = self._classifier(num_classes, dd)
+        self.train(self.training)
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.global_pool(self.act(self.norm(self.proj(x))))
+        x = self.drop(x)
+        return x if pre_logits else self.fc(x)
+
+
+class SECViT(nn.Module):
+    """Section 3.1, figure 3 (a), supplement table 1.  Images (B, in_chans, H, W) of any size -> (B, num_classes).
+
+    num_clusters: M of stages 1 to 3 at every resolution (the paper's rule, 32, 8, 2), or
+    cluster_size: the most tokens a cluster may hold (98 is the same at 224 px; cost linear in H W).
+    Stage 4 is full attention.  partition: "sec" or a rival of `secvit.ops.PARTITIONS`.
+    layer_scale: for each stage, whether its residuals are scaled (initially by init_values).
+    stem_stride: 4, or 2 for small images.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        depths: Sequence[int] = (2, 2, 9, 2),
+        embed_dims: Sequence[int] = (64, 128, 256, 512),
+        num_heads: Sequence[int] = (2, 4, 8, 16),
+        mlp_ratio: float = 3.0,
+        num_clusters: Optional[Sequence[int]] = None,
+        cluster_size: Optional[int] = None,
+        partition: str = "sec",
+        layer_scale: Sequence[bool] = (False, False, False, False),
+        init_values: float = 1e-6,
+        stem_stride: int = 4,
+        head_hidden_size: int = 1024,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__()
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        if num_clusters is not None and cluster_size is not None:
+            raise ValueError(f"num_clusters={num_clusters} and cluster_size={cluster_size}; give one of them")
+        if num_clusters is None and cluster_size is None:
+            num_clusters = (32, 8, 2)
+        if num_clusters is not None and (len(num_clusters) != 3 or min(num_clusters) < 1):
+            raise ValueError(f"num_clusters={num_clusters}; give three numbers >= 1, for stages 1 to 3")
+        if cluster_size is not None and cluster_size < 1:
+            raise ValueError(f"cluster_size={cluster_size}; choose cluster_size >= 1")
+        if partition not in PARTITIONS:
+            raise ValueError(f"partition={partition!r}; choose one of {', '.join(PARTITIONS)}")
+        if stem_stride not in (2, 4):
+            raise ValueError(f"stem_stride={stem_stride}; choose 4, or 2 for small images")
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = embed_dims[-1]
+        self.feature_info = []
+
+        self.stem = stem(in_chans, embed_dims[0], stem_stride, dd)
+        drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        stages = []
+        for i, (depth, dim, heads) in enumerate(zip(depths, embed_dims, num_heads)):
+            clustered = i < 3
+            blocks: list[nn.Module] = [
+                Block(
+                    dim, heads, mlp_ratio,
+                    num_clusters=num_clusters[i] if num_clusters is not None and clustered else None,
+                    cluster_size=cluster_size if clustered else None,
+                    partition=partition,
+                    drop_path=drop_path[i][j],
+                    init_values=init_values if layer_scale[i] else None,
+                    dd=dd,
+                )
+                for j in range(depth)
+            ]  # fmt: skip
+            in_dim = embed_dims[i - 1] if i else dim
+            stages.append(Stage(in_dim, dim, blocks, dim // heads, dd))
+            self.feature_info.append({"num_chs": dim, "reduction": stem_stride * 2**i, "module": f"stages.{i}"})
+        self.stages = nn.Sequential(*stages)
+        self.head = Head(self.num_features, head_hidden_size, num_classes, global_pool, drop_rate, dd)
+        self.head_hidden_size = self.head.num_features
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Truncated normal of std 0.02 for every conv and linear weight, zero biases, norms at 1 and 0."""
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, LayerScale)):
+                module.reset_parameters()
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {
+            "stem": r"^stem",
+            "blocks": r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.downsample", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^head\.(proj|norm)", (99999,)),
+            ],
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+        self.head_hidden_size = self.head.num_features
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices=None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ):
+        """Outputs of chosen stages, each before the next downsample.  -> list, or (features, list)
+
+        indices: the last n stages if an int, all if None, else those named.  There is no norm between
+        stages and head, so `norm` changes nothing.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt={output_fmt!r}; SECViT gives NCHW")
+        take, last = feature_take_indices(len(self.stages), indices)
+        stages = self.stages[: last + 1] if stop_early and not torch.jit.is_scripting() else self.stages
+        intermediates = []
+        x = self.stem(_channels_last(x))
+        for i, stage in enumerate(stages):
+            x = stage(x)
+            if i in take:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(self, indices=1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
+        """Drop the stages after the last chosen one, and with them (or with prune_head) the head."""
+        take, last = feature_take_indices(len(self.stages), indices)
+        shortened = last < len(self.stages) - 1
+        self.stages = self.stages[: last + 1]
+        if shortened:
+            self.num_features = self.head.in_features = self.feature_info[last]["num_chs"]
+        if prune_head or prune_norm or shortened:
+            self.num_classes = 0
+            self.head.reset(0, "", prune=True)
+            self.head_hidden_size = self.head.num_features
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Output of the last stage.  (B, in_chans, H, W) -> (B, num_features, H/32, W/32), sizes rounded up"""
+        return self.stages(self.stem(_channels_last(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _cfg(**kwargs: Any) -> dict[str, Any]:
+    return {
+        "url": "", "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": (7, 7), "crop_pct": 0.9,
+        "interpolation": "bicubic", "fixed_input_size": False,
+        "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.0", "classifier": "head.fc", "license": "apache-2.0",
+        "paper_ids": "arXiv:2405.13337", **kwargs,
+    }  # fmt: skip
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "secvit_nano": _cfg(num_classes=10, input_size=(3, 32, 32), pool_size=(2, 2), crop_pct=1.0),
+        "secvit_tiny": _cfg(),
+        "secvit_small": _cfg(),
+        "secvit_base": _cfg(),
+        "secvit_large": _cfg(),
+        "secvit_xlarge": _cfg(),
+        "secvit_small_release": _cfg(),
+        "secvit_base_release": _cfg(),
+        "secvit_large_release": _cfg(),
+    }
+)
+
+
+def _create(variant: str, pretrained: bool, arguments: dict[str, Any], **kwargs: Any) -> SECViT:
+    return build_model_with_cfg(
+        SECViT, variant, pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
+        **{**arguments, **kwargs},
+    )  # fmt: skip
+
+
+LATE_LAYER_SCALE = (False, False, True, True)
+
+
+@register_model
+def secvit_nano(pretrained: bool = False, **kwargs: Any) -> SECViT:
+    """Ours, not the paper's: for small images and CPUs.  Stride-2 stem; at 32 px clusters of 32, 32 and 16 tokens."""
+    arguments = dict(
+        depths=(2, 2, 4, 1), embed_dims=(48, 96, 192, 256), num_heads=(2, 4, 8, 8), num_clusters=(8, 2, 1),
+        stem_stride=2, head_hidden_size=512,
+    )  # fmt: skip
+    return _create("secvit_nano", pretrained, arguments, **kwargs)
+
+
+@register_model
+def secvit_tiny(pretrained: bool = False, **kwargs: Any) -> SECViT:
+    """SECViT-T of supplement table 1: 15.0 M parameters, 2.72 GMAC at 224 px."""
+    arguments = dict(depths=(2, 2, 9, 2), embed_dims=(64, 128, 256, 512), num_heads=(2, 4, 8, 16))
+    return _create("secvit_tiny", pretrained, arguments, **kwargs)
+
+
+@register_model
+def secvit_small(pretrained: bool = False, **kwargs: Any) -> SECViT:
+    """SECViT-S of supplement table 1: 26.8 M parameters, 4.94 GMAC at 224 px."""
+    arguments = dict(depths=(4, 4, 18, 4), embed_dims=(64, 128, 256, 512), num_heads=(2, 4, 8, 16))
+    return _create("secvit_small", pretrained, arguments, **kwargs)
+
+
+@register_model
+def secvit_base(pretrained: bool = False, **kwargs: Any) -> SECViT:
+    """SECViT-B of supplement table 1: 57.3 M parameters, 10.54 GMAC at 224 px."""
+    arguments = dict(
+        depths=(4, 8, 26, 9), embed_dims=(80, 160, 320, 512), num_heads=(2, 4, 8, 16), layer_scale=LATE_LAYER_SCALE
+    )
+    return _create("secvit_base", pretrained, arguments, **kwargs)
+
+
+@register_model
+def secvit_large(pretrained: bool = False, **kwargs: Any) -> SECViT:
+    """SECViT-L of supplement table 1: 100.6 M parameters, 19.59 GMAC at 224 px."""
+    arguments = dict(
+        depths=(4, 8, 26, 9), embed_dims=(112, 224, 448, 640), num_heads=(4, 8, 14, 20), layer_scale=LATE_LAYER_SCALE
+    )
+    return _create("secvit_large", pretrained, arguments, **kwargs)
+
+
+@register_model
+def secvit_xlarge(pretrained: bool = False, **kwargs: Any) -> SECViT:
+    """SECViT-XL of supplement table 1, which prints 205 M: counted, 218.9 M parameters, 33.88 GMAC at 224 px."""
+    arguments = dict(
+        depths=(6, 12, 28, 12), embed_dims=(128, 256, 512, 1024), num_heads=(4, 8, 16, 32),
+        layer_scale=LATE_LAYER_SCALE,
+    )  # fmt: skip
+    return _create("secvit_xlarge", pretrained, arguments, **kwargs)
+
+
+@register_model
+def secvit_small_release(pretrained: bool = False, **kwargs: Any) -> SECViT:
+    """S as in the authors' released code: three blocks in stage 1.  26.8 M parameters, 4.76 GMAC at 224 px."""
+    arguments = dict(depths=(3, 4, 18, 4), embed_dims=(64, 128, 256, 512), num_heads=(2, 4, 8, 16))
+    return _create("secvit_small_release", pretrained, arguments, **kwargs)
+
+
+@register_model
+def secvit_base_release(pretrained: bool = False, **kwargs: Any) -> SECViT:
+    """B as in the authors' released code ("M"): eight blocks in stage 4.  54.7 M parameters, 10.41 GMAC at 224 px."""
+    arguments = dict(
+        depths=(4, 8, 26, 8), embed_dims=(80, 160, 320, 512), num_heads=(5, 5, 10, 16), layer_scale=LATE_LAYER_SCALE
+    )
+    return _create("secvit_base_release", pretrained, arguments, **kwargs)
+
+
+@register_model
+def secvit_large_release(pretrained: bool = False, **kwargs: Any) -> SECViT:
+    """L as in the authors' released code: eight blocks in stage 4.  96.5 M parameters, 19.38 GMAC at 224 px."""
+    arguments = dict(
+        depths=(4, 8, 26, 8), embed_dims=(112, 224, 448, 640), num_heads=(7, 7, 14, 20), layer_scale=LATE_LAYER_SCALE
+    )
+    return _create("secvit_large_release", pretrained, arguments, **kwargs)

@@ -1,0 +1,27 @@
+"""The method: scores, one sort, equal clusters, attention inside them.  Imports torch only."""
+
+from secvit.ops.attention import BACKENDS, sec_attention, sec_attention_packed
+from secvit.ops.cluster import (
+    Plan,
+    cluster_order,
+    inverse_order,
+    partition_sizes,
+    resolve_num_clusters,
+)
+from secvit.ops.partitions import PARTITIONS, cluster
+from secvit.ops.pooling import pool_plan, sec_pool
+
+__all__ = [
+    "BACKENDS",
+    "PARTITIONS",
+    "Plan",
+    "cluster",
+    "cluster_order",
+    "inverse_order",
+    "partition_sizes",
+    "pool_plan",
+    "resolve_num_clusters",
+    "sec_attention",
+    "sec_attention_packed",
+    "sec_pool",
+]

@@ -1,0 +1,82 @@
+"""Eqs. 5 and 6: L tokens become T, each the attention of a group's mean query over the group.
+
+Groups are interleaved ranks (Eq. 5) or runs of ranks (supplement Table 3), after the descending
+sort that Eq. 2 prints; the authors released no code for connectors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secvit.ops.attention import _attend, _check, _gather_slots, _per_head
+from secvit.ops.cluster import Plan, _scoring_dtype, check_mask, order_by, sec_scores
+
+ARRANGEMENTS = ("interleaved", "sequential")
+
+
+def pool_plan(
+    k: Tensor, num_tokens: int, arrangement: str = "interleaved", mask: Tensor | None = None
+) -> Plan:
+    """Eq. 5: T groups of ranks whose sizes differ by at most one.  k (B, L, C) or (B, h, L, D), mask (B, L).
+
+    Interleaved: group n = ranks n, n+T, n+2T, ...; sequential: ranks floor(nL/T) to floor((n+1)L/T).
+    """
+    length = k.shape[-2]
+    if not 1 <= num_tokens <= length:
+        raise ValueError(f"{length} tokens cannot give {num_tokens}; choose 1 <= num_tokens <= {length}")
+    if arrangement not in ARRANGEMENTS:
+        raise ValueError(f"arrangement={arrangement!r}; choose 'interleaved' or 'sequential'")
+    mask = check_mask(mask, k)
+    k = _scoring_dtype(k)
+    if mask is not None:
+        mask = mask.expand(k.shape[:-1])
+        k = k.masked_fill(~mask.unsqueeze(-1), 0)
+    order = order_by(sec_scores(k, mask), mask, descending=True)
+    count = torch.full_like(order[..., :1], length) if mask is None else mask.sum(dim=-1, keepdim=True)
+    group = torch.arange(num_tokens, device=k.device)
+    if arrangement == "sequential":
+        sizes = (group + 1) * count // num_tokens - group * count // num_tokens
+    else:
+        sizes = (count - group + num_tokens - 1).clamp_min(0) // num_tokens
+        rank = torch.arange(length, device=k.device)
+        key = torch.where(rank < count, rank % num_tokens * length + rank, length * length + rank)
+        order = order.gather(-1, torch.sort(key, dim=-1).indices)
+    return Plan(order, num_tokens, -(-length // num_tokens), sizes)
+
+
+def sec_pool(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_tokens: int,
+    *,
+    arrangement: str = "interleaved",
+    shared: bool = True,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    plan: Plan | None = None,
+) -> Tensor:
+    """Eqs. 1, 2, 5, 6: T output tokens.  q k v (B, h, L, D), mask (B, L) -> (B, h, T, D).
+
+    shared: one order for all heads, from the keys of all heads side by side.
+    mask: True for real tokens; where a sample has fewer than T of them the last outputs are zero.
+    plan: groups made elsewhere (`pool_plan`).
+    """
+    _check(q, k, v, "auto", is_causal=False)
+    if q.shape[-2] != k.shape[-2]:
+        raise ValueError(f"{q.shape[-2]} queries and {k.shape[-2]} keys; pooling takes both from the same tokens")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if plan is None:
+        plan = pool_plan(k.transpose(1, 2).flatten(2) if shared else k, num_tokens, arrangement, mask)
+    key_mask = check_mask(mask, k)
+    if key_mask is not None:
+        q, k, v = (x.masked_fill(~key_mask.unsqueeze(-1), 0) for x in (q, k, v))
+    plan = _per_head(plan, k)
+    tokens, filled = plan.slots
+    mean_q = plan.merge(q).flatten(0, 1).unsqueeze(-2)
+    grouped_k, grouped_v = (_gather_slots(x, tokens).flatten(0, 1) for x in (k, v))
+    reachable = filled | (torch.arange(filled.shape[-1], device=filled.device) == 0)
+    out = _attend(mean_q, grouped_k, grouped_v, scale, "math", reachable.flatten(0, 1).unsqueeze(-2))
+    out = out.squeeze(-2).unflatten(0, q.shape[:2])
+    return torch.where((plan.sizes > 0).unsqueeze(-1), out, 0)
