@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from secvit.models.convert import checkpoint_filter_fn
 from secvit.models.rotary import RotaryTable, rotate_packed
-from secvit.ops import PARTITIONS, cluster, sec_attention, sec_attention_packed
+from secvit.ops import PARTITIONS, Plan, cluster, sec_attention, sec_attention_packed
 
 __all__ = ["SECViT"]
 
@@ -89,11 +89,18 @@ class SECAttention(nn.Module):
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         B, H, W, C = x.shape
         qkv = self.qkv(x).view(B, H * W, self.num_heads, 3, C // self.num_heads)
+        qkv = rotate_packed(qkv, table)  # first: it may write q and k in place
         v = qkv[:, :, :, 2].reshape(B, H, W, C)
         lepe = self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        qkv = rotate_packed(qkv, table)
         out = self.attend(qkv, H, W).reshape(B, H, W, C)
         return self.proj(out + lepe)
+
+    def plan(self, x: Tensor, table: Tensor) -> Plan:
+        """Eqs. 1 to 3: the partition that `forward` makes of the same input, an order per head.  x (B, H, W, C)"""
+        B, H, W, C = x.shape
+        qkv = rotate_packed(self.qkv(x).view(B, H * W, self.num_heads, 3, C // self.num_heads), table)
+        k = qkv[:, :, :, 1].transpose(1, 2)
+        return cluster(k, self.clusters_for(H * W), partition=self.partition, grid=(H, W))
 
     def attend(self, qkv: Tensor, H: int, W: int) -> Tensor:
         """qkv (B, L, h, 3, D) -> (B, L, h, D)"""
@@ -431,9 +438,9 @@ LATE_LAYER_SCALE = (False, False, True, True)
 
 @register_model
 def secvit_nano(pretrained: bool = False, **kwargs: Any) -> SECViT:
-    """Ours, not the paper's: for small images and CPUs.  Stride-2 stem; at 32 px clusters of 32, 32 and 16 tokens."""
+    """Ours, not the paper's: for small images and CPUs, 2.0 M parameters.  Stride-2 stem; at 32 px clusters of 32."""
     arguments = dict(
-        depths=(2, 2, 4, 1), embed_dims=(48, 96, 192, 256), num_heads=(2, 4, 8, 8), num_clusters=(8, 2, 1),
+        depths=(2, 2, 4, 1), embed_dims=(32, 64, 128, 256), num_heads=(1, 2, 4, 8), num_clusters=(8, 2, 1),
         stem_stride=2, head_hidden_size=512,
     )  # fmt: skip
     return _create("secvit_nano", pretrained, arguments, **kwargs)

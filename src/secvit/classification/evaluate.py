@@ -1,0 +1,118 @@
+"""Top-1, top-5 and per-class accuracy on a split that was not trained on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from secvit.classification.data import EvalView
+from secvit.classification.sources import load_split
+from secvit.train.checkpoint import load_weights
+
+
+@torch.no_grad()  # not inference_mode: a network may keep tables for its next training step
+def evaluate(
+    model: nn.Module,
+    dataset: EvalView,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+) -> dict[str, float]:
+    """Accuracies in 0..1: top1, top5 (from six classes on), macro (mean over classes), and the
+    majority floor (always answering the most frequent class), with the number of images."""
+    model = model.to(device).eval()
+    classes = len(dataset.images.classes)
+    hits, top5, seen = torch.zeros(classes), 0, torch.zeros(classes)
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size,
+        num_workers=workers,
+        collate_fn=dataset.collate,
+        generator=torch.Generator(),
+    )
+    for batch in tqdm(loader, desc=f"evaluating {dataset.images.name}", disable=None, leave=False):
+        target = batch["target"]
+        if not len(target):
+            continue
+        logits = model(batch["image"].to(device)).float().cpu()
+        if logits.shape[1] != classes:
+            raise ValueError(
+                f"the model has {logits.shape[1]} classes, the data {classes}; "
+                f"create the model with num_classes={classes}"
+            )
+        hits += (logits.argmax(1) == target).float() @ torch.eye(classes)[target]
+        seen += target.bincount(minlength=classes)
+        if classes > 5:
+            top5 += int((logits.topk(5).indices == target[:, None]).any(1).sum())
+    count = int(seen.sum())
+    result = {"top1": float(hits.sum()) / count}
+    if classes > 5:
+        result["top5"] = top5 / count
+    present = seen > 0
+    result["macro"] = float((hits[present] / seen[present]).mean())
+    result["majority_floor"] = float(seen.max()) / count
+    result["images"] = count
+    result["skipped"] = len(dataset.skipped)
+    return result
+
+
+def evaluate_checkpoint(
+    model: str,
+    checkpoint: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    split: str = "val",
+    *,
+    image_size: int | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Score a saved model: a .safetensors or .pth file, or a checkpoint folder.
+
+    Model arguments, image size and crop come from the config.yaml beside the weights if there is
+    one, else from the model's own pretrained_cfg.
+    """
+    images = load_split(str(data), split)
+    path = Path(checkpoint)
+    beside = (path if path.is_dir() else path.parent) / "config.yaml"
+    config = yaml.safe_load(beside.read_text()) if beside.is_file() else {}
+    known: Mapping[str, Any] = config.get("model") or {}
+    same = known.get("name") == model
+    network = create(model, len(images.classes), known.get("args", {}) if same else {})
+    load_weights(network, path)
+    view = eval_view(
+        images,
+        network,
+        image_size or (known.get("image_size") if same else None),
+        known.get("crop_pct") if same else None,
+    )
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    scores = evaluate(network, view, batch_size, device)
+    return {"model": model, "checkpoint": str(path), "data": str(data), "split": split, **scores}
+
+
+def create(name: str, classes: int, args: Mapping[str, Any]) -> nn.Module:
+    """A timm model; a name that timm does not know is a ValueError with its nearest neighbours."""
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise ValueError(f"no model {name!r} in timm or secvit; {', '.join(near) or 'see timm'}")
+    try:
+        return timm.create_model(name, num_classes=classes, **args)
+    except TypeError as error:
+        raise ValueError(f"{name} with {dict(args)}: {error}") from None
+
+
+def eval_view(images: Any, model: nn.Module, size: int | None, crop_pct: float | None) -> EvalView:
+    """The evaluation's view of a split with the model's own normalisation."""
+    cfg = timm.data.resolve_data_config(model=model)
+    size = size or int(cfg["input_size"][-1])
+    crop = crop_pct if crop_pct is not None else float(cfg["crop_pct"])
+    return EvalView(images, size, cfg["mean"], cfg["std"], crop)

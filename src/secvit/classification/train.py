@@ -1,0 +1,119 @@
+"""From a recipe and a place with images to a scored model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch import nn
+
+import secvit.models  # noqa: F401  registers the networks with timm
+from secvit.classification.data import TrainView
+from secvit.classification.evaluate import create, eval_view, evaluate
+from secvit.classification.recipes import Recipe
+from secvit.classification.sources import load_split, splits
+from secvit.classification.task import ClassificationTask
+from secvit.train import checkpoint as files
+from secvit.train.engine import fit
+from secvit.train.provenance import provenance
+
+logger = logging.getLogger(__name__)
+
+
+def train(
+    recipe: Recipe,
+    data: str | Path = "digits",
+    output: str | Path = "runs/classification",
+    resume: str = "auto",
+) -> dict[str, Any]:
+    """Train by a recipe, score on the held-out split, and return what result.json says.
+
+    `output` then holds model.safetensors (the averaged weights where the recipe keeps them, ready
+    for `timm.create_model(name, num_classes=..., checkpoint_path=...)`), result.json, config.yaml,
+    log.csv, eval.csv and checkpoints/.  The score is that of "val", or of "test" if there is none.
+    """
+    output, began = Path(output), time.time()
+    files.check_writable(output)
+    held_out = "val" if "val" in splits(data) else "test"
+    train_images, val_images = load_split(data, "train"), load_split(data, held_out)
+    model = create_seeded(recipe, len(train_images.classes))
+    if recipe.model.init:
+        files.load_weights(model, recipe.model.init)
+    cfg = timm.data.resolve_data_config(model=model)
+    dataset = TrainView(
+        train_images,
+        recipe.augment,
+        recipe.model.image_size,
+        cfg["mean"],
+        cfg["std"],
+        recipe.loop.seed,
+    )
+    view = eval_view(val_images, model, recipe.model.image_size, recipe.model.crop_pct)
+    optim = recipe.optim
+    optimizer = create_optimizer_v2(
+        model,
+        opt=optim.name,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        betas=optim.betas,
+        layer_decay=optim.layer_decay,
+    )
+
+    def score(network: nn.Module) -> dict[str, float]:
+        device = next(network.parameters()).device
+        return evaluate(network, view, recipe.loop.batch_size, device, recipe.loop.workers)
+
+    config = {"data": str(data), **asdict(recipe)}
+    done = fit(
+        ClassificationTask(model, recipe.label_smoothing),
+        optimizer,
+        dataset,
+        recipe.loop,
+        recipe.schedule,
+        output,
+        evaluate=score,
+        best="top1",
+        config=config,
+        resume=resume,
+    )
+    skipped = [*dataset.skipped, *view.skipped]
+    if skipped:
+        logger.warning("%d broken images were skipped: %s", len(skipped), ", ".join(skipped[:5]))
+    result = {
+        "model": recipe.model.name,
+        "data": str(data),
+        "split": held_out,
+        **done.metrics,
+        "majority_floor": val_images.majority,
+        "best_top1": done.best,
+        "best_step": done.best_step,
+        "steps": done.step,
+        "stopped": done.stopped,
+        "images": {"train": len(train_images), held_out: len(val_images)},
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "skipped": skipped,
+        "nonfinite_steps": done.nonfinite,
+        "seconds": round(done.seconds, 1),
+        "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
+        **provenance(),
+        "recipe": asdict(recipe),
+    }
+    if done.main:
+        files.write_atomically(output / "model.safetensors", files.weights(done.model))
+        files.write_atomically(output / "config.yaml", files.to_yaml(config))
+        files.write_atomically(output / "result.json", json.dumps(result, indent=2).encode())
+    return result
+
+
+def create_seeded(recipe: Recipe, classes: int) -> nn.Module:
+    """The network with the initial weights that the seed decides."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.loop.seed)
+        return create(recipe.model.name, classes, recipe.model.args)

@@ -1,0 +1,242 @@
+"""The `secvit` command.  Each subcommand reads its words and calls one public function.
+
+secvit train classification.digits --output runs/digits
+secvit evaluate --model secvit_nano --checkpoint runs/digits/model.safetensors --data digits
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import logging
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, get_type_hints
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+Command = Callable[[Sequence[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return its exit code: 0, or 2 for input that cannot be used."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [w for w in words if w != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"secvit {version('secvit')}")
+        return 0
+    if words[0] not in COMMANDS:
+        print(f"secvit: no command {words[0]!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return COMMANDS[words[0]](words[1:])
+    except (ValueError, OSError, ImportError, ArithmeticError) as error:
+        if debug:
+            raise
+        print(f"secvit {words[0]}: {error}", file=sys.stderr)
+        return 2
+
+
+# -- train -------------------------------------------------------------------------------------
+
+
+def train(words: Sequence[str]) -> int:
+    """Train by a recipe."""
+    if not words or words[0] in ("-h", "--help"):
+        print(_train_help())
+        return 0
+    name, words = words[0], list(words[1:])
+    recipe = find_recipe(name)
+    if "--tiny" in words:
+        words.remove("--tiny")
+        recipe = importlib.import_module(f"secvit.{name.rpartition('.')[0]}").tiny(recipe)
+    parser = _parser(
+        f"secvit train {name}",
+        f"{_doc(find(name))}\n\nEvery number of the recipe can be changed:",
+        f"secvit train {name} [--data DIR] [--output DIR] [--optim.lr 1e-3 ...]",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with changes of the recipe")
+    parser.add_argument("--data", type=str, default="digits", help='images: a path, or "digits"')
+    parser.add_argument("--output", type=str, default=f"runs/{name}", help="folder of the run")
+    parser.add_argument("--resume", type=str, default="auto", help="auto, never or a checkpoint")
+    for entry, kind in get_type_hints(type(recipe)).items():
+        parser.add_argument(f"--{entry}", type=kind, default=getattr(recipe, entry))
+        _explain(parser, entry, kind if is_dataclass(kind) else type(recipe))
+    found = parser.instantiate(parser.parse_args(words))
+    changed = type(recipe)(**{entry.name: found[entry.name] for entry in fields(recipe)})
+    run = importlib.import_module(f"secvit.{name.split('.')[0]}").train
+    result = run(changed, found.data, found.output, found.resume)
+    if not result["stopped"]:
+        print(
+            f"{result['split']} top-1 {100 * result['top1']:.2f} % of {result['images'][result['split']]} "
+            f"images (majority floor {100 * result['majority_floor']:.2f} %) "
+            f"in {result['seconds']:.0f} s; see {found.output}"
+        )
+        return 0
+    print(f"{result['stopped']} at step {result['steps']}; the same command goes on from there")
+    return 130 if result["stopped"] == "interrupted" else 0
+
+
+def find(name: str) -> Callable[[], Any]:
+    """The function behind a recipe's name, `slice.recipe`."""
+    where, _, recipe = name.rpartition(".")
+    try:
+        if not where:
+            raise ModuleNotFoundError(name="secvit")
+        module = importlib.import_module(f"secvit.{where}.recipes")
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("secvit"):
+            raise
+        raise ValueError(f"no recipe {name!r}; `secvit train --help` lists them") from None
+    known = _recipes(module)
+    if recipe not in known:
+        raise ValueError(f"no recipe {name!r}; {where} has {', '.join(known)}")
+    return known[recipe]
+
+
+def find_recipe(name: str) -> Any:
+    return find(name)()
+
+
+def _recipes(module: Any) -> dict[str, Callable[[], Any]]:
+    """The public functions of a recipes module that need no argument."""
+    return {
+        n: f
+        for n, f in inspect.getmembers(module, inspect.isfunction)
+        if f.__module__ == module.__name__ and n[0] != "_" and not inspect.signature(f).parameters
+    }
+
+
+def _train_help() -> str:
+    import secvit
+
+    lines = []
+    for package in sorted(p.name for p in pkgutil.iter_modules(secvit.__path__) if p.ispkg):
+        try:
+            module = importlib.import_module(f"secvit.{package}.recipes")
+        except ImportError:
+            continue
+        lines += [
+            f"  {package}.{n}\n      {_doc(f).splitlines()[0]}" for n, f in _recipes(module).items()
+        ]
+    return TRAIN_HELP.format(recipes="\n".join(lines))
+
+
+TRAIN_HELP = """\
+usage: secvit train RECIPE [--data DIR] [--output DIR] [changes]
+
+Recipes:
+{recipes}
+
+Examples:
+  secvit train classification.digits --output runs/digits     1,797 real digits, no download
+  secvit train classification.digits --tiny                   four steps, to see that it runs
+  secvit train RECIPE --data DIR                               DIR/train/CLASS/*.jpg, DIR/val/..., or
+                                                               DIR/train.npz, DIR/val.npz
+  secvit train RECIPE --optim.lr 1e-3 --loop.epochs 50         change any number of the recipe
+  secvit train RECIPE --print_config > my.yaml                 all of them, to edit ...
+  secvit train RECIPE --config my.yaml                         ... and to use
+  secvit train RECIPE --help                                   what each of them means
+  torchrun --nproc-per-node 2 -m secvit.cli train RECIPE       many processes
+
+The same command again goes on from the newest checkpoint in the output folder.
+Ctrl-C saves and stops after the current step.  --debug shows tracebacks.
+"""
+
+
+# -- evaluate ----------------------------------------------------------------------------------
+
+
+def evaluate(words: Sequence[str]) -> int:
+    """Score a checkpoint on a split."""
+    parser = _parser("secvit evaluate", "Top-1, top-5 and per-class accuracy of saved weights.")
+    parser.add_argument("--model", type=str, required=True, help="name of the network")
+    parser.add_argument(
+        "--checkpoint", type=str, required=True, help="weights or checkpoint folder"
+    )
+    parser.add_argument("--data", type=str, required=True, help='images: a path, or "digits"')
+    parser.add_argument("--split", type=str, default="val", help="train, val or test")
+    parser.add_argument("--image_size", type=int | None, help="px, if no config.yaml says it")
+    parser.add_argument("--batch_size", type=int, default=256, help="images at a time")
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; the GPU if there is one")
+    parser.add_argument("--json", type=str | None, help="also write the numbers to this file")
+    found = parser.parse_args(list(words))
+    from secvit.classification import evaluate_checkpoint
+
+    scores = evaluate_checkpoint(
+        found.model,
+        found.checkpoint,
+        found.data,
+        found.split,
+        image_size=found.image_size,
+        batch_size=found.batch_size,
+        device=found.device,
+    )
+    for key, value in scores.items():
+        print(f"{key:15} {value:.4f}" if isinstance(value, float) else f"{key:15} {value}")
+    if found.json:
+        with open(found.json, "w") as file:
+            json.dump(scores, file, indent=2)
+    return 0
+
+
+# -- all of them -------------------------------------------------------------------------------
+
+COMMANDS: dict[str, Command] = {"train": train, "evaluate": evaluate}
+
+
+def _overview() -> str:
+    lines = [f"  {name:10} {_doc(command).splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        ["usage: secvit COMMAND ...", "", *lines, "", "secvit COMMAND --help says more."]
+    )
+
+
+def _parser(prog: str, description: str, usage: str | None = None) -> ArgumentParser:
+    return ArgumentParser(
+        prog=prog, description=description, usage=usage, formatter_class=_Formatter
+    )
+
+
+class _Formatter(DefaultHelpFormatter):
+    """Keeps the lines of a description as they are written."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in text.splitlines())
+
+
+def _explain(parser: ArgumentParser, entry: str, kind: type) -> None:
+    """Take the help of a recipe's numbers from the `Args:` of its dataclasses."""
+    _, _, args = _doc(kind).partition("Args:\n")
+    texts: dict[str, str] = {}
+    for line in args.splitlines():
+        if line.startswith("    ") and not line.startswith("     "):
+            name, _, text = line.strip().partition(": ")
+            texts[name] = text
+        elif texts:
+            texts[name] += " " + line.strip()
+    for action in parser._actions:
+        prefix, _, field = action.dest.rpartition(".")
+        if field in texts and prefix in ("", entry) and (prefix or field == entry):
+            action.help = texts[field].replace("%", "%%")
+    for group in parser._action_groups:
+        if group.title == str(kind):
+            group.title = f"{entry}: {_doc(kind).splitlines()[0]}"
+
+
+def _doc(thing: Any) -> str:
+    return inspect.getdoc(thing) or ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

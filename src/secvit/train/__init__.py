@@ -1,0 +1,17 @@
+"""The one training loop.  It knows no model and no application."""
+
+from secvit.train.checkpoint import latest, load_weights, read_weights
+from secvit.train.config import Loop, Schedule
+from secvit.train.engine import Result, fit
+from secvit.train.schedule import learning_rate
+
+__all__ = [
+    "Loop",
+    "Result",
+    "Schedule",
+    "fit",
+    "latest",
+    "learning_rate",
+    "load_weights",
+    "read_weights",
+]

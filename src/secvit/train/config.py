@@ -1,0 +1,140 @@
+"""What a run needs to know besides task, optimizer and data.  Everything counts in optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over the run.
+
+    Args:
+        kind: shape after the warm-up.
+        warmup_steps: length of the linear warm-up in optimizer steps.
+        warmup_epochs: the same in epochs; at most one of the two.
+        warmup_lr: learning rate of the first step.
+        min_lr: learning rate at the end of cosine and linear.
+    """
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 0
+    warmup_epochs: float = 0.0
+    warmup_lr: float = 0.0
+    min_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps and self.warmup_epochs:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} and warmup_epochs={self.warmup_epochs} are both "
+                "set; give one of them"
+            )
+        for name in ("warmup_steps", "warmup_epochs", "warmup_lr", "min_lr"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}; give a number >= 0")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """How long, how large, how often.
+
+    Args:
+        batch_size: samples per optimizer step, over all processes and accumulated parts together,
+            so that a recipe means the same on one GPU and on eight.
+        accumulate: parts that each process computes one after the other for one step.
+        epochs: length of the run in epochs; or give `steps`.
+        steps: length of the run in optimizer steps.
+        seed: of the data order, the augmentation and every random number inside the network.
+        precision: "no" is float32; "bf16" and "fp16" run the forward under autocast.
+        device: "auto" takes the GPU if there is one.
+        compile: compile the task with torch.compile.
+        clip_grad: largest norm of the gradient; 0 for no clipping.
+        ema_decay: decay per step of the averaged weights; 0 for none.
+        log_every: steps between two rows of log.csv.
+        evaluate_every: steps between two evaluations; 0 for once an epoch.
+        save_every: steps between two checkpoints; 0 for once an epoch.
+        keep_last: checkpoints to keep besides the best one.
+        max_nonfinite: steps with a non-finite loss or gradient to skip before giving up.
+        repeats: times each sample is drawn in a row (repeated augmentation); an epoch keeps its
+            length and sees 1/repeats of the samples.
+        workers: processes that load data; 0 loads in the main one.
+        time_limit_minutes: save and return after so long; 0 for no limit.
+        tensorboard: also write TensorBoard events (needs `pip install tensorboard`).
+    """
+
+    batch_size: int = 128
+    accumulate: int = 1
+    epochs: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    device: Literal["auto", "cpu"] = "auto"
+    compile: bool = False
+    clip_grad: float = 0.0
+    ema_decay: float = 0.0
+    log_every: int = 50
+    evaluate_every: int = 0
+    save_every: int = 0
+    keep_last: int = 2
+    max_nonfinite: int = 20
+    repeats: int = 1
+    workers: int = 0
+    time_limit_minutes: float = 0.0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(
+                f"epochs={self.epochs}, steps={self.steps}; give exactly one of them (in a YAML "
+                "file or on the command line set the other to null)"
+            )
+        for name in ("batch_size", "accumulate", "log_every", "keep_last", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; give a whole number >= 1")
+        for name in (
+            *("epochs", "steps", "seed", "clip_grad", "evaluate_every", "save_every"),
+            *("max_nonfinite", "workers", "time_limit_minutes"),
+        ):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}; give a number >= 0")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay}; choose 0 (none) to below 1, like 0.999")
+
+    def parts(self, processes: int) -> int:
+        """Samples of one forward: batch_size over processes and accumulated parts."""
+        size, rest = divmod(self.batch_size, processes * self.accumulate)
+        if rest or not size:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be shared by {processes} processes x "
+                f"accumulate={self.accumulate}; choose a multiple of {processes * self.accumulate}"
+            )
+        return size
+
+    def steps_per_epoch(self, samples: int) -> int:
+        """Whole batches in the data; what is left over waits for another epoch's order."""
+        if samples < self.batch_size:
+            raise ValueError(
+                f"{samples} training samples cannot fill one batch of {self.batch_size}; choose "
+                f"batch_size <= {samples}"
+            )
+        return samples // self.batch_size
+
+    def total_steps(self, samples: int) -> int:
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 0) * self.steps_per_epoch(samples)))
+
+
+def changes(old: Any, new: Any, name: str = "") -> list[str]:
+    """What differs between two configurations, for a reader; a list and a tuple are the same."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [*old, *(k for k in new if k not in old)]
+        return [c for k in keys for c in changes(old.get(k), new.get(k), f"{name}.{k}".strip("."))]
+    same = (
+        list(old) == list(new)
+        if isinstance(old, list) and isinstance(new, list | tuple)
+        else old == new
+    )
+    return [] if same else [f"{name} was {old}, is {new}"]

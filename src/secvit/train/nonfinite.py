@@ -1,0 +1,80 @@
+"""When a loss is NaN or infinite: find the layer it began in, and undo what the forward left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Buffers:
+    """The task's buffers as they were before a step: one bad batch would poison batch norm for good."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.names = (
+            module,
+            set(module.state_dict()),
+        )  # no caches, only what is saved
+        self.kept = [b.clone() for b in self.live()]
+
+    def live(self) -> list[Tensor]:
+        return [b for name, b in self.module.named_buffers() if name in self.names]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        if self.kept:
+            torch._foreach_copy_(self.kept, self.live())
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        if self.kept:
+            torch._foreach_copy_(self.live(), self.kept)
+
+
+@torch.no_grad()
+def first_nonfinite(task: nn.Module, batch: Any) -> str | None:
+    """Where non-finite numbers begin: the batch, a parameter, or the first module that outputs one."""
+    if not _finite(batch):
+        return "the batch itself"
+    for name, parameter in task.named_parameters():
+        if not _finite(parameter):
+            return f"parameter {name}"
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if not found and not _finite(output):
+                found.append(f"the output of {name or 'the task'} ({type(module).__name__})")
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(name)) for name, m in task.named_modules()]
+    try:
+        task(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def nonfinite_gradient(task: nn.Module) -> str | None:
+    """The parameter nearest to the loss whose gradient is not finite."""
+    bad = [n for n, p in task.named_parameters() if p.grad is not None and not _finite(p.grad)]
+    return f"the gradient of {bad[-1]}" if bad else None
+
+
+def _finite(value: Any) -> bool:
+    return all(bool(t.isfinite().all()) for t in _tensors(value) if t.is_floating_point())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)

@@ -1,0 +1,50 @@
+"""What a result was made with: versions, commit and hardware, to be written beside it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("secvit", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
+
+
+def provenance() -> dict[str, object]:
+    """Versions of the packages that decide a number, the git commit if run from a checkout, hardware."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"versions": versions, "commit": git_commit(), "hardware": hardware()}
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package lies in, "-dirty" if changed since; None for an installed one."""
+    here = Path(__file__).resolve().parents[3]
+    if not (here / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def hardware() -> str:
+    """One line: the GPUs if there are any, else the CPU and how many threads torch uses."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads"

@@ -1,0 +1,25 @@
+"""The learning rate as a pure function of the step, so that a resumed run needs no state for it."""
+
+from __future__ import annotations
+
+import math
+
+from secvit.train.config import Schedule
+
+
+def learning_rate(
+    step: int, total: int, peak: float, schedule: Schedule, steps_per_epoch: int = 1
+) -> float:
+    """Learning rate of optimizer step `step` (0-based) of `total`.
+
+    As in DeiT, the warm-up covers the beginning of the curve instead of shifting it: the cosine is
+    that of step / total.
+    """
+    warmup = schedule.warmup_steps or round(schedule.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return schedule.warmup_lr + (peak - schedule.warmup_lr) * step / warmup
+    if schedule.kind == "constant":
+        return peak
+    done = step / total
+    left = 0.5 * (1 + math.cos(math.pi * done)) if schedule.kind == "cosine" else 1 - done
+    return schedule.min_lr + (peak - schedule.min_lr) * left

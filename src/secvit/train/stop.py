@@ -1,0 +1,36 @@
+"""Reasons to end a run early but cleanly: Ctrl-C, SIGTERM (a scheduler's notice), the time limit."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+
+class Stop:
+    """While entered, the first SIGINT or SIGTERM sets `reason`; a second one interrupts at once."""
+
+    def __init__(self, minutes: float) -> None:
+        self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
+        self.signalled = ""
+        self.previous: dict[int, Any] = {}
+
+    @property
+    def reason(self) -> str:
+        return self.signalled or ("time limit" if time.monotonic() >= self.deadline else "")
+
+    def __enter__(self) -> Stop:  # noqa: PYI034  typing.Self needs Python 3.11
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signalled = "interrupted" if number == signal.SIGINT else "terminated"
+        signal.signal(number, self.previous[number])

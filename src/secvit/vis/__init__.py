@@ -1,0 +1,6 @@
+"""Pictures: which tokens a network puts together, and how a training went."""
+
+from secvit.vis.clusters import ClusterMap, cluster_maps, cluster_photo, draw_clusters
+from secvit.vis.curves import draw_curves
+
+__all__ = ["ClusterMap", "cluster_maps", "cluster_photo", "draw_clusters", "draw_curves"]

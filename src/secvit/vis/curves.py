@@ -1,0 +1,99 @@
+"""Loss and accuracy over a training, from the CSV files that it writes."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from secvit.train.log import read_csv
+from secvit.vis.picture import FAINT, INK, check_output, new_figure, save
+
+TRAINED, HELD_OUT = "#8aa6c1", "#c8553d"
+
+
+def draw_curves(csv_path: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
+    """Loss and accuracy against optimizer steps, from a run's log.csv and the eval.csv beside it.
+
+    Accuracy of the training batches (missing where images are mixed), of the held-out images, and
+    of always answering the most frequent class.  Returns the picture's path.
+    """
+    csv_path, output = Path(csv_path), check_output(output)
+    if not csv_path.is_file():
+        raise ValueError(f"{csv_path}: no such log; give the log.csv of a run")
+    training = _columns(csv_path)
+    if not _points(training, "loss"):
+        raise ValueError(f"{csv_path}: no rows with step and loss; give the log.csv of a run")
+    beside = csv_path.with_name("eval.csv")
+    held_out = _columns(beside) if beside.is_file() else {}
+
+    figure = new_figure(10, 3.9)
+    loss, accuracy = figure.subplots(1, 2)
+    figure.subplots_adjust(left=0.07, right=0.975, top=0.86, bottom=0.15, wspace=0.2)
+    _line(loss, training, "loss", "training", TRAINED, 1.0)
+    _line(loss, held_out, "loss", "held out", HELD_OUT, 1.0)
+    _line(accuracy, training, "top1", "training batches", TRAINED, 100.0)
+    _line(accuracy, held_out, "top1", "held out", HELD_OUT, 100.0)
+    floor = _points(held_out, "majority_floor")
+    if floor:
+        value = 100 * floor[-1][1]
+        accuracy.axhline(value, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        accuracy.annotate(
+            f"most frequent class {value:.1f} %",
+            (1, value), (-4, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", fontsize=8, color=FAINT,
+        )  # fmt: skip
+    _finish(loss, "loss", None)
+    _finish(accuracy, "top-1 accuracy, %", 100.0)
+    return save(figure, output)
+
+
+def _columns(path: Path) -> dict[str, list[float]]:
+    """Numbers by column; what is no number becomes NaN."""
+    names, rows = read_csv(path)
+    return {name: [_number(row.get(name)) for row in rows] for name in names}
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
+
+
+def _points(columns: dict[str, list[float]], name: str) -> list[tuple[float, float]]:
+    pairs = zip(columns.get("step", []), columns.get(name, []), strict=False)
+    return [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
+
+
+def _line(
+    axes: Axes, columns: dict[str, list[float]], name: str, label: str, colour: str, scale: float
+) -> None:
+    points = _points(columns, name)
+    if not points:
+        return
+    steps, values = [x for x, _ in points], [scale * y for _, y in points]
+    marker = "o" if len(points) <= 40 else None
+    axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=3.5, label=label)
+    if label == "held out" and name == "top1":
+        axes.annotate(
+            f"{values[-1]:.2f}", (steps[-1], values[-1]), (0, -12), textcoords="offset points",
+            ha="right", fontsize=9, color=colour,
+        )  # fmt: skip
+
+
+def _finish(axes: Axes, title: str, top: float | None) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
+    axes.set_xlabel("optimizer step", fontsize=9, color=FAINT)
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0, top=None if top is None else 1.03 * top)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, colors=FAINT, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#bbbbbb")
+    if axes.lines and len(axes.get_legend_handles_labels()[1]):
+        axes.legend(fontsize=9, frameon=False)
