@@ -10,11 +10,13 @@ import importlib
 import inspect
 import json
 import logging
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"secvit: no command {words[0]!r}; one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.WARNING if _silent() else logging.INFO
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
         return COMMANDS[words[0]](words[1:])
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
@@ -76,10 +79,13 @@ def train(words: Sequence[str]) -> int:
     changed = type(recipe)(**{entry.name: found[entry.name] for entry in fields(recipe)})
     run = importlib.import_module(f"secvit.{name.split('.')[0]}").train
     result = run(changed, found.data, found.output, found.resume)
+    if _silent():
+        return 0
     if not result["stopped"]:
+        count = result["images"][result["split"]]
         print(
-            f"{result['split']} top-1 {100 * result['top1']:.2f} % of {result['images'][result['split']]} "
-            f"images (majority floor {100 * result['majority_floor']:.2f} %) "
+            f"{result['split']} top-1 {100 * result['top1']:.2f} % of {count} images "
+            f"(majority floor {100 * result['majority_floor']:.2f} %) "
             f"in {result['seconds']:.0f} s; see {found.output}"
         )
         return 0
@@ -141,8 +147,8 @@ Recipes:
 Examples:
   secvit train classification.digits --output runs/digits     1,797 real digits, no download
   secvit train classification.digits --tiny                   four steps, to see that it runs
-  secvit train RECIPE --data DIR                               DIR/train/CLASS/*.jpg, DIR/val/..., or
-                                                               DIR/train.npz, DIR/val.npz
+  secvit train RECIPE --data DIR                              DIR/train/CLASS/*.jpg, DIR/val/... or
+                                                              DIR/train.npz, DIR/val.npz
   secvit train RECIPE --optim.lr 1e-3 --loop.epochs 50         change any number of the recipe
   secvit train RECIPE --print_config > my.yaml                 all of them, to edit ...
   secvit train RECIPE --config my.yaml                         ... and to use
@@ -190,9 +196,80 @@ def evaluate(words: Sequence[str]) -> int:
     return 0
 
 
+# -- cluster -----------------------------------------------------------------------------------
+
+
+def cluster(words: Sequence[str]) -> int:
+    """Draw the clusters of each stage for a photo."""
+    parser = _parser(
+        "secvit cluster",
+        "A picture of the clusters that each stage of a network makes of a photo.\n\n"
+        "secvit cluster photo.jpg -o clusters.png\n"
+        "secvit cluster photo.jpg --model secvit_nano --checkpoint runs/cifar10/model.safetensors",
+    )
+    parser.add_argument("photo", type=str, help="an image of any format and size")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=str | None,
+        help="the picture to write, replaced if it exists (default: PHOTO_clusters.png in this "
+        "folder, numbered if it exists)",
+    )
+    parser.add_argument("--model", type=str, default="secvit_tiny", help="name of the network")
+    parser.add_argument(
+        "--checkpoint", type=str | None, help="weights; without them the network is a random one"
+    )
+    parser.add_argument(
+        "--size",
+        type=int | None,
+        help="long side in px that the network sees (default: at most 640)",
+    )
+    parser.add_argument(
+        "--head", type=int | Literal["all"], default=0, help='number of the head, or "all"'
+    )
+    found = parser.parse_args(list(words))
+    from secvit.vis.clusters import UNTRAINED, cluster_photo
+
+    replaced = bool(found.output) and Path(found.output).is_file()
+    options = {k: found[k] for k in ("model", "checkpoint", "size", "head")}
+    path = cluster_photo(found.photo, found.output, **options)
+    print(f"{'replaced' if replaced else 'wrote'} {path}")
+    if not found.checkpoint:
+        print(UNTRAINED)
+    return 0
+
+
+# -- convert -----------------------------------------------------------------------------------
+
+
+def convert(words: Sequence[str]) -> int:
+    """Turn the authors' checkpoints into ours, or back."""
+    parser = _parser(
+        "secvit convert",
+        "Write a checkpoint of the authors' code so that timm loads it here.\n\n"
+        "secvit convert AUTHORS.pth OUT.safetensors --model secvit_large_release\n"
+        '  then: timm.create_model("secvit_large_release", checkpoint_path="OUT.safetensors")',
+    )
+    parser.add_argument("source", type=str, help="the checkpoint to read, .pth or .safetensors")
+    parser.add_argument("target", type=str, help="the file to write, .safetensors or .pth")
+    parser.add_argument("--model", type=str, required=True, help="name of the network")
+    parser.add_argument("--reverse", action="store_true", help="from ours to the authors' layout")
+    found = parser.parse_args(list(words))
+    from secvit.models.convert import convert as run
+
+    count = run(found.source, found.target, found.model, found.reverse)
+    print(f"wrote {count} tensors to {found.target}")
+    return 0
+
+
 # -- all of them -------------------------------------------------------------------------------
 
-COMMANDS: dict[str, Command] = {"train": train, "evaluate": evaluate}
+COMMANDS: dict[str, Command] = {"train": train, "evaluate": evaluate, "cluster": cluster, "convert": convert}
+
+
+def _silent() -> bool:
+    """Of many processes, only the first one talks."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _overview() -> str:

@@ -63,7 +63,7 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None) 
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB: 16-bit and float grey are scaled to 8 bits, alpha is laid over white."""
+    """Any Pillow mode as RGB: 16-bit and float grey scaled to 8 bits, alpha laid over white."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
@@ -76,7 +76,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(grey: np.ndarray) -> np.ndarray:
-    """16-bit values by their high byte; other ranges stretched from their own minimum to maximum."""
+    """16-bit values by their high byte; other ranges stretched between their own extremes."""
     values = np.nan_to_num(grey.astype(np.float64))
     low, high = values.min(), values.max()
     if grey.dtype.kind in "iu" and low >= 0 and high <= 65535:

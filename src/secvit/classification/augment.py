@@ -66,7 +66,7 @@ def uniforms(seed: int, keys: Sequence[int], count: int) -> np.ndarray:
 
 
 def pad_crop(images: Tensor, padding: int, where: np.ndarray) -> Tensor:
-    """Each image shifted by its own offset, black flowing in.  (B, 3, H, W), where (B, 2) in [0, 1)."""
+    """Each image shifted by its own offset, black flowing in.  where (B, 2) in [0, 1)."""
     height, width = images.shape[-2:]
     padded = F.pad(images, [padding] * 4)
     out = torch.empty_like(images)
@@ -101,7 +101,7 @@ def auto_augment(name: str, size: int, mean: Sequence[float]) -> Callable[..., I
         chosen = build(name, options)
     except (AssertionError, KeyError, ValueError):
         raise ValueError(
-            f'auto={name!r}: timm knows no such augmentation; try "rand-m9-mstd0.5-inc1" or "original"'
+            f'auto={name!r}: timm knows no such augmentation; try "rand-m9-mstd0.5-inc1"'
         ) from None
 
     def apply(image: Image.Image) -> Image.Image:
@@ -133,7 +133,7 @@ def erase(images: Tensor, probability: float, draws: np.ndarray, seeds: Sequence
 def mix_batch(
     images: Tensor, targets: Tensor, augment: Augment, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Mixup or cutmix of each image with that at the mirrored place.  targets (B, classes) sum to 1."""
+    """Mixup or cutmix with the image at the mirrored place.  targets (B, classes) sum to 1."""
     if generator.random() >= augment.mix:
         return images, targets
     cut = augment.cutmix > 0 and (augment.mixup == 0 or generator.random() < 0.5)
@@ -158,7 +158,7 @@ def mix_batch(
 
 @contextlib.contextmanager
 def own_randomness() -> Iterator[Callable[[int], None]]:
-    """Gives a function that seeds python's and numpy's generators; on leaving, both are as before."""
+    """A function that seeds python's and numpy's generators; on leaving, both are as before."""
     python, numpy = random.getstate(), np.random.get_state()
 
     def seed(number: int) -> None:

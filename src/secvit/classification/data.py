@@ -75,7 +75,7 @@ class View:
 
 
 class TrainView(View):
-    """Batches {"image": (B, 3, S, S), "target": (B,) or, when mixing, (B, classes)} by sampler keys."""
+    """Batches {"image": (B, 3, S, S), "target": (B,) or, mixed, (B, classes)} by sampler keys."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class TrainView(View):
 
 
 class EvalView(View):
-    """Batches {"image", "target"} by index: short side to size / crop_pct, centre crop.  Broken files drop out."""
+    """Batches {"image", "target"} by index, in the middle view.  Broken files drop out."""
 
     def __init__(
         self,

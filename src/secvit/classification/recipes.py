@@ -73,7 +73,7 @@ class Recipe:
 
 
 def tiny(recipe: Recipe) -> Recipe:
-    """The same recipe for a few steps of small batches: to see that it runs, not what it reaches."""
+    """The same recipe for a few small steps: to see that it runs, not what it reaches."""
     return replace(
         recipe,
         model=replace(recipe.model, image_size=min(recipe.model.image_size, 64)),
@@ -103,7 +103,7 @@ HALF_WIDTH = {
 
 
 def digits() -> Recipe:
-    """A half-width SECViT-nano on the 1,797 handwritten digits of scikit-learn (8x8 px, shown at 32x32).
+    """A half-width SECViT-nano on scikit-learn's 1,797 handwritten digits (8x8 px, shown at 32x32).
 
     secvit train classification.digits --output runs/digits
     """
@@ -141,7 +141,7 @@ def cifar10_secvit_nano() -> Recipe:
 
 
 def cifar10_secvit_nano_hour() -> Recipe:
-    """The same in 18 epochs, which fit an hour of two CPU cores: bf16, compiled (needs a C++ compiler).
+    """The same in 18 epochs, an hour of two CPU cores: bf16, compiled (needs a C++ compiler).
 
     secvit train classification.cifar10_secvit_nano_hour --data cifar10 --output runs/cifar10_hour
     """

@@ -67,7 +67,7 @@ def load_split(data: str | Path, split: str = "train") -> Images:
     if not path.exists():
         raise ValueError(f'{path}: no such data; give a folder, an .npz file or "digits"')
     npz = path.suffix == ".npz" or any(path.glob("*.npz"))
-    if path.suffix == ".npz" or not npz and not any((path / s).is_dir() for s in SPLITS):
+    if path.suffix == ".npz" or (not npz and not any((path / s).is_dir() for s in SPLITS)):
         whole = _npz(path, path.stem) if npz else _folder(path, path.name)
         return _held_out(whole, split)
     parts = {s: p for s in SPLITS if (p := path / (f"{s}.npz" if npz else s)).exists()}
@@ -229,7 +229,7 @@ def _digits(split: str) -> Images:
 
 
 def _held_out(images: Images, split: str) -> Images:
-    """The part of a set without splits: in each class, the 15 % whose name has the lowest hash are "val"."""
+    """Split a whole set: the 15 % of each class with the lowest hash of the name are "val"."""
     if split not in ("train", "val"):
         raise ValueError(f"{images.name}: has no split {split!r}; its held-out part is called val")
     root = Path(images.names[0]).parents[1] if images.pixels is None else None

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class ClassificationTask(nn.Module):
-    """Cross-entropy of a classifier on {"image", "target"}; targets are classes or, mixed, their parts."""
+    """Cross-entropy on {"image", "target"}; targets are classes or, mixed, the share of each."""
 
     def __init__(self, model: nn.Module, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ def save_checkpoint(
     config: Mapping[str, Any],
     about: Mapping[str, Any],
 ) -> Path:
-    """Write step_N completely or not at all.  Left-overs of an interrupted save are removed first."""
+    """Write step_N completely or not at all.  Left-overs of a killed save are removed first."""
     folder = output / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for left_over in folder.glob("*.tmp"):

@@ -1,4 +1,4 @@
-"""What a run needs to know besides task, optimizer and data.  Everything counts in optimizer steps."""
+"""What a run needs besides task, optimizer and data.  Everything counts in optimizer steps."""
 
 from __future__ import annotations
 

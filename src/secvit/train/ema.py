@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Ema:
-    """A frozen copy of the model that follows it: `average = decay * average + (1 - decay) * model`.
+    """A frozen copy that follows the model: `average = decay * average + (1 - decay) * model`.
 
     Floating-point tensors are averaged, batch-norm statistics included; whole numbers are copied.
     """

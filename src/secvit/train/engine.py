@@ -4,7 +4,7 @@ A task is an nn.Module with `task(batch) -> {"loss": scalar, ...}`.  Its `model`
 has one, is what checkpoints, averaged weights and evaluation are about; otherwise the task itself.
 
 A dataset answers `len(dataset)` and `dataset[key]`, or `dataset.__getitems__(keys)` for a whole
-batch, and may bring its own `collate`.  A key is `draw * len(dataset) + index` (see `sampler.Keys`).
+batch, and may bring its own `collate`.  A key is `draw * len(dataset) + index` (`sampler.Keys`).
 
 Nothing random is carried from step to step: the data order is a function of (seed, epoch), the
 augmentation of (seed, key), and before each step every generator is seeded with (seed, step,
@@ -125,7 +125,8 @@ class Run:
     ) -> None:
         self.loop, self.schedule, self.output, self.config = (loop, schedule, output, config)
         self.dataset, self.optimizer = dataset, optimizer
-        self.accelerator = Accelerator(cpu=loop.device == "cpu", mixed_precision="no")
+        cpu = loop.device == "cpu" or not torch.accelerator.is_available()
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no")
         loop.parts(self.accelerator.num_processes)  # refuses a batch that cannot be shared
         self.task = task.to(self.accelerator.device).train()
         self.model: nn.Module = getattr(task, "model", task)
@@ -134,6 +135,7 @@ class Run:
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.per_epoch = loop.steps_per_epoch(len(dataset))
         self.total = loop.total_steps(len(dataset))
+        self.about = provenance()  # of the code that runs, not of later edits
         self.state = State()
         self.saved: int | None = None
 
@@ -240,7 +242,7 @@ class Run:
         )
 
     def step(self, parts: list[Any], stopping: bool) -> bool:
-        """One optimizer step and what follows from it.  Returns whether any process wants to stop."""
+        """One optimizer step and its bookkeeping.  Returns whether any process wants to stop."""
         state, loop = self.state, self.loop
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             rate = learning_rate(state.step, self.total, peak, self.schedule, self.per_epoch)
@@ -330,7 +332,7 @@ class Run:
             averaged = self.ema.model if self.ema else None
             step, config = self.state.step, self.config
             files.save_checkpoint(
-                self.output, step, self.model, averaged, state, config, provenance()
+                self.output, step, self.model, averaged, state, config, self.about
             )
             files.prune(self.output, self.loop.keep_last, self.state.best_step)
         self.saved = self.state.step

@@ -18,7 +18,7 @@ from secvit.train.sampler import Keys
 def batches(
     dataset: Any, loop: Loop, start: int, stop: int, accelerator: Accelerator
 ) -> Generator[Any, None, None]:
-    """The parts of this process for optimizer steps start..stop-1, `accumulate` of them per step."""
+    """This process's parts of optimizer steps start..stop-1, `accumulate` of them per step."""
     keys = Keys(
         len(dataset),
         loop.batch_size,

@@ -1,4 +1,4 @@
-"""Numbers of a run as CSV files that stay right across resumes, and as TensorBoard events if wanted."""
+"""Numbers of a run: CSV files that stay right across resumes, and TensorBoard events if wanted."""
 
 from __future__ import annotations
 

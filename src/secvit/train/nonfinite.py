@@ -1,4 +1,4 @@
-"""When a loss is NaN or infinite: find the layer it began in, and undo what the forward left behind."""
+"""When a loss is NaN or infinite: find the layer it began in, undo what the forward left behind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Buffers:
-    """The task's buffers as they were before a step: one bad batch would poison batch norm for good."""
+    """The task's buffers before a step: one bad batch would poison batch norm for good."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.names = (
@@ -35,7 +35,7 @@ class Buffers:
 
 @torch.no_grad()
 def first_nonfinite(task: nn.Module, batch: Any) -> str | None:
-    """Where non-finite numbers begin: the batch, a parameter, or the first module that outputs one."""
+    """Where non-finite numbers begin: the batch, a parameter, or the output of a module."""
     if not _finite(batch):
         return "the batch itself"
     for name, parameter in task.named_parameters():

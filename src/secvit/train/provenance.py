@@ -14,7 +14,7 @@ PACKAGES = ("secvit", "torch", "torchvision", "timm", "accelerate", "numpy", "pi
 
 
 def provenance() -> dict[str, object]:
-    """Versions of the packages that decide a number, the git commit if run from a checkout, hardware."""
+    """Versions of the packages that decide a number, the git commit of a checkout, the hardware."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -25,11 +25,20 @@ def provenance() -> dict[str, object]:
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this package lies in, "-dirty" if changed since; None for an installed one."""
+    """Commit of the checkout this package lies in, "-dirty" if changed since; None if installed."""
     here = Path(__file__).resolve().parents[3]
     if not (here / ".git").exists():
         return None
-    command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty"]
+    command = [
+        "git",
+        "--no-optional-locks",
+        "-C",
+        str(here),
+        "describe",
+        "--always",
+        "--abbrev=40",
+        "--dirty",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -18,7 +18,7 @@ from secvit.train.nonfinite import Buffers, first_nonfinite, nonfinite_gradient
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did.  `bad` says where non-finite numbers began, if the step was skipped for them."""
+    """What a step did.  `bad` says where non-finite numbers began, if they made it a skip."""
 
     numbers: dict[str, float]
     finite: bool

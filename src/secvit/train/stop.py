@@ -1,4 +1,4 @@
-"""Reasons to end a run early but cleanly: Ctrl-C, SIGTERM (a scheduler's notice), the time limit."""
+"""Reasons to end a run early but cleanly: Ctrl-C, SIGTERM (a scheduler's), the time limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Stop:
     def reason(self) -> str:
         return self.signalled or ("time limit" if time.monotonic() >= self.deadline else "")
 
-    def __enter__(self) -> Stop:  # noqa: PYI034  typing.Self needs Python 3.11
+    def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.previous[number] = signal.signal(number, self._handle)

@@ -15,15 +15,13 @@ import numpy as np
 import timm
 import torch
 import yaml
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
 import secvit.models
 from secvit.images import read_image
-from secvit.models.convert import checkpoint_filter_fn, check_fit, fitting_models, read_checkpoint
+from secvit.models.convert import check_fit, checkpoint_filter_fn, fitting_models, read_checkpoint
 from secvit.models.secvit import SECAttention
 from secvit.train.checkpoint import read_weights
 from secvit.vis.picture import FAINT, INK, check_output, new_figure, save
@@ -40,6 +38,7 @@ class ClusterMap:
 
     labels (H, W): cluster of each token, 0 = least like the mean key, M - 1 = most.
     stage, block, head: where, counted from 0; `heads` is how many there are.
+    partition: "sec", or the rival that the model uses instead; a rival's labels are no ranks.
     """
 
     labels: Tensor
@@ -48,6 +47,7 @@ class ClusterMap:
     block: int
     head: int
     heads: int
+    partition: str = "sec"
 
     @property
     def sizes(self) -> Tensor:
@@ -56,9 +56,10 @@ class ClusterMap:
 
     def __str__(self) -> str:
         height, width = self.labels.shape
-        where = f"stage {self.stage + 1}, head {self.head + 1} of {self.heads}"
         if self.num_clusters == 1:
+            where = f"stage {self.stage + 1}, all {self.heads} heads"
             return f"{where}\nfull attention: 1 × {height * width} tokens, grid {width}×{height}"
+        where = f"stage {self.stage + 1}, head {self.head + 1} of {self.heads}"
         low, high = int(self.sizes.min()), int(self.sizes.max())
         size = f"{low}" if low == high else f"{low}–{high}"
         return f"{where}\n{self.num_clusters} clusters × {size} tokens, grid {width}×{height}"
@@ -88,18 +89,16 @@ def cluster_maps(
     def record(stage: int, block: int) -> Callable[[nn.Module, tuple[Tensor, Tensor]], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
             x, table = inputs
-            with torch.random.fork_rng():  # a random partition is drawn again by the layer itself
-                plan = layer.plan(x, table)
+            with torch.random.fork_rng([x.device] if x.is_cuda else []):
+                plan = layer.plan(x, table)  # forked: a random partition is drawn again by the layer itself
             labels = plan.labels[0].unflatten(-1, x.shape[1:3]).cpu()
             for i in range(len(labels)) if head == "all" else [int(head)]:
-                maps.append(ClusterMap(labels[i], plan.num_clusters, stage, block, i, len(labels)))
+                where = (stage, block, i, len(labels), layer.partition)
+                maps.append(ClusterMap(labels[i], plan.num_clusters, *where))
 
         return hook
 
-    hooks = [
-        layer.register_forward_pre_hook(record(stage, block))
-        for stage, (block, layer) in layers.items()
-    ]
+    hooks = [layer.register_forward_pre_hook(record(stage, block)) for stage, (block, layer) in layers.items()]
     like = next(model.parameters())
     try:
         with _evaluating(model), torch.inference_mode():
@@ -124,14 +123,10 @@ def _layers(
             raise ValueError(f"stage {stage}; this model has stages 0 to {len(model.stages) - 1}")
         blocks = model.stages[stage].blocks
         if not -len(blocks) <= block < len(blocks):
-            raise ValueError(
-                f"block {block}; stage {stage} has blocks 0 to {len(blocks) - 1}, or -1 for the last"
-            )
+            raise ValueError(f"block {block}; stage {stage} has blocks 0 to {len(blocks) - 1}, or -1 for the last")
         layer = blocks[block].attn
         if head != "all" and not (isinstance(head, int) and 0 <= head < layer.num_heads):
-            raise ValueError(
-                f'head {head!r}; stage {stage} has heads 0 to {layer.num_heads - 1}, or "all" of them'
-            )
+            raise ValueError(f'head {head!r}; stage {stage} has heads 0 to {layer.num_heads - 1}, or "all" of them')
         found[stage] = (block % len(blocks), layer)
     return found
 
@@ -165,7 +160,7 @@ def draw_clusters(
     columns = _columns(len(maps) + 2, width / height)
     rows = math.ceil((len(maps) + 2) / columns)
     gap, line, margin = 26, 24, 40
-    head = 34 + (40 if title else 0) + (line if note else 0)
+    head = 30 + (44 if title else 0) + (34 if note else 0)
     total_w = 2 * margin + columns * width + (columns - 1) * gap
     total_h = head + rows * (height + 2 * line + gap) + margin // 2
     figure = new_figure(total_w / DPI, total_h / DPI)
@@ -184,16 +179,34 @@ def draw_clusters(
         axes.imshow(pixels, interpolation="nearest", aspect="auto")
         axes.set_axis_off()
 
-    text(margin, 22, title, 13, INK, weight="bold")
-    text(margin, 22 + 40, note, 9, FAINT)
+    text(margin, 24, title, 13, INK, weight="bold")
+    text(margin, 24 + (40 if title else 0), note, 9, FAINT)
     photo = image.resize((width, height), Image.Resampling.LANCZOS)
-    panel(0, np.asarray(photo), f"photo\n{image.width}×{image.height} px, as the network sees it")
+    panel(0, np.asarray(photo), f"image\n{image.width}×{image.height} px, as the network sees it")
     for i, found in enumerate(maps):
         panel(i + 1, overlay(photo, found, opacity), str(found))
     x = margin + (len(maps) + 1) % columns * (width + gap)
     y = head + (len(maps) + 1) // columns * (height + 2 * line + gap)
-    _legend(figure, text, x, y + 2 * line + 6, width, total_w, total_h)
+    rival = next((found.partition for found in maps if found.partition != "sec"), None)
+    if rival:
+        text(x, y + 2 * line + 6, f"Partition: {rival.replace('_', ' ')}. {RIVAL}", 8.5, FAINT, linespacing=1.45)
+    else:
+        scale = (x / total_w, 1 - (y + 2 * line + 28) / total_h, width / total_w, 22 / total_h)
+        axes = figure.add_axes(scale)
+        axes.imshow(rank_colours(256)[None], aspect="auto", alpha=0.85)
+        axes.set_axis_off()
+        text(x, y + 2 * line + 36, "least like the mean key", 8.5, INK)
+        text(x + width, y + 2 * line + 36, "most like it", 8.5, INK, ha="right")
+        text(x, y + 2 * line + 84, LEGEND, 8.5, FAINT, linespacing=1.45)
     return figure
+
+
+LEGEND = """\
+Each head ranks its tokens by the cosine of their
+keys to the mean key, and cuts the ranking into
+clusters of equal size. Tokens of one colour
+attend to each other."""
+RIVAL = "Tokens of one\ncolour attend to each other."
 
 
 def overlay(photo: Image.Image, found: ClusterMap, opacity: float = OPACITY) -> np.ndarray:
@@ -205,7 +218,7 @@ def overlay(photo: Image.Image, found: ClusterMap, opacity: float = OPACITY) -> 
     colours = rank_colours(found.num_clusters)[labels]
     blended = opacity * colours + (1 - opacity) * grey
     cell = min(photo.height / found.labels.shape[0], photo.width / found.labels.shape[1])
-    strength = min(0.75, cell / 24)  # outlines of tiny tokens would be all one sees
+    strength = min(max(cell / 14 - 0.3, 0.0), 0.75)  # outlines of tiny tokens would be all one sees
     edge = np.zeros(labels.shape, dtype=bool)
     edge[1:] |= labels[1:] != labels[:-1]
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
@@ -231,33 +244,14 @@ def _panel_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _columns(panels: int, ratio: float) -> int:
-    """As many columns as make the whole page nearest to 3 : 2, with the fewest empty places."""
+    """As many columns as make the page nearest to 16 : 9, with few empty places."""
 
     def badness(columns: int) -> float:
         rows = math.ceil(panels / columns)
         empty = columns * rows - panels
-        return abs(math.log(columns * ratio / rows / 1.5)) + 0.5 * empty / columns
+        return abs(math.log(columns * ratio / rows * 9 / 16)) + 0.5 * empty / columns
 
     return min(range(1, panels + 1), key=badness)
-
-
-def _legend(
-    figure: Figure, text: Callable[..., None], x: float, y: float, width: float, total_w: float, total_h: float
-) -> None:
-    axes: Axes = figure.add_axes((x / total_w, 1 - (y + 22) / total_h, width / total_w, 22 / total_h))
-    axes.imshow(
-        np.linspace(0, 1, 256)[None], aspect="auto", cmap=ListedColormap(rank_colours(256)), alpha=0.85
-    )
-    axes.set_axis_off()
-    text(x, y + 30, "least like the mean key", 8.5, INK)
-    text(x + width, y + 30, "most like it", 8.5, INK, ha="right")
-    text(
-        x, y + 78,
-        "Each head ranks its tokens by the cosine of their keys\n"
-        "to the mean key and cuts the ranking into clusters of\n"
-        "equal size. Tokens of one colour attend to each other.",
-        8.5, FAINT, linespacing=1.45,
-    )  # fmt: skip
 
 
 # -- from a photo to a picture -----------------------------------------------------------------
@@ -284,11 +278,12 @@ def cluster_photo(
     image = _sized(read_image(photo), size)
     network = load_model(model, checkpoint)
     maps = cluster_maps(network, normalised(image, network), head=head)
-    note = f"weights: {checkpoint}" if checkpoint else UNTRAINED
+    maps = [m for m in maps if m.num_clusters > 1 or m.head == 0 or head != "all"]
+    note = f"weights: {'/'.join(Path(checkpoint).parts[-2:])}" if checkpoint else UNTRAINED
     return save(draw_clusters(image, maps, f"{Path(photo).name} in {model}", note), output)
 
 
-UNTRAINED = "random weights, not trained: the clusters follow colour and texture, not meaning"
+UNTRAINED = "random weights, not trained: the clusters follow colour, texture and place, not meaning"
 
 
 def load_model(name: str, checkpoint: str | os.PathLike[str] | None = None) -> nn.Module:
@@ -305,16 +300,29 @@ def load_model(name: str, checkpoint: str | os.PathLike[str] | None = None) -> n
     path = Path(checkpoint)
     pickled = path.is_file() and path.suffix != ".safetensors"
     state = read_checkpoint(path) if pickled else read_weights(path)
-    beside = (path if path.is_dir() else path.parent) / "config.yaml"
-    known = (yaml.safe_load(beside.read_text()) or {}).get("model") if beside.is_file() else {}
-    arguments = known.get("args", {}) if known and known.get("name") == name else {}
+    known = _saved_model(path)
+    arguments = known.get("args", {}) if known.get("name") == name else {}
     classes = [state[k].shape[0] for k in ("head.fc.weight", "head.weight") if k in state]
     network = timm.create_model(name, num_classes=classes[0] if classes else 0, **arguments)
     state = checkpoint_filter_fn(state, network)
-    fits = known["name"] if known and "name" in known else ", ".join(fitting_models(state)) or "none"
-    check_fit(state, network.state_dict(), f"{path} does not fit {name}; it fits: {fits}")
+    try:
+        check_fit(state, network.state_dict(), "")
+    except ValueError as error:
+        fits = known.get("name") or ", ".join(fitting_models(state)) or "none known"
+        raise ValueError(f"{path} does not fit {name}; models that it fits: {fits}{error}") from None
     network.load_state_dict(state)
     return network.eval()
+
+
+def _saved_model(checkpoint: Path) -> dict[str, Any]:
+    """Name and arguments of the model in the config.yaml beside a checkpoint, if there is one."""
+    beside = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.yaml"
+    try:
+        known = yaml.safe_load(beside.read_text()) if beside.is_file() else None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{beside}: not readable ({error}); repair or move it") from None
+    model = known.get("model") if isinstance(known, dict) else None
+    return model if isinstance(model, dict) else {}
 
 
 def normalised(image: Image.Image, model: nn.Module) -> Tensor:

@@ -31,7 +31,7 @@ def draw_curves(csv_path: str | os.PathLike[str], output: str | os.PathLike[str]
 
     figure = new_figure(10, 3.9)
     loss, accuracy = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.07, right=0.975, top=0.86, bottom=0.15, wspace=0.2)
+    figure.subplots_adjust(left=0.07, right=0.975, top=0.89, bottom=0.15, wspace=0.2)
     _line(loss, training, "loss", "training", TRAINED, 1.0)
     _line(loss, held_out, "loss", "held out", HELD_OUT, 1.0)
     _line(accuracy, training, "top1", "training batches", TRAINED, 100.0)
@@ -68,9 +68,7 @@ def _points(columns: dict[str, list[float]], name: str) -> list[tuple[float, flo
     return [(x, y) for x, y in pairs if math.isfinite(x) and math.isfinite(y)]
 
 
-def _line(
-    axes: Axes, columns: dict[str, list[float]], name: str, label: str, colour: str, scale: float
-) -> None:
+def _line(axes: Axes, columns: dict[str, list[float]], name: str, label: str, colour: str, scale: float) -> None:
     points = _points(columns, name)
     if not points:
         return
@@ -79,7 +77,7 @@ def _line(
     axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=3.5, label=label)
     if label == "held out" and name == "top1":
         axes.annotate(
-            f"{values[-1]:.2f}", (steps[-1], values[-1]), (0, -12), textcoords="offset points",
+            f"{values[-1]:.2f}", (steps[-1], values[-1]), (0, -14), textcoords="offset points",
             ha="right", fontsize=9, color=colour,
         )  # fmt: skip
 

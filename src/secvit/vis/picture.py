@@ -25,9 +25,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     """The path of a picture to come, or a ValueError that says why it cannot be written: ask before the work."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
-        raise ValueError(
-            f"{path}: no picture format by that name; end it in {', '.join(FORMATS[:4])} ..."
-        )
+        raise ValueError(f"{path}: no picture format by that name; end it in {', '.join(FORMATS[:4])} ...")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir():
@@ -36,9 +34,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
         with tempfile.TemporaryFile(dir=path.parent) as file:
             file.write(b"\0" * 4096)
     except OSError as error:
-        raise ValueError(
-            f"{path.parent}: cannot write there ({error.strerror}); choose another folder"
-        ) from None
+        raise ValueError(f"{path.parent}: cannot write there ({error.strerror}); choose another folder") from None
     return path
 
 

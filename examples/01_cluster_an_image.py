@@ -1,0 +1,36 @@
+"""You learn to see which parts of an image a network puts together, stage by stage.
+
+    python 01_cluster_an_image.py [photo.jpg]
+
+Takes a photograph (scikit-learn's china.jpg unless you name one), asks a SECViT for its clusters,
+prints a table of them and draws a picture.  The weights here are random: give `checkpoint=` to
+`load_model` for trained ones.  The same from a terminal: secvit cluster photo.jpg -o clusters.png
+"""
+
+import sys
+
+from PIL import Image
+from sklearn.datasets import load_sample_image
+
+from secvit.images import read_image
+from secvit.vis import cluster_maps, draw_clusters
+from secvit.vis.clusters import load_model, normalised
+from secvit.vis.picture import save
+
+if len(sys.argv) > 1:
+    photo = read_image(sys.argv[1])
+else:
+    photo = Image.fromarray(load_sample_image("china.jpg"))
+photo.thumbnail((448, 448))
+
+model = load_model("secvit_tiny")
+maps = cluster_maps(model, normalised(photo, model), head=0)
+
+print("stage  grid      M   tokens in each cluster")
+for found in maps:
+    height, width = found.labels.shape  # one label per token: 0 = least like the mean key
+    low, high = int(found.sizes.min()), int(found.sizes.max())
+    print(f"{found.stage + 1:5}  {width:3} x{height:3} {found.num_clusters:4}   {low} to {high}")
+
+figure = draw_clusters(photo, maps, title="Clusters of an untrained SECViT-T")
+print("wrote", save(figure, "clusters.png"))

@@ -1,0 +1,235 @@
+"""`secvit bench`: our models beside a literal transcription of the paper and beside timm's, interleaved.
+
+Ratios, not seconds, are the result: see `rounds` for the protocol.  No speed is given while the
+outputs of a model and its literal twin differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json as jsonlib
+import math
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from secvit.measure.parts import forward_parts
+from secvit.measure.report import report
+from secvit.measure.rounds import clock_for, interleave, is_quiet, speed_ratio
+from secvit.measure.speed import (
+    DTYPES,
+    MODELS,
+    bench_models,
+    compiler,
+    find_literal,
+    is_ours,
+    pictures,
+)
+from secvit.ops import cluster
+from secvit.train.provenance import provenance
+
+MATTERS = ("MALLOC_", "OMP_", "MKL_", "KMP_")  # prefixes of variables that change speed
+
+__all__ = ["bench_models", "bench_operation", "bench_parts", "report", "run"]
+
+
+def run(
+    models: Sequence[str] = MODELS,
+    base: str | None = None,
+    dtypes: Sequence[str] = ("float32", "bfloat16"),
+    training: bool = True,
+    compiled: bool = False,
+    parts: bool = True,
+    operation: bool = True,
+    batch_size: int = 8,
+    image_size: int = 224,
+    large: tuple[int, int] = (800, 1280),
+    lengths: Sequence[int] = (196, 784, 3136, 12544),
+    rounds: int = 7,
+    threads: int = 1,
+    literal: str | None = None,
+    json: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Compare models, say where their time goes, and time the clustering alone; on the CPU, in this process.
+
+    Args:
+        models: names timm can create; each SECViT also runs as a literal twin where there is one.
+        base: the model that others are compared with; Swin-T if it is there, else the first.
+        dtypes: float32, bfloat16 (weights in it for inference, autocast for training).
+        training: time training steps too (forward, loss, backward, AdamW).
+        compiled: time torch.compile'd inference too; needs a C++ compiler and minutes.
+        parts: shares of scoring, sorting, gathering and restoring in a forward pass.
+        operation: clustering against k-means, balanced k-means and the copy of windows.
+        batch_size: images in a batch.
+        image_size: height and width of the images in pixels.
+        large: height and width of the one large image for the shares, with clusters of 98.
+        lengths: numbers of tokens for the operation, in clusters of 98.
+        rounds: measurements of each, after a warm-up.
+        threads: 1 measures processor time, more measure wall clock.
+        literal: the literal network, a file; benchmarks/literal.py under the current folder if it is there.
+        json: write the result to this file.
+        progress: show a bar.
+    """
+    unknown = [name for name in dtypes if name not in DTYPES]
+    if unknown:
+        raise ValueError(f"dtypes={unknown}; choose from {', '.join(DTYPES)}")
+    if json is not None and not Path(json).resolve().parent.is_dir():
+        raise ValueError(f"{Path(json).resolve().parent}: no such folder")
+    recipe = {key: value for key, value in locals().items() if key not in ("json", "progress", "unknown")}
+    twins = find_literal(literal)
+    result: dict[str, Any] = {
+        "kind": "secvit bench", "recipe": recipe, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **provenance(), "hardware": cpu(threads), "load_before": os.getloadavg()[0],
+        "clock": "processor time" if threads == 1 else "wall clock",
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(MATTERS)},
+        "notes": [] if twins else ["no literal twins: no benchmarks/literal.py under the current folder (--literal)"],
+        "models": [], "parts": [], "operation": [],
+    }  # fmt: skip
+    settings = [(mode, dtype, False) for mode in ("inference", "training")[: 1 + training] for dtype in dtypes]
+    if compiled and compiler() is None:
+        result["notes"].append("compiled models were not run: no C++ compiler (set CXX or install g++)")
+    elif compiled:
+        settings += [("inference", dtype, True) for dtype in dtypes]
+    with using_threads(threads):
+        for mode, dtype, with_compiler in settings:
+            found = bench_models(
+                models, base, mode, dtype, with_compiler, batch_size, image_size, rounds, threads, twins, progress
+            )
+            result["models"].append(found)
+        if parts:
+            ours = [name for name in models if is_ours(name)]
+            square = (image_size, image_size)
+            for size, batch, cluster_size in ((square, batch_size, None), ((large[0], large[1]), 1, 98)):
+                for name in filter(is_ours, models):
+                    found = bench_parts(name, size, batch, cluster_size, rounds, threads, progress)
+                    result["parts"].append(found)
+        if operation:
+            result["operation"] = [bench_operation(length, rounds, threads, progress) for length in lengths]
+    result["load_after"] = os.getloadavg()[0]
+    if json is not None:
+        Path(json).write_text(jsonlib.dumps(result, indent=1) + "\n")
+    return result
+
+
+# -- where the time goes -----------------------------------------------------------------------
+
+
+def bench_parts(
+    name: str,
+    size: tuple[int, int],
+    batch_size: int = 1,
+    cluster_size: int | None = None,
+    rounds: int = 7,
+    threads: int = 1,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Share of a float32 eager forward pass spent on each part of SEC attention.  size: (height, width) in pixels."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, cluster_size=cluster_size).eval()
+    title = f"shares of {name} at {size[0]}x{size[1]}" if progress else None
+    shares = forward_parts(model, pictures(batch_size, size), rounds, clock_for(threads), title)
+    return {"name": name, "size": size, "batch_size": batch_size, "cluster_size": cluster_size, "shares": shares}
+
+
+# -- the operation alone -----------------------------------------------------------------------
+
+SLOW = 3136  # tokens beyond which balanced k-means takes minutes
+
+
+def bench_operation(length: int, rounds: int = 7, threads: int = 1, progress: bool = False) -> dict[str, Any]:
+    """Time of each way to make clusters of 98 of L tokens, 8 heads of 32 channels, as a multiple of SEC's.
+
+    From keys to a `Plan`, so scores and order are in all of them; the copy of windows moves the keys,
+    once, and is the floor of any rearrangement.
+    """
+    heads, dim, size = 8, 32, 98
+    num_clusters = max(1, length // size)
+    side = math.isqrt(length)
+    if side * side != length:
+        raise ValueError(f"lengths={length}; give square numbers of tokens")
+    patches = torch.nn.functional.pixel_unshuffle(pictures(1, 4 * side), 4).flatten(2).mT
+    projection = torch.randn(patches.shape[-1], heads * dim, generator=torch.Generator().manual_seed(0))
+    k = (patches @ projection).unflatten(-1, (heads, dim)).transpose(1, 2).contiguous()
+    window = next(n for n in (7, 4, 2, 1) if side % n == 0)
+    grid = k.view(heads, side // window, window, side // window, window, dim)
+    candidates = {
+        "sec": lambda: cluster(k, num_clusters),
+        "window copy": lambda: grid.transpose(2, 3).contiguous(),
+        "Lloyd, 10 iterations": lambda: cluster(k, num_clusters, partition="kmeans"),
+    }
+    if length <= SLOW:
+        candidates["balanced k-means"] = lambda: cluster(k, num_clusters, partition="balanced_kmeans")
+    title = f"clustering of {length} tokens" if progress else None
+    seconds = interleave(candidates, "sec", rounds, clock_for(threads), title=title)
+    times = {name: vars(speed_ratio(seconds, "sec", name)) for name in seconds}
+    return {
+        "length": length, "num_clusters": num_clusters, "quiet": is_quiet(seconds, "sec"),
+        "times_sec": times, "seconds": seconds,
+    }  # fmt: skip
+
+
+# -- the machine -------------------------------------------------------------------------------
+
+
+def cpu(threads: int) -> str:
+    """The processor and how much of it is used; no name of the machine."""
+    name = platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {threads} of {os.cpu_count()} threads"
+
+
+@contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def parser(prog: str = "secvit bench") -> argparse.ArgumentParser:
+    """The arguments of `run` as options, each explained by its line in the docstring."""
+    explained = dict(re.findall(r"^ +(\w+): (.+)$", run.__doc__ or "", flags=re.MULTILINE))
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    found = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=formatter)
+    for name, parameter in inspect.signature(run).parameters.items():
+        default, option = parameter.default, "--" + name.replace("_", "-")
+        if isinstance(default, bool):
+            found.add_argument(option, action=argparse.BooleanOptionalAction, default=default, help=explained[name])
+        elif isinstance(default, tuple):
+            count: Any = 2 if name == "large" else "+"
+            found.add_argument(option, nargs=count, type=type(default[0]), default=default, help=explained[name])
+        else:
+            kind = str if default is None else type(default)
+            found.add_argument(option, type=kind, default=default, help=explained[name])
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and print the tables; 2 where an argument cannot be used or outputs differ."""
+    try:
+        print(report(run(**vars(parser().parse_args(argv)))))
+    except (ValueError, ArithmeticError, OSError) as error:
+        print(f"secvit bench: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

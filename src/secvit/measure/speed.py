@@ -1,0 +1,225 @@
+"""Speed of whole models: ours, their literal twins and timm's, in one interleaved run."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from secvit.measure.macs import count_macs
+from secvit.measure.rounds import NULL, Seconds, clock_for, interleave, is_quiet, speed_ratio
+from secvit.models import SECViT
+
+SWIN = "swin_tiny_patch4_window7_224"
+MODELS = ("secvit_tiny", "secvit_small", SWIN, "deit_small_patch16_224")
+TWIN = "literal "
+MATRIX = "matrix product"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+EXACT = 1e-9  # float64, of the largest logit: rounding is 1e-15, one token in another cluster 1e-3
+ROUNDED = 2e-2  # float32: nearly tied tokens may swap clusters, which moves logits by 0.5 to 1 %
+
+
+def bench_models(
+    models: Sequence[str] = MODELS,
+    base: str | None = None,
+    mode: str = "inference",
+    dtype: str = "float32",
+    compiled: bool = False,
+    batch_size: int = 8,
+    image_size: int = 224,
+    rounds: int = 7,
+    threads: int = 1,
+    literal: ModuleType | None = None,
+    progress: bool = False,
+    compile_seconds: float = 900,
+) -> dict[str, Any]:
+    """Speed of each model as a ratio to `base`, and of ours to their literal twins.
+
+    mode: "inference" or "training".  literal: the module with `like(model)`, or None for no twins.
+    compile_seconds: no further model is compiled once this much time has gone into compiling.
+    Raises ArithmeticError, before anything is timed, where a model and its twin disagree.
+    """
+    base = base or (SWIN if SWIN in models else models[0])
+    images = pictures(batch_size, image_size)
+    networks, differences = {}, {}
+    for name in models:
+        network = build(name, image_size)
+        networks[name] = network
+        if literal is not None and isinstance(network, SECViT):
+            twin = literal.like(network)
+            differences[name] = check_twin(name, network, twin, images[:1], dtype)
+            networks[TWIN + name] = twin
+    clock = clock_for(threads)
+    skipped: dict[str, str] = {}
+    candidates: dict[str, Callable[[], object]] = {}
+    spent = 0.0
+    for name, network in networks.items():
+        call = training_step(network, images, dtype) if mode == "training" else inference(network, images, dtype)
+        if compiled:
+            if spent > compile_seconds:
+                skipped[name] = f"not compiled: {spent:.0f} s had gone into compiling others"
+                continue
+            start = time.perf_counter()
+            call = compile_call(name, call, network, images, dtype)
+            spent += time.perf_counter() - start
+        candidates[name] = call
+    if mode == "inference":
+        square = torch.randn(1024, 1024, dtype=DTYPES[dtype])
+        candidates[MATRIX] = lambda: square @ square
+    title = f"{mode} {dtype}{' compiled' if compiled else ''}" if progress else None
+    seconds = interleave(candidates, base, rounds, clock, title=title)
+    macs = {name: count_macs(build(name, image_size, "meta"), (3, image_size, image_size)).total for name in models}
+    return {
+        "mode": mode, "dtype": dtype, "compiled": compiled, "batch_size": batch_size, "image_size": image_size,
+        "base": base, "quiet": is_quiet(seconds, base), "skipped": skipped, "differences": differences,
+        "rows": [_row(name, seconds, base, batch_size, macs) for name in seconds if name != MATRIX],
+        "seconds": seconds,
+    }  # fmt: skip
+
+
+def _row(name: str, seconds: Seconds, base: str, batch_size: int, macs: dict[str, int]) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "vs_base": vars(speed_ratio(seconds, name, base))}
+    if TWIN + name in seconds:
+        row["vs_literal"] = vars(speed_ratio(seconds, name, TWIN + name))
+    count = macs[name.removeprefix(TWIN).removesuffix(NULL)]
+    row["macs"] = count
+    if MATRIX in seconds:
+        work = count * batch_size / 1024**3
+        row["of_matrix_rate"] = work * speed_ratio(seconds, name, MATRIX).median
+    return row
+
+
+def build(name: str, image_size: int, device: str | None = None) -> nn.Module:
+    """A model with random weights, the same ones every time, in eval mode."""
+    settings = timm.get_pretrained_cfg(name)
+    fixed = settings is not None and settings.fixed_input_size and settings.input_size[-1] != image_size
+    options: dict[str, Any] = {"img_size": image_size} if fixed else {}
+    torch.manual_seed(0)
+    model = timm.create_model(name, drop_path_rate=0.0, device=device, **options)
+    return model.eval()
+
+
+def is_ours(name: str) -> bool:
+    return isinstance(build(name, 32, "meta"), SECViT) if name.startswith("sec") else False
+
+
+def pictures(batch_size: int, size: int | tuple[int, int]) -> Tensor:
+    """Random images with something to cluster: squares of one colour, and noise.  (B, 3, H, W)"""
+    height, width = (size, size) if isinstance(size, int) else size
+    random = torch.Generator().manual_seed(0)
+    coarse = torch.rand(batch_size, 3, -(-height // 16), -(-width // 16), generator=random) * 3 - 1.5
+    coarse = coarse.repeat_interleave(16, 2).repeat_interleave(16, 3)[:, :, :height, :width]
+    return coarse + 0.3 * torch.randn(batch_size, 3, height, width, generator=random)
+
+
+def inference(model: nn.Module, images: Tensor, dtype: str) -> Callable[[], Tensor]:
+    model.eval().to(DTYPES[dtype])
+    images = images.to(DTYPES[dtype])
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return model(images)
+
+    return call
+
+
+def training_step(model: nn.Module, images: Tensor, dtype: str) -> Callable[[], Tensor]:
+    """Forward, cross-entropy, backward, AdamW; autocast for bfloat16."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    with torch.no_grad():
+        classes = model(images[:2]).shape[-1]
+    labels = torch.arange(len(images)) % classes
+    casting: Callable[[], AbstractContextManager[Any]] = nullcontext
+    if dtype != "float32":
+        casting = lambda: torch.autocast("cpu", DTYPES[dtype])  # noqa: E731
+
+    def call() -> Tensor:
+        with casting():
+            loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    return call
+
+
+def compile_call(
+    name: str, eager: Callable[[], Tensor], model: nn.Module, images: Tensor, dtype: str
+) -> Callable[[], Tensor]:
+    expected = eager()
+    call = inference(torch.compile(model), images, dtype)  # type: ignore[arg-type]
+    error = distance(call(), expected)
+    if dtype == "float32" and not error <= ROUNDED:
+        raise ArithmeticError(f"{name} compiled differs from eager by {error:.1e} of the largest logit; not timed")
+    return call
+
+
+def check_twin(name: str, model: nn.Module, twin: nn.Module, images: Tensor, dtype: str) -> dict[str, float]:
+    """max |dlogit| / max |logit| against the twin in float64: of ours in float64, and of both in `dtype`.
+
+    Raises ArithmeticError where the two are not the same function.
+    """
+
+    def logits(network: nn.Module, dtype: torch.dtype) -> Tensor:
+        with torch.inference_mode():
+            return copy.deepcopy(network).eval().to(dtype)(images.to(dtype))
+
+    truth = logits(twin, torch.float64)
+    found = {
+        "float64": distance(logits(model, torch.float64), truth),
+        "ours": distance(logits(model, DTYPES[dtype]), truth),
+        "literal": distance(logits(twin, DTYPES[dtype]), truth),
+    }
+    allowed = ROUNDED if dtype == "float32" else 2 * found["literal"]  # bfloat16 is no exact science for either
+    if not (found["float64"] <= EXACT and found["ours"] <= allowed):
+        raise ArithmeticError(
+            f"{name} and its literal twin differ by {found['float64']:.1e} of the largest logit in float64 and are "
+            f"{found['ours']:.1e} and {found['literal']:.1e} off in {dtype}; no speed is given while outputs differ"
+        )
+    return found
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+
+
+# -- the literal twins -------------------------------------------------------------------------
+
+
+def find_literal(path: str | None) -> ModuleType | None:
+    """The module at `path`, or the one of a checkout that is the current folder, or None."""
+    if path is not None:
+        return load_literal(Path(path))
+    here = Path("benchmarks", "literal.py")
+    return load_literal(here) if here.is_file() else None
+
+
+def load_literal(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; the literal network is benchmarks/literal.py of the repository")
+    spec = importlib.util.spec_from_file_location("secvit_literal", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "like"):
+        raise ValueError(f"{path} has no function like(model) that makes a twin of a model")
+    return module
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile would use on a CPU."""
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    return next((found for name in names if name and (found := shutil.which(name))), None)

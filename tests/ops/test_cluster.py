@@ -1,0 +1,242 @@
+"""Scores, order, equal cuts and the Plan."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import secvit
+from secvit.ops import Plan, cluster_order, inverse_order, partition_sizes, reference, resolve_num_clusters
+
+LENGTHS = [1, 2, 7, 63, 196, 577]
+
+
+def plan_for(batch=2, heads=3, length=63, clusters=5, mask=None, shared=False):
+    tokens = torch.randn(batch, length, 4) if shared else torch.randn(batch, heads, length, 4)
+    return secvit.cluster(tokens, clusters, mask=mask)
+
+
+def lengths_mask(lengths, size):
+    return torch.arange(size) < torch.tensor(lengths).unsqueeze(1)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=100)
+def test_sizes_are_those_of_tensor_split(data):
+    length = data.draw(st.integers(1, 600))
+    clusters = data.draw(st.integers(1, length))
+    sizes = partition_sizes(length, clusters)
+    assert sizes == [len(part) for part in torch.empty(length).tensor_split(clusters)]
+    assert max(sizes) - min(sizes) <= 1
+    plan = Plan.equal(torch.randperm(length), clusters)
+    assert plan.sizes.tolist() == sizes
+    assert plan.max_size == max(sizes)
+    assert plan.labels.bincount(minlength=clusters).tolist() == sizes
+
+
+@pytest.mark.parametrize(("length", "size", "clusters"), [(196, 98, 2), (197, 98, 3), (3136, 98, 32), (5, 98, 1), (7, 1, 7)])
+def test_cluster_size_is_the_most_tokens_a_cluster_holds(length, size, clusters):
+    assert resolve_num_clusters(length, None, size) == clusters
+    plan = secvit.cluster(torch.randn(1, length, 4), cluster_size=size)
+    assert plan.num_clusters == clusters
+    assert plan.sizes.max() <= size
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_order_equals_the_loops(length):
+    k = torch.randn(2, length, 8, dtype=torch.float64)
+    for sample, order in zip(k, cluster_order(k), strict=True):
+        assert torch.equal(order, reference.sort_by_similarity(sample, sample.mean(dim=0)))
+    for sample, order in zip(k, secvit.cluster(k, 1, descending=True).order, strict=True):
+        assert torch.equal(order, reference.sort_by_similarity(sample, sample.mean(dim=0), descending=True))
+
+
+def test_ascending_and_descending_make_the_same_partition():
+    k = torch.randn(2, 3, 64, 8, dtype=torch.float64)
+    rising, falling = (secvit.cluster(k, 8, descending=d).labels for d in (False, True))
+    assert torch.equal(rising, 7 - falling)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_ties_keep_the_order_of_tokens(descending):
+    k = torch.randn(1, 1, 8).expand(1, 1000, 8)
+    assert torch.equal(secvit.cluster(k, 3, descending=descending).order[0], torch.arange(1000))
+    assert torch.equal(secvit.cluster(torch.zeros(1, 1000, 8), 3, descending=descending).order[0], torch.arange(1000))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("partition", ["sec", "pc1", "random_projection", "kmeans", "balanced_kmeans", "window"])
+def test_autocast_does_not_move_a_token(dtype, partition):
+    k = torch.randn(2, 3, 1024, 16)
+    expected = secvit.cluster(k, 8, partition=partition).labels
+    with torch.autocast("cpu", dtype):
+        assert torch.equal(secvit.cluster(k, 8, partition=partition).labels, expected)
+    half = k.to(dtype)
+    assert torch.equal(
+        secvit.cluster(half, 8, partition=partition).labels, secvit.cluster(half.float(), 8, partition=partition).labels
+    )
+
+
+def test_order_carries_no_gradient():
+    k = torch.randn(1, 2, 16, 4, requires_grad=True)
+    plan = secvit.cluster(k, 4)
+    assert not any(x.requires_grad for x in (plan.order, plan.inverse, plan.labels, plan.sizes))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("descending", [False, True])
+def test_a_bad_token_sorts_last(bad, descending):
+    k = torch.randn(2, 3, 63, 8)
+    for entry in (slice(None), 3):  # the whole token, or one channel of it
+        spoilt = k.clone()
+        spoilt[:, :, 20, entry] = bad
+        plan = secvit.cluster(spoilt, 5, descending=descending)
+        assert (plan.order[..., -1] == 20).all()
+        assert (plan.order.sort(dim=-1).values == torch.arange(63)).all()
+        assert (plan.labels[..., 20] == 4).all()
+
+
+def test_one_bad_channel_leaves_the_other_tokens_scored():
+    k = torch.randn(1, 64, 8)
+    k[0, 20, 3] = float("nan")
+    others = torch.arange(64) != 20
+    kept = k[:, others].clone()
+    kept[..., 3] = 0  # spoilt in the centre, so it adds nothing to the product
+    score = (kept * kept.mean(dim=1, keepdim=True)).sum(-1) / k[:, others].norm(dim=-1)
+    order = secvit.cluster(k, 4).order[0, :-1]
+    assert torch.equal(torch.arange(64)[others][score.argsort()[0]], order)
+
+
+def test_tokens_that_are_all_bad_are_still_partitioned():
+    plan = secvit.cluster(torch.full((1, 9, 4), float("nan")), 2)
+    assert plan.labels.bincount_ if False else plan.labels[0].bincount().tolist() == [5, 4]
+
+
+def test_bad_real_tokens_come_before_padded_ones():
+    k = torch.randn(2, 3, 20, 8)
+    k[:, :, 4] = float("nan")
+    mask = lengths_mask([15, 20], 20)
+    plan = secvit.cluster(k, 3, mask=mask)
+    assert (plan.order[0, :, 14] == 4).all()
+    assert (plan.order[1, :, 19] == 4).all()
+    assert (plan.labels[0, :, 15:] == -1).all()
+
+
+def test_what_padded_tokens_hold_changes_nothing():
+    k = torch.randn(2, 3, 20, 8)
+    mask = torch.rand(2, 20) < 0.7
+    expected = secvit.cluster(k, 3, mask=mask)
+    for bad in (float("nan"), float("inf"), 1e30):
+        spoilt = k.masked_fill(~mask[:, None, :, None], bad)
+        plan = secvit.cluster(spoilt, 3, mask=mask)
+        assert torch.equal(plan.labels, expected.labels)
+        assert torch.equal(plan.sizes, expected.sizes)
+
+
+@pytest.mark.parametrize("partition", ["sec", "raster", "random_projection", "pc1", "kmeans"])
+def test_a_mask_gives_the_partition_of_the_real_tokens_alone(partition):
+    k = torch.randn(2, 3, 20, 8, dtype=torch.float64)
+    mask = lengths_mask([13, 20], 20)
+    plan = secvit.cluster(k, 3, mask=mask, partition=partition)
+    for b, count in enumerate((13, 20)):
+        alone = secvit.cluster(k[b : b + 1, :, :count], 3, partition=partition)
+        assert torch.equal(plan.labels[b, :, :count], alone.labels[0])
+        assert torch.equal(plan.sizes[b], alone.sizes[0])
+        assert (plan.labels[b, :, count:] == -1).all()
+
+
+def test_fewer_real_tokens_than_clusters_leave_the_last_clusters_empty():
+    plan = secvit.cluster(torch.randn(2, 6, 4), 4, mask=lengths_mask([2, 0], 6))
+    assert plan.sizes.tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+    assert (plan.labels[1] == -1).all()
+    assert plan.merge(torch.ones(2, 6, 4)).sum(-1).tolist() == [[4, 4, 0, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_inverse_undoes_order(length):
+    order = torch.rand(2, 3, length).argsort(dim=-1)
+    inverse = inverse_order(order)
+    ranks = torch.arange(length).expand_as(order)
+    assert torch.equal(order.gather(-1, inverse), ranks)
+    assert torch.equal(inverse.gather(-1, order), ranks)
+
+
+def test_labels_follow_order_and_sizes():
+    plan = plan_for()
+    sorted_labels = plan.labels.gather(-1, plan.order)
+    expected = torch.arange(5).repeat_interleave(torch.tensor(partition_sizes(63, 5)))
+    assert (sorted_labels == expected).all()
+
+
+MASKS = {"whole": None, "padded": lengths_mask([63, 41], 63), "short": lengths_mask([3, 0], 63)}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_put_back_undoes_take(shared, mask):
+    plan = plan_for(mask=mask, shared=shared)
+    x = torch.randn(2, 3, 63, 7)
+    assert torch.equal(plan.put_back(plan.take(x)), x)
+    assert torch.equal(plan.take(plan.put_back(x)), x)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_ungroup_undoes_group_and_zeroes_padding(shared, mask):
+    plan = plan_for(mask=mask, shared=shared)
+    x = torch.randn(2, 3, 63, 7)
+    expected = x if mask is None else x * mask[:, None, :, None]
+    assert torch.equal(plan.ungroup(plan.group(x)), expected)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_group_holds_the_tokens_of_each_label(shared, mask):
+    plan = plan_for(mask=mask, shared=shared)
+    x = torch.randn(2, 3, 63, 7)
+    grouped, merged = plan.group(x), plan.merge(x)
+    unmerged = plan.unmerge(merged)
+    for b in range(2):
+        for head in range(3):
+            labels = plan.labels[b] if shared else plan.labels[b, head]
+            for m in range(5):
+                members = x[b, head, labels == m]
+                slots = grouped[b, head, m]
+                assert torch.equal(slots[: len(members)].sort(dim=0).values, members.sort(dim=0).values)
+                assert not slots[len(members) :].any()
+                mean = members.mean(dim=0) if len(members) else torch.zeros(7)
+                # float32 sums of 13 terms in another order
+                torch.testing.assert_close(merged[b, head, m], mean, rtol=1e-5, atol=1e-6)
+                assert (unmerged[b, head, labels == m] == merged[b, head, m]).all()
+            assert not unmerged[b, head, labels < 0].any()
+
+
+def test_group_keeps_what_bad_tokens_hold_out_of_other_clusters():
+    plan = plan_for()
+    x = torch.randn(2, 3, 63, 7)
+    x[:, :, 0] = float("nan")
+    spoilt = plan.merge(x).isnan().any(dim=-1)
+    assert torch.equal(spoilt, torch.arange(5) == plan.labels[..., :1])
+
+
+def test_gradients_pass_through_group_and_back():
+    plan = plan_for(batch=1, heads=2, length=7, clusters=3, mask=lengths_mask([5], 7))
+    x = torch.randn(1, 2, 7, 2, dtype=torch.float64, requires_grad=True)
+    for function in (
+        plan.take,
+        lambda x: plan.ungroup(plan.group(x) * 2),
+        lambda x: plan.unmerge(plan.merge(x)),
+    ):
+        assert torch.autograd.gradcheck(function, x)
+
+
+def test_a_plan_per_head_refuses_tokens_without_heads():
+    with pytest.raises(ValueError, match="does not fit"):
+        plan_for().take(torch.randn(2, 63, 4))
+
+
+def test_tokens_without_a_batch_are_partitioned():
+    tokens = torch.randn(10, 4)
+    plan = secvit.cluster(tokens, 3, mask=torch.arange(10) < 7)
+    assert plan.sizes.tolist() == [3, 2, 2]
+    assert torch.equal(plan.put_back(plan.take(tokens)), tokens)

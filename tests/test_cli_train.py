@@ -1,0 +1,98 @@
+import json
+
+import pytest
+import yaml
+
+from secvit.cli import main
+
+SMALL = ["--tiny", "--model.name", "test_resnet", "--model.args", "{}", "--loop.device", "cpu"]
+
+
+def test_train_then_evaluate(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "classification.digits", "--output", str(run), *SMALL]) == 0
+    assert "val top-1" in capsys.readouterr().out
+    words = ["evaluate", "--model", "test_resnet", "--data", "digits", "--checkpoint"]
+    report = tmp_path / "scores.json"
+    assert main([*words, str(run / "model.safetensors"), "--json", str(report)]) == 0
+    assert (
+        json.loads(report.read_text())["top1"]
+        == json.loads((run / "result.json").read_text())["top1"]
+    )
+    assert main([*words, str(run / "checkpoints/step_00000004")]) == 0
+    assert "majority_floor" in capsys.readouterr().out
+
+
+def test_printed_configuration_is_complete_and_loads_again(tmp_path, capsys):
+    words = ["train", "classification.digits", "--optim.lr", "0.5", "--print_config"]
+    with pytest.raises(SystemExit) as done:
+        main(words)
+    text = capsys.readouterr().out
+    found = yaml.safe_load(text)
+    assert done.value.code == 0 and found["optim"]["lr"] == 0.5
+    assert {"model", "augment", "optim", "schedule", "loop", "label_smoothing"} <= found.keys()
+    (tmp_path / "my.yaml").write_text(text)
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "train",
+                "classification.digits",
+                "--config",
+                str(tmp_path / "my.yaml"),
+                "--print_config",
+            ]
+        )
+    assert yaml.safe_load(capsys.readouterr().out) == found
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--optim.lrr", "1"],
+        ["--optim.lr", "fast"],
+        ["--loop.precision", "bf8"],
+        ["--loop.batch_size", "0"],
+        ["--data", "/nowhere"],
+        ["--model.name", "secvit_huge"],
+        ["--resume", "/nowhere"],
+    ],
+)
+def test_wrong_words_are_errors_without_a_traceback(tmp_path, capsys, words):
+    try:
+        code = main(["train", "classification.digits", "--tiny", "--output", str(tmp_path), *words])
+    except SystemExit as stopped:
+        code = stopped.code
+    error = capsys.readouterr().err
+    assert code == 2 and "Traceback" not in error and error
+
+
+def test_unknown_key_in_a_file_is_an_error(tmp_path, capsys):
+    (tmp_path / "my.yaml").write_text("optim:\n  learning_rate: 1\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "classification.digits", "--config", str(tmp_path / "my.yaml")])
+    assert stopped.value.code == 2 and "learning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["digits", "classification.digit", "nothing.digits", "train.fit"])
+def test_unknown_recipe_is_an_error(capsys, name):
+    assert main(["train", name]) == 2
+    assert "no recipe" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys):
+    assert main([]) == 0 and main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "classification.cifar10_secvit_nano" in text and "--print_config" in text
+    with pytest.raises(SystemExit):
+        main(["train", "classification.digits", "--help"])
+    assert "peak learning rate" in capsys.readouterr().out
+
+
+def test_unknown_command_is_an_error(capsys):
+    assert main(["trian"]) == 2
+    assert "no command 'trian'" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="no recipe"):
+        main(["train", "nothing", "--debug"])
