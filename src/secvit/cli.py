@@ -81,6 +81,9 @@ def train(words: Sequence[str]) -> int:
     result = run(changed, found.data, found.output, found.resume)
     if _silent():
         return 0
+    from secvit.vis import draw_curves
+
+    draw_curves(Path(found.output) / "log.csv", Path(found.output) / "curves.png")
     if not result["stopped"]:
         count = result["images"][result["split"]]
         print(

@@ -13,8 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from secvit.train import latest, load_weights, read_weights
-from secvit.train.checkpoint import complete, save_checkpoint, weights
+from secvit.train import latest
+from secvit.train.checkpoint import complete, save_checkpoint
+from secvit.weights import load_weights, read_weights, weight_bytes
 from tests.train.small import Net, loop, run
 
 
@@ -97,14 +98,14 @@ def test_checkpoint_holds_weights_under_the_models_own_names(tmp_path):
 def test_timm_loads_the_weights(tmp_path):
     model = timm.create_model("test_vit", num_classes=7)
     path = tmp_path / "model.safetensors"
-    path.write_bytes(weights(model))
+    path.write_bytes(weight_bytes(model.state_dict()))
     loaded = timm.create_model("test_vit", num_classes=7, checkpoint_path=str(path))
     assert all(map(torch.equal, model.state_dict().values(), loaded.state_dict().values()))
 
 
 def test_weights_of_another_class_count_are_reported(tmp_path):
     path = tmp_path / "model.safetensors"
-    path.write_bytes(weights(timm.create_model("test_vit", num_classes=7)))
+    path.write_bytes(weight_bytes(timm.create_model("test_vit", num_classes=7).state_dict()))
     with pytest.raises(
         ValueError, match=r"2 of another shape \(head.weight \(7, .* same number of classes"
     ):
@@ -113,7 +114,7 @@ def test_weights_of_another_class_count_are_reported(tmp_path):
 
 def test_weights_of_another_model_are_reported_in_short(tmp_path):
     path = tmp_path / "model.safetensors"
-    path.write_bytes(weights(timm.create_model("test_vit", num_classes=7)))
+    path.write_bytes(weight_bytes(timm.create_model("test_vit", num_classes=7).state_dict()))
     with pytest.raises(ValueError, match=r"missing .* and \d+ more.*unexpected") as error:
         load_weights(timm.create_model("test_resnet", num_classes=7), path)
     assert len(str(error.value)) < 600

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from secvit.classification.data import EvalView
 from secvit.classification.sources import load_split
-from secvit.train.checkpoint import load_weights
+from secvit.weights import load_weights
 
 
 @torch.no_grad()  # not inference_mode: a network may keep tables for its next training step

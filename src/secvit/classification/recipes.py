@@ -151,7 +151,7 @@ def cifar10_secvit_nano_hour() -> Recipe:
 
 
 def imagenet_secvit_tiny() -> Recipe:
-    """SECViT-T on ImageNet-1k by the DeiT recipe (paper 4.1, Table 1): 300 epochs at 224 px.
+    """SECViT-T on ImageNet-1k by the DeiT recipe (paper 4.1, Table 3): 300 epochs at 224 px.
 
     torchrun --nproc-per-node 8 -m secvit.cli train classification.imagenet_secvit_tiny \
         --data imagenet --output runs/secvit_tiny

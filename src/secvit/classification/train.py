@@ -23,6 +23,7 @@ from secvit.classification.task import ClassificationTask
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
 from secvit.train.provenance import provenance
+from secvit.weights import load_weights, weight_bytes, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def train(
     train_images, val_images = load_split(data, "train"), load_split(data, held_out)
     model = create_seeded(recipe, len(train_images.classes))
     if recipe.model.init:
-        files.load_weights(model, recipe.model.init)
+        load_weights(model, recipe.model.init)
     cfg = timm.data.resolve_data_config(model=model)
     dataset = TrainView(
         train_images,
@@ -106,9 +107,9 @@ def train(
         "recipe": asdict(recipe),
     }
     if done.main:
-        files.write_atomically(output / "model.safetensors", files.weights(done.model))
-        files.write_atomically(output / "config.yaml", files.to_yaml(config))
-        files.write_atomically(output / "result.json", json.dumps(result, indent=2).encode())
+        write_atomically(output / "model.safetensors", weight_bytes(done.model.state_dict()))
+        write_atomically(output / "config.yaml", files.to_yaml(config))
+        write_atomically(output / "result.json", json.dumps(result, indent=2).encode())
     return result
 
 

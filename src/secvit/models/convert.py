@@ -6,15 +6,17 @@ channel) to (head, q | k | v, channel).  All of it is exact.
 
 from __future__ import annotations
 
+import io
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import timm
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from secvit.weights import misfit, read_weights, weight_bytes, write_atomically
 
 RENAMES = (  # authors' name, ours
     ("patch_embed.proj.", "stem."),
@@ -39,7 +41,9 @@ def from_authors(state: Mapping[str, Tensor], num_heads: tuple[int, ...]) -> dic
         elif LINEAR.search(key) and not key.startswith(("proj.", "patch_embed.")):
             value = value.flatten(1)
         if ".qkv." in key:
-            value = _move_rows(value, num_heads[int(key.split(".")[1])], to_packed=True)
+            heads = num_heads[int(key.split(".")[1])]
+            if value.shape[0] % (3 * heads) == 0:  # else it is another model's, and will not fit
+                value = _move_rows(value, heads, to_packed=True)
         ours[_our_name(key)] = value
     return ours
 
@@ -104,79 +108,41 @@ def heads_of(model: nn.Module) -> tuple[int, ...]:
     return tuple(stage.blocks[0].attn.num_heads for stage in model.stages)
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict of a .safetensors or .pth file; a pickle that carries code is refused."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    import argparse
-
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors and was not loaded, because loading it could run code; "
-            f"save its state dict alone with torch.save, or as .safetensors ({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is no checkpoint torch can read: {str(error).splitlines()[0]}") from error
-    for name in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-            break
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict; expected tensors by name, or a dict with one under 'model'")
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in content.items()}
-
-
-def check_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], what: str) -> None:
-    """Raise ValueError with every kind of mismatch, a few names of each, where `state` does not fill `expected`."""
-    missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
-    reshaped = [
-        f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
-        for key in expected
-        if key in state and state[key].shape != expected[key].shape
-    ]
-    problems = [("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)]
-    lines = [
-        f"  {len(names)} {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-        for kind, names in problems
-        if names
-    ]
-    if lines:
-        raise ValueError(f"{what}\n" + "\n".join(lines))
-
-
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], model: str, reverse: bool = False) -> int:
     """Write the authors' checkpoint `source` as `target` for `timm.create_model(model, checkpoint_path=target)`.
 
     reverse: from ours to the authors' layout.  The suffix of `target` chooses .safetensors or .pth.
     Returns the number of tensors.  Raises ValueError with a report where keys or shapes do not fit.
     """
-    import timm
-
-    state = read_checkpoint(source)
+    target = Path(target)
+    if not target.parent.is_dir():
+        raise ValueError(f"{target.parent}: no such folder; make it first")
+    state = read_weights(source)
     classes = next((state[k].shape[0] for k in ("head.weight", "head.fc.weight") if k in state), 1000)
     network = timm.create_model(model, num_classes=classes, device="meta")
     heads = heads_of(network)
     if not reverse and not is_authors(state):
         raise ValueError(f"{source} is not in the authors' layout (no key patch_embed.proj.0.weight)")
     ours = state if reverse else from_authors(state, heads)
-    hint = f"{source} does not fit {model}; presets that do: {', '.join(fitting_models(ours)) or 'none'}"
-    check_fit(ours, network.state_dict(), hint)
+    if report := misfit(ours, network.state_dict()):
+        presets = ", ".join(fitting_models(ours)) or "none"
+        raise ValueError(f"{source} does not fit {model}; presets that do: {presets}.  It has {report}")
     result = to_authors(ours, heads) if reverse else ours
-    save_atomically({key: value.contiguous() for key, value in result.items()}, target)
+    if target.suffix == ".safetensors":
+        content = weight_bytes(result)
+    else:
+        pickled = io.BytesIO()
+        torch.save({key: value.contiguous() for key, value in result.items()}, pickled)
+        content = pickled.getvalue()
+    try:
+        write_atomically(target, content)
+    except OSError as error:
+        raise ValueError(f"cannot write {target}: {error.strerror}") from None
     return len(result)
 
 
 def fitting_models(state: Mapping[str, Tensor]) -> list[str]:
     """Names of the SECViT presets that a state dict in our layout fills."""
-    import timm
-
     names = []
     for name in timm.list_models("secvit_*"):
         expected = timm.create_model(name, num_classes=1, device="meta").state_dict()
@@ -184,21 +150,3 @@ def fitting_models(state: Mapping[str, Tensor]) -> list[str]:
         if same and len(expected) == len(state):
             names.append(name)
     return names
-
-
-def save_atomically(state: dict[str, Tensor], target: str | os.PathLike[str]) -> None:
-    """Write a state dict under a temporary name, then rename: nothing half-written is left."""
-    target = Path(target)
-    if not target.parent.is_dir():
-        raise ValueError(f"{target.parent}: no such folder")
-    partial = target.with_name(target.name + ".part")
-    try:
-        if target.suffix == ".safetensors":
-            save_file(state, partial, metadata={"format": "pt"})
-        else:
-            torch.save(state, partial)
-        os.replace(partial, target)
-    except OSError as error:
-        raise ValueError(f"cannot write {target}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,8 +8,6 @@ Feature maps are (B, C, H, W) in channels-last memory, so that tokens (B, H, W, 
 every projection is a Linear.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -204,11 +202,8 @@ class Head(nn.Module):
         self.drop = nn.Dropout(drop_rate)
         self.fc = self._classifier(num_classes, dd)
 
-    @property
-    def num_features(self) -> int:
-        return self.hidden_size * self.global_pool.feat_mult()
-
     def _classifier(self, num_classes: int, dd: dict[str, Any]) -> nn.Module:
+        self.num_features = self.hidden_size * self.global_pool.feat_mult()
         return nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
     def reset(self, num_classes: int, pool_type: Optional[str] = None, prune: bool = False) -> None:
@@ -234,6 +229,7 @@ class SECViT(nn.Module):
 
     num_clusters: M of stages 1 to 3 at every resolution (the paper's rule, 32, 8, 2), or
     cluster_size: the most tokens a cluster may hold (98 is the same at 224 px; cost linear in H W).
+    Table 10 varies the tokens per cluster.
     Stage 4 is full attention.  partition: "sec" or a rival of `secvit.ops.PARTITIONS`.
     layer_scale: for each stage, whether its residuals are scaled (initially by init_values).
     stem_stride: 4, or 2 for small images.
@@ -327,7 +323,7 @@ class SECViT(nn.Module):
             else [
                 (r"^stages\.(\d+)\.downsample", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^head\.(proj|norm)", (99999,)),
+                (r"^head\.(?:proj|norm)", (99999,)),
             ],
         }
 

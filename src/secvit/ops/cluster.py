@@ -83,7 +83,7 @@ def order_by(score: Tensor, mask: Tensor | None = None, descending: bool = False
     if descending:
         score = -score
     if mask is not None:
-        last = torch.finfo(score.dtype).max
+        last = 3e38  # torch.finfo cannot be scripted
         score = torch.nan_to_num(score, nan=last, posinf=last).masked_fill(~mask, float("inf"))
     return torch.sort(score, dim=-1, stable=True).indices
 
@@ -149,9 +149,10 @@ class Plan:
         """Token in each slot of each cluster, and whether the slot is filled.  (..., M, N), N = max_size."""
         slot = torch.arange(self.max_size, device=self.order.device)
         starts = self.sizes.cumsum(dim=-1) - self.sizes
-        ranks = (starts.unsqueeze(-1) + slot).clamp_max(self.order.shape[-1] - 1)
-        tokens = self.order.gather(-1, ranks.flatten(-2)).view(ranks.shape)
-        return tokens, slot < self.sizes.unsqueeze(-1)
+        filled = slot < self.sizes.unsqueeze(-1)
+        # slots to spare repeat the cluster's first token: a NaN of the next cluster stays there
+        ranks = (starts.unsqueeze(-1) + slot * filled).clamp_max(self.order.shape[-1] - 1)
+        return self.order.gather(-1, ranks.flatten(-2)).view(ranks.shape), filled
 
     @cached_property
     def slot_of_token(self) -> Tensor:

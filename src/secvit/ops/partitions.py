@@ -1,4 +1,4 @@
-"""SEC and its rivals behind one signature: tokens in, `Plan` out.
+"""Figure 1: SEC and its rivals behind one signature, tokens in, `Plan` out.
 
 A rival is here to be compared with, at the same cluster sizes: window and raster know only places,
 random knows nothing, a random projection and the first principal component sort by another axis.
@@ -49,7 +49,8 @@ def cluster(
     centre: what SEC compares with: "mean" (Eq. 1), "cls" (the first token), "pc1" (first principal
         component instead of a cosine), or a tensor (..., D).
     descending: Eq. 2 as printed; the authors' code sorts ascending, which is the default here.
-    Tokens with NaN or inf sort last.  Raises ValueError for counts, sizes or masks that cannot be.
+    Tokens with NaN or inf sort last in SEC, and crash no rival.  Raises ValueError for counts, sizes
+    or masks that cannot be.
     """
     if tokens.dim() < 2:
         raise ValueError(f"tokens of shape {tuple(tokens.shape)}; give (B, L, C) or (B, h, L, D)")
@@ -91,7 +92,7 @@ def first_component(
     centred = k - mean_key(k, mask).unsqueeze(-2)
     if mask is not None:
         centred = centred.masked_fill(~mask.unsqueeze(-1), 0)
-    axis = torch.linalg.eigh(centred.mT @ centred).eigenvectors[..., -1]
+    axis = torch.linalg.eigh(_product(centred.mT, centred)).eigenvectors[..., -1]
     largest = axis.gather(-1, axis.abs().argmax(dim=-1, keepdim=True))
     return (centred * (axis * largest.sign()).unsqueeze(-2)).sum(dim=-1)
 
@@ -150,9 +151,9 @@ def _kmeans(k: Tensor, num_clusters: int, mask: Tensor | None, iterations: int =
     """Lloyd's algorithm on unit keys, started at evenly spaced tokens of SEC's order.  -> labels (..., L)."""
     points, centres = _start(k, num_clusters, mask)
     for _ in range(iterations):
-        labels = (points @ centres.mT).argmax(dim=-1)
+        labels = _product(points, centres.mT).argmax(dim=-1)
         centres = _means(points, labels, centres, mask)
-    return (points @ centres.mT).argmax(dim=-1)
+    return _product(points, centres.mT).argmax(dim=-1)
 
 
 def balanced_kmeans(
@@ -169,9 +170,9 @@ def balanced_kmeans(
     points, centres = _start(k, num_clusters, mask)
     room = torch.tensor(partition_sizes(k.shape[-2], num_clusters), device=k.device)
     for _ in range(KMEANS_ITERATIONS):
-        labels = _fill_clusters(points @ centres.mT, room)
+        labels = _fill_clusters(_product(points, centres.mT), room)
         centres = _means(points, labels, centres, mask)
-    return _fill_clusters(points @ centres.mT, room).to(k.dtype)
+    return _fill_clusters(_product(points, centres.mT), room).to(k.dtype)
 
 
 def _fill_clusters(affinity: Tensor, room: Tensor) -> Tensor:
@@ -212,7 +213,7 @@ def _means(points: Tensor, labels: Tensor, centres: Tensor, mask: Tensor | None)
     member = torch.nn.functional.one_hot(labels, centres.shape[-2]).to(points)
     if mask is not None:
         member = member * mask.unsqueeze(-1)
-    total = member.mT @ points
+    total = _product(member.mT, points)
     filled = (member.sum(dim=-2) > 0).unsqueeze(-1)
     return torch.where(filled, torch.nn.functional.normalize(total, dim=-1), centres)
 
@@ -224,6 +225,14 @@ def _plan_of_labels(labels: Tensor, num_clusters: int, mask: Tensor | None) -> P
     sizes = torch.nn.functional.one_hot(labels, num_clusters + 1).sum(dim=-2)[..., :num_clusters]
     order = torch.sort(labels, dim=-1, stable=True).indices
     return Plan(order, num_clusters, int(sizes.max()), sizes)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in their own dtype, under autocast too."""
+    if not torch.amp.is_autocast_available(a.device.type):  # meta
+        return a @ b
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b
 
 
 Score = Callable[[Tensor, int, "Tensor | None", "Grid | None", "torch.Generator | None"], Tensor]

@@ -57,8 +57,9 @@ def sec_pool(
     scale: float | None = None,
     plan: Plan | None = None,
 ) -> Tensor:
-    """Eqs. 1, 2, 5, 6: T output tokens.  q k v (B, h, L, D), mask (B, L) -> (B, h, T, D).
+    """Eqs. 1, 2, 5, 6, table 11: T output tokens.  q k v (B, h, L, D), mask (B, L) -> (B, h, T, D).
 
+    arrangement: "interleaved" (Eq. 5) or "sequential" (supplement table 3).
     shared: one order for all heads, from the keys of all heads side by side.
     mask: True for real tokens; where a sample has fewer than T of them the last outputs are zero.
     plan: groups made elsewhere (`pool_plan`).

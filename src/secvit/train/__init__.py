@@ -1,6 +1,6 @@
 """The one training loop.  It knows no model and no application."""
 
-from secvit.train.checkpoint import latest, load_weights, read_weights
+from secvit.train.checkpoint import latest
 from secvit.train.config import Loop, Schedule
 from secvit.train.engine import Result, fit
 from secvit.train.schedule import learning_rate
@@ -12,6 +12,4 @@ __all__ = [
     "fit",
     "latest",
     "learning_rate",
-    "load_weights",
-    "read_weights",
 ]

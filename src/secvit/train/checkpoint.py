@@ -10,38 +10,25 @@ checkpoints/step_00001234/
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import pickle
 import shutil
 import tempfile
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
-from torch import Tensor, nn
+from torch import nn
+
+from secvit.weights import fsync, unpickle, weight_bytes, write_through
 
 FOLDER = "checkpoints"
 
 
 # -- writing -----------------------------------------------------------------------------------
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The whole new file or the old one, never a half."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        _write(temporary, content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync(path.parent)
 
 
 def save_checkpoint(
@@ -64,14 +51,14 @@ def save_checkpoint(
     temporary = final.with_name(final.name + ".tmp")
     temporary.mkdir()
     try:
-        _write(temporary / "model.safetensors", weights(model))
+        write_through(temporary / "model.safetensors", weight_bytes(model.state_dict()))
         if ema is not None:
-            _write(temporary / "ema.safetensors", weights(ema))
-        with open(temporary / "state.pt", "wb") as file:
-            torch.save(dict(state), file)
-            _flush(file)
-        _write(temporary / "config.yaml", to_yaml(config))
-        _write(temporary / "provenance.json", json.dumps(dict(about), indent=2).encode())
+            write_through(temporary / "ema.safetensors", weight_bytes(ema.state_dict()))
+        tensors = io.BytesIO()
+        torch.save(dict(state), tensors)
+        write_through(temporary / "state.pt", tensors.getvalue())
+        write_through(temporary / "config.yaml", to_yaml(config))
+        write_through(temporary / "provenance.json", json.dumps(dict(about), indent=2).encode())
         fsync(temporary)
         os.rename(temporary, final)
     except BaseException:
@@ -88,14 +75,6 @@ def prune(output: Path, keep_last: int, best_step: int | None) -> None:
             shutil.rmtree(path)
 
 
-def weights(model: nn.Module) -> bytes:
-    """The state dict as safetensors bytes; tied tensors are written once per name."""
-    return to_bytes(
-        {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()},
-        metadata={"format": "pt"},
-    )
-
-
 def to_yaml(config: Mapping[str, Any]) -> bytes:
     return yaml.safe_dump(_plain(config), sort_keys=False).encode()
 
@@ -106,7 +85,8 @@ def check_writable(output: Path) -> None:
         output.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output) as file:
             file.write(b"\0" * 4096)
-            _flush(file)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise ValueError(
             f"{output}: cannot write there ({error.strerror}); choose another output folder"
@@ -127,85 +107,10 @@ def latest(output: str | os.PathLike[str]) -> Path | None:
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    state = _unpickle(checkpoint / "state.pt")
+    state = unpickle(checkpoint / "state.pt")
     if not isinstance(state, dict) or "step" not in state:
         raise ValueError(f"{checkpoint / 'state.pt'}: not the state of a run of this library")
     return state
-
-
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The weights in a .safetensors or .pth file, or in a checkpoint folder (averaged ones first).
-
-    Pickles are read with weights_only=True: a file that carries code is refused.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = next(
-            (p for n in ("ema", "model") if (p := path / f"{n}.safetensors").exists()),
-            path / "model.safetensors",
-        )
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint; check the path")
-    if path.suffix == ".safetensors":
-        try:
-            return dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
-    found = _unpickle(path)
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ValueError(f"{path}: holds no state dict; expected names with tensors")
-    return {str(k).removeprefix("module.").removeprefix("_orig_mod."): v for k, v in found.items()}
-
-
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Load weights that fit exactly; otherwise a ValueError reports what differs."""
-    found, wanted = read_weights(path), model.state_dict()
-    report = [
-        *_few("missing", [k for k in wanted if k not in found]),
-        *_few("unexpected", [k for k in found if k not in wanted]),
-        *_few(
-            "of another shape",
-            [
-                f"{k} {tuple(found[k].shape)} instead of {tuple(wanted[k].shape)}"
-                for k in wanted
-                if k in found and found[k].shape != wanted[k].shape
-            ],
-        ),
-    ]
-    if report:
-        raise ValueError(
-            f"{path} does not fit {type(model).__name__}: {'; '.join(report)}. "
-            "Create the model that was saved, with the same number of classes."
-        )
-    model.load_state_dict(found)
-
-
-def _few(what: str, names: list[str], most: int = 3) -> list[str]:
-    if not names:
-        return []
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return [f"{len(names)} {what} ({', '.join(names[:most])}{more})"]
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about pickle protocols: either it loads or it does not
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; check the path") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path}: refused, because it is damaged or holds more than tensors and plain values "
-            f"({reason}). Save the state dict alone, best as safetensors."
-        ) from None
 
 
 # -- parts -------------------------------------------------------------------------------------
@@ -218,25 +123,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return value
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        _flush(file)
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def fsync(folder: Path) -> None:
-    """Make the folder's own entries durable (not possible, and not needed, on Windows)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -38,6 +38,7 @@ from secvit.train.sampler import mix
 from secvit.train.schedule import learning_rate
 from secvit.train.step import Step
 from secvit.train.stop import Stop
+from secvit.weights import load_weights
 
 logger = logging.getLogger(__name__)
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -171,11 +172,11 @@ class Run:
 
     def restore(self, folder: Path) -> None:
         state = files.load_state(folder)
-        files.load_weights(self.model, folder / "model.safetensors")
+        load_weights(self.model, folder / "model.safetensors")
         if self.ema:
             averaged = folder / "ema.safetensors"
             name = averaged if averaged.exists() else folder / "model.safetensors"
-            files.load_weights(self.ema.model, name)
+            load_weights(self.ema.model, name)
         self.task.load_state_dict(state["task"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         self.update.scaler.load_state_dict(state["scaler"])
@@ -315,7 +316,7 @@ class Run:
         self.log.write("log.csv", row)
         bar.set_postfix_str(_short(means))
         if bar.disable and self.main:
-            logger.info("step %d of %d: %s", state.step, self.total, _short(row))
+            logger.info("step %d of %d: %s", state.step, self.total, _short({k: v for k, v in row.items() if k != "step"}))
         state.sums, state.counted, state.window = {}, 0, 0
 
     def save(self) -> None:

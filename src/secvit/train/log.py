@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from secvit.train.checkpoint import write_atomically
+from secvit.weights import write_atomically
 
 Row = Mapping[str, float | int]
 

@@ -1,4 +1,4 @@
-"""Figures 1 and 4: the clusters of a network's stages, laid over the photo they were made of."""
+"""Figure 4: the clusters of a network's stages, laid over the photo they were made of."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 import secvit.models
 from secvit.images import read_image
-from secvit.models.convert import check_fit, checkpoint_filter_fn, fitting_models, read_checkpoint
+from secvit.models.convert import checkpoint_filter_fn, fitting_models
 from secvit.models.secvit import SECAttention
-from secvit.train.checkpoint import read_weights
 from secvit.vis.picture import FAINT, INK, check_output, new_figure, save
+from secvit.weights import misfit, read_weights
 
 LONG_SIDE = 640  # px a network sees unless told otherwise
 PANEL_AREA = 620 * 465  # px of a panel, whatever the photo's proportions
@@ -152,7 +152,7 @@ def draw_clusters(
     note: str = "",
     opacity: float = OPACITY,
 ) -> Figure:
-    """Figure 1: the photo, then a panel per map: clusters coloured by rank, blended over the photo, outlined.
+    """Figure 4 (left), supplement figure 1: the photo, then a panel per map, clusters coloured by rank and outlined.
 
     Colours mean the same in all panels: dark = least like the mean key, bright = most like it.
     """
@@ -298,18 +298,15 @@ def load_model(name: str, checkpoint: str | os.PathLike[str] | None = None) -> n
             torch.manual_seed(0)
             return timm.create_model(name).eval()
     path = Path(checkpoint)
-    pickled = path.is_file() and path.suffix != ".safetensors"
-    state = read_checkpoint(path) if pickled else read_weights(path)
+    state = read_weights(path)
     known = _saved_model(path)
     arguments = known.get("args", {}) if known.get("name") == name else {}
     classes = [state[k].shape[0] for k in ("head.fc.weight", "head.weight") if k in state]
     network = timm.create_model(name, num_classes=classes[0] if classes else 0, **arguments)
     state = checkpoint_filter_fn(state, network)
-    try:
-        check_fit(state, network.state_dict(), "")
-    except ValueError as error:
+    if report := misfit(state, network.state_dict()):
         fits = known.get("name") or ", ".join(fitting_models(state)) or "none known"
-        raise ValueError(f"{path} does not fit {name}; models that it fits: {fits}{error}") from None
+        raise ValueError(f"{path} does not fit {name}; models that it fits: {fits}.  It has {report}")
     network.load_state_dict(state)
     return network.eval()
 
