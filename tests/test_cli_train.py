@@ -15,10 +15,7 @@ def test_train_then_evaluate(tmp_path, capsys):
     words = ["evaluate", "--model", "test_resnet", "--data", "digits", "--checkpoint"]
     report = tmp_path / "scores.json"
     assert main([*words, str(run / "model.safetensors"), "--json", str(report)]) == 0
-    assert (
-        json.loads(report.read_text())["top1"]
-        == json.loads((run / "result.json").read_text())["top1"]
-    )
+    assert json.loads(report.read_text())["top1"] == json.loads((run / "result.json").read_text())["top1"]
     assert main([*words, str(run / "checkpoints/step_00000004")]) == 0
     assert "majority_floor" in capsys.readouterr().out
 

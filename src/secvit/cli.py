@@ -135,9 +135,7 @@ def _train_help() -> str:
             module = importlib.import_module(f"secvit.{package}.recipes")
         except ImportError:
             continue
-        lines += [
-            f"  {package}.{n}\n      {_doc(f).splitlines()[0]}" for n, f in _recipes(module).items()
-        ]
+        lines += [f"  {package}.{n}\n      {_doc(f).splitlines()[0]}" for n, f in _recipes(module).items()]
     return TRAIN_HELP.format(recipes="\n".join(lines))
 
 
@@ -170,9 +168,7 @@ def evaluate(words: Sequence[str]) -> int:
     """Score a checkpoint on a split."""
     parser = _parser("secvit evaluate", "Top-1, top-5 and per-class accuracy of saved weights.")
     parser.add_argument("--model", type=str, required=True, help="name of the network")
-    parser.add_argument(
-        "--checkpoint", type=str, required=True, help="weights or checkpoint folder"
-    )
+    parser.add_argument("--checkpoint", type=str, required=True, help="weights or checkpoint folder")
     parser.add_argument("--data", type=str, required=True, help='images: a path, or "digits"')
     parser.add_argument("--split", type=str, default="val", help="train, val or test")
     parser.add_argument("--image_size", type=int | None, help="px, if no config.yaml says it")
@@ -219,17 +215,13 @@ def cluster(words: Sequence[str]) -> int:
         "folder, numbered if it exists)",
     )
     parser.add_argument("--model", type=str, default="secvit_tiny", help="name of the network")
-    parser.add_argument(
-        "--checkpoint", type=str | None, help="weights; without them the network is a random one"
-    )
+    parser.add_argument("--checkpoint", type=str | None, help="weights; without them the network is a random one")
     parser.add_argument(
         "--size",
         type=int | None,
         help="long side in px that the network sees (default: at most 640)",
     )
-    parser.add_argument(
-        "--head", type=int | Literal["all"], default=0, help='number of the head, or "all"'
-    )
+    parser.add_argument("--head", type=int | Literal["all"], default=0, help='number of the head, or "all"')
     found = parser.parse_args(list(words))
     from secvit.vis.clusters import UNTRAINED, cluster_photo
 
@@ -265,9 +257,19 @@ def convert(words: Sequence[str]) -> int:
     return 0
 
 
+# -- bench ---------------------------------------------------------------------------------------
+
+
+def bench(words: Sequence[str]) -> int:
+    """Time our networks beside timm's and the paper's equations written out."""
+    from secvit.measure.bench import main as run
+
+    return run(list(words))
+
+
 # -- all of them -------------------------------------------------------------------------------
 
-COMMANDS: dict[str, Command] = {"train": train, "evaluate": evaluate, "cluster": cluster, "convert": convert}
+COMMANDS: dict[str, Command] = {"train": train, "evaluate": evaluate, "cluster": cluster, "convert": convert, "bench": bench}
 
 
 def _silent() -> bool:
@@ -277,15 +279,11 @@ def _silent() -> bool:
 
 def _overview() -> str:
     lines = [f"  {name:10} {_doc(command).splitlines()[0]}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        ["usage: secvit COMMAND ...", "", *lines, "", "secvit COMMAND --help says more."]
-    )
+    return "\n".join(["usage: secvit COMMAND ...", "", *lines, "", "secvit COMMAND --help says more."])
 
 
 def _parser(prog: str, description: str, usage: str | None = None) -> ArgumentParser:
-    return ArgumentParser(
-        prog=prog, description=description, usage=usage, formatter_class=_Formatter
-    )
+    return ArgumentParser(prog=prog, description=description, usage=usage, formatter_class=_Formatter)
 
 
 class _Formatter(DefaultHelpFormatter):

@@ -37,9 +37,7 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None) 
         try:
             source = Path(source).read_bytes()
         except OSError as error:
-            raise ValueError(
-                f"{where}: cannot be read ({error.strerror}); check the path"
-            ) from None
+            raise ValueError(f"{where}: cannot be read ({error.strerror}); check the path") from None
     if not source:
         raise ValueError(f"{where}: the file is empty; restore or delete it")
     try:
@@ -51,13 +49,9 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None) 
                 return to_rgb(ImageOps.exif_transpose(opened))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise ValueError(
-            f"{where}: more than {limit} million pixels; make it smaller first"
-        ) from None
+        raise ValueError(f"{where}: more than {limit} million pixels; make it smaller first") from None
     except Image.UnidentifiedImageError:
-        raise ValueError(
-            f"{where}: not an image that Pillow can read; convert or delete it"
-        ) from None
+        raise ValueError(f"{where}: not an image that Pillow can read; convert or delete it") from None
     except _BROKEN as error:
         raise ValueError(f"{where}: broken or truncated ({error}); restore or delete it") from None
 

@@ -30,9 +30,7 @@ def test_batches_depend_on_seed_and_keys_alone(crop):
     random.seed(9), np.random.seed(9), torch.manual_seed(9)
     again = view.__getitems__([3, 30, 51])
     other = TrainView(images(), augment, 16, MEAN, STD, seed=2).__getitems__([3, 30, 51])
-    assert torch.equal(first["image"], again["image"]) and torch.equal(
-        first["target"], again["target"]
-    )
+    assert torch.equal(first["image"], again["image"]) and torch.equal(first["target"], again["target"])
     assert not torch.equal(first["image"], other["image"])
 
 
@@ -53,9 +51,7 @@ def test_the_same_sample_is_augmented_anew_in_the_next_epoch():
 def test_workers_give_the_batches_of_the_main_process():
     view = TrainView(images(), ALL, 16, MEAN, STD)
     keys = Keys(24, 8, seed=0, start=0, stop=4)
-    loaders = [
-        DataLoader(view, batch_sampler=keys, num_workers=n, collate_fn=view.collate) for n in (0, 1)
-    ]
+    loaders = [DataLoader(view, batch_sampler=keys, num_workers=n, collate_fn=view.collate) for n in (0, 1)]
     for one, other in zip(*loaders, strict=True):
         assert torch.equal(one["image"], other["image"])
 
@@ -121,9 +117,7 @@ def test_crops_have_the_right_size_whatever_the_image(size):
 
 def test_normalisation_is_that_of_the_model():
     view = EvalView(images(), 16, MEAN, STD)
-    wanted = (images().pixels[:2] / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(
-        STD
-    ).view(3, 1, 1)
+    wanted = (images().pixels[:2] / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(view.__getitems__([0, 1])["image"], wanted)
 
 

@@ -29,14 +29,10 @@ def test_tiny_digits_run_leaves_a_scored_model(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["top1"] == result["top1"]
     assert result["majority_floor"] == pytest.approx(0.1, abs=0.02)
     assert result["versions"]["torch"] == torch.__version__.split("+")[0]
-    model = timm.create_model(
-        "test_resnet", num_classes=10, checkpoint_path=str(tmp_path / "model.safetensors")
-    )
+    model = timm.create_model("test_resnet", num_classes=10, checkpoint_path=str(tmp_path / "model.safetensors"))
     found = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(found[k], v) for k, v in model.state_dict().items())
-    scores = evaluate_checkpoint(
-        "test_resnet", tmp_path / "model.safetensors", "digits", device="cpu"
-    )
+    scores = evaluate_checkpoint("test_resnet", tmp_path / "model.safetensors", "digits", device="cpu")
     assert scores["top1"] == result["top1"] and scores["images"] == 269
 
 
@@ -103,9 +99,7 @@ def test_accuracies_are_counted_right():
 
 def test_model_of_another_class_count_is_refused():
     model = timm.create_model("test_resnet", num_classes=7)
-    with pytest.raises(
-        ValueError, match="7 classes, the data 10; create the model with num_classes=10"
-    ):
+    with pytest.raises(ValueError, match="7 classes, the data 10; create the model with num_classes=10"):
         evaluate(model, eval_view(load_split("digits", "val"), model, 32, 1.0))
 
 

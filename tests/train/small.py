@@ -74,7 +74,5 @@ def run(output, settings=None, *, task=None, data=None, schedule=None, resume="a
     task = task or Task(Net())
     optimizer = torch.optim.AdamW(task.parameters(), lr=1e-2)
     schedule = schedule or Schedule(warmup_steps=3)
-    result = fit(
-        task, optimizer, data or Data(), settings or loop(), schedule, output, resume=resume, **more
-    )
+    result = fit(task, optimizer, data or Data(), settings or loop(), schedule, output, resume=resume, **more)
     return task, result

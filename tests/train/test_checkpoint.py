@@ -106,9 +106,7 @@ def test_timm_loads_the_weights(tmp_path):
 def test_weights_of_another_class_count_are_reported(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(weight_bytes(timm.create_model("test_vit", num_classes=7).state_dict()))
-    with pytest.raises(
-        ValueError, match=r"2 of another shape \(head.weight \(7, .* same number of classes"
-    ):
+    with pytest.raises(ValueError, match=r"2 of another shape \(head.weight \(7, .* same number of classes"):
         load_weights(timm.create_model("test_vit", num_classes=8), path)
 
 

@@ -36,13 +36,9 @@ def score(model):
 
 def assert_equal_runs(one, other, out, out_other):
     for (task, result), (task2, result2) in [(one, other)]:
-        for (name, a), b in zip(
-            task.state_dict().items(), task2.state_dict().values(), strict=True
-        ):
+        for (name, a), b in zip(task.state_dict().items(), task2.state_dict().values(), strict=True):
             assert torch.equal(a, b), name
-        for (name, a), b in zip(
-            result.model.state_dict().items(), result2.model.state_dict().values(), strict=True
-        ):
+        for (name, a), b in zip(result.model.state_dict().items(), result2.model.state_dict().values(), strict=True):
             assert torch.equal(a, b), f"ema {name}"
     assert rows(out / "log.csv") == rows(out_other / "log.csv")
 
@@ -126,7 +122,5 @@ def test_resuming_another_network_names_the_difference(tmp_path):
     run(tmp_path, loop(steps=2))
     net = Net()
     net.b = torch.nn.Linear(16, 5)
-    with pytest.raises(
-        ValueError, match=r"2 of another shape \(b.weight \(3, 16\) instead of \(5, 16\)"
-    ):
+    with pytest.raises(ValueError, match=r"2 of another shape \(b.weight \(3, 16\) instead of \(5, 16\)"):
         run(tmp_path, task=Task(net))

@@ -100,9 +100,7 @@ def auto_augment(name: str, size: int, mean: Sequence[float]) -> Callable[..., I
     try:
         chosen = build(name, options)
     except (AssertionError, KeyError, ValueError):
-        raise ValueError(
-            f'auto={name!r}: timm knows no such augmentation; try "rand-m9-mstd0.5-inc1"'
-        ) from None
+        raise ValueError(f'auto={name!r}: timm knows no such augmentation; try "rand-m9-mstd0.5-inc1"') from None
 
     def apply(image: Image.Image) -> Image.Image:
         for _ in range(20):

@@ -31,9 +31,7 @@ logger = logging.getLogger(__name__)
 class View:
     """What training and evaluation share: the size, the normalisation, the list of broken files."""
 
-    def __init__(
-        self, images: Images, size: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, images: Images, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self.images, self.size, self.mean = images, size, tuple(mean)
         self.scale = torch.tensor(std).mul(255).reciprocal().view(3, 1, 1)
         self.shift = -torch.tensor(mean).div(torch.tensor(std)).view(3, 1, 1)
@@ -88,9 +86,7 @@ class TrainView(View):
     ) -> None:
         super().__init__(images, size, mean, std)
         if augment.crop == "pad" and not self.ready:
-            raise ValueError(
-                f'crop="pad" needs images of {size}x{size} px in memory; use crop="resized"'
-            )
+            raise ValueError(f'crop="pad" needs images of {size}x{size} px in memory; use crop="resized"')
         self.augment, self.seed = augment, seed
         self.auto = auto_augment(augment.auto, size, mean) if augment.auto else None
 
@@ -117,9 +113,7 @@ class TrainView(View):
     def __getitem__(self, key: int) -> dict[str, Tensor]:
         return {name: value[0] for name, value in self.__getitems__([key]).items()}
 
-    def _pixels(
-        self, keys: list[int], seeds: list[int], draws: np.ndarray, seed: Any
-    ) -> tuple[Tensor, Tensor]:
+    def _pixels(self, keys: list[int], seeds: list[int], draws: np.ndarray, seed: Any) -> tuple[Tensor, Tensor]:
         index = torch.tensor(keys) % len(self)
         if self.ready and self.augment.crop != "resized" and self.images.pixels is not None:
             pixels = self.images.pixels[index]

@@ -134,9 +134,7 @@ def cifar10_secvit_nano() -> Recipe:
         augment=Augment(crop="pad", mixup=0.2, cutmix=1.0, mix=0.5),
         optim=Optim(lr=2e-3),
         schedule=Schedule(warmup_epochs=2, min_lr=1e-5),
-        loop=Loop(
-            batch_size=128, epochs=30, clip_grad=1.0, ema_decay=0.999, save_every=500, workers=1
-        ),
+        loop=Loop(batch_size=128, epochs=30, clip_grad=1.0, ema_decay=0.999, save_every=500, workers=1),
     )
 
 
@@ -161,12 +159,8 @@ def imagenet_secvit_tiny() -> Recipe:
     """
     return Recipe(
         model=Model("secvit_tiny", {"drop_path_rate": 0.1}, image_size=224, crop_pct=0.875),
-        augment=Augment(
-            crop="resized", auto="rand-m9-mstd0.5-inc1", erase=0.25, mixup=0.8, cutmix=1.0
-        ),
+        augment=Augment(crop="resized", auto="rand-m9-mstd0.5-inc1", erase=0.25, mixup=0.8, cutmix=1.0),
         optim=Optim(lr=2e-3, weight_decay=0.05),
         schedule=Schedule(warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5),
-        loop=Loop(
-            batch_size=2048, epochs=300, repeats=3, ema_decay=0.99996, precision="bf16", workers=8
-        ),
+        loop=Loop(batch_size=2048, epochs=300, repeats=3, ema_decay=0.99996, precision="bf16", workers=8),
     )

@@ -103,9 +103,7 @@ def _folder(path: Path, name: str) -> Images:
     classes = _classes(path)
     names, labels = [], []
     for label, folder in enumerate(classes):
-        files = sorted(
-            f for f in (path / folder).rglob("*") if f.suffix.lower() in EXTENSIONS and f.is_file()
-        )
+        files = sorted(f for f in (path / folder).rglob("*") if f.suffix.lower() in EXTENSIONS and f.is_file())
         if not files:
             raise ValueError(
                 f"{path / folder}: class folder without images ({' '.join(EXTENSIONS)}); "
@@ -121,9 +119,7 @@ def _classes(path: Path) -> tuple[str, ...]:
         return tuple(str(c) for c in _open(path)["classes"])
     classes = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(classes) < 2:
-        raise ValueError(
-            f"{path}: {len(classes)} class folders; expected at least two, each with its images"
-        )
+        raise ValueError(f"{path}: {len(classes)} class folders; expected at least two, each with its images")
     return tuple(classes)
 
 
@@ -158,23 +154,18 @@ def _npz(path: Path, name: str) -> Images:
     data, offset, label = found["jpeg"], found["offset"], found["label"]
     classes, entries = [str(c) for c in found["classes"]], found.get("name")
     if len(label) == 0 or len(offset) != len(label) + 1:
-        raise ValueError(
-            f"{path}: {len(label)} labels and {len(offset)} offsets; expected n and n + 1"
-        )
+        raise ValueError(f"{path}: {len(label)} labels and {len(offset)} offsets; expected n and n + 1")
     if offset[0] != 0 or offset[-1] != len(data) or bool((np.diff(offset) < 0).any()):
         raise ValueError(f"{path}: offsets do not rise from 0 to the {len(data)} bytes of `jpeg`")
     outside = np.flatnonzero((label < 0) | (label >= len(classes)))
     if len(outside):
         i = int(outside[0])
         raise ValueError(
-            f"{path}: entry {i} has label {label[i]}, outside 0..{len(classes) - 1} "
-            f"({len(outside)} such entries)"
+            f"{path}: entry {i} has label {label[i]}, outside 0..{len(classes) - 1} ({len(outside)} such entries)"
         )
     empty = sorted(set(range(len(classes))) - set(label.tolist()))
     if empty:
-        raise ValueError(
-            f"{path}: no image of class {classes[empty[0]]!r}; remove it from `classes`"
-        )
+        raise ValueError(f"{path}: no image of class {classes[empty[0]]!r}; remove it from `classes`")
     raw, kept, skipped = data.tobytes(), [], []
     pixels: list[Tensor] = []
     for i in tqdm(range(len(label)), desc=f"decoding {path.name}", disable=None, leave=False):
@@ -214,9 +205,7 @@ def _digits(split: str) -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ImportError(
-            'the digits come with scikit-learn; run: pip install "secvit[demo]"'
-        ) from None
+        raise ImportError('the digits come with scikit-learn; run: pip install "secvit[demo]"') from None
     found = load_digits()
     grey = torch.from_numpy(found.images).float()[:, None] * (255 / 16)
     # 4x larger, so that a network with strides 4 to 32 has something to look at
@@ -239,9 +228,7 @@ def _held_out(images: Images, split: str) -> Images:
         by_hash = sorted(
             members,
             key=lambda i: hashlib.sha1(
-                (
-                    Path(images.names[i]).relative_to(root).as_posix() if root else images.names[i]
-                ).encode()
+                (Path(images.names[i]).relative_to(root).as_posix() if root else images.names[i]).encode()
             ).digest(),
         )
         count = min(len(members) - 1, max(1, round(HELD_OUT * len(members))))

@@ -8,6 +8,7 @@ Feature maps are (B, C, H, W) in channels-last memory, so that tokens (B, H, W, 
 every projection is a Linear.
 """
 
+# without `from __future__ import annotations`: FX passes annotations on to TorchScript, which cannot read strings
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -421,6 +422,8 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, arguments: dict[str, Any], **kwargs: Any) -> SECViT:
+    if kwargs.get("cluster_size") is not None:
+        arguments.pop("num_clusters", None)  # a preset's numbers give way to the user's size
     return build_model_with_cfg(
         SECViT, variant, pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,

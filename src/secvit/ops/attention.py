@@ -65,6 +65,8 @@ def sec_attention(
             resolve_num_clusters(q.shape[-2], num_clusters, None)
     elif num_clusters is not None or cluster_size is not None:
         raise ValueError("give a plan, or num_clusters, or cluster_size; not two of them")
+    elif mask is not None:
+        raise ValueError("a plan knows its padding; give mask= to secvit.cluster, or no plan")
     elif cross:
         raise ValueError("cross-attention makes a plan of its own for queries; give num_clusters or cluster_size")
     if backend == "reference":
@@ -80,11 +82,13 @@ def sec_attention(
     key_mask = check_mask(mask, k)
     if plan is None:
         ranked = k.transpose(1, 2).flatten(2) if shared else k
-        plan = cluster(ranked, num_clusters, mask=mask)
+        plan = _per_head(cluster(ranked, num_clusters, mask=mask), k)
+    else:
+        plan = _per_head(plan, k)
+        key_mask = None if plan.unequal_sizes is None else plan.labels >= 0
     if key_mask is not None:  # padded rows may hold anything, NaN included
         k, v = (x.masked_fill(~key_mask.unsqueeze(-1), 0) for x in (k, v))
         q = q if cross else q.masked_fill(~key_mask.unsqueeze(-1), 0)
-    plan = _per_head(plan, k)
     if cross:
         centre = mean_key(_scoring_dtype(k), key_mask)
         q_order = order_by(_cross_scores(q, centre, shared))
@@ -153,11 +157,11 @@ def _attend_rows(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, back
     sequence = torch.arange(batch * heads, device=q.device).view(batch, heads, 1) * length
     to_sorted, from_sorted = ((sequence + index).flatten() for index in (plan.order, plan.inverse))
     q, k, v = (
-        permute_rows(x.reshape(-1, x.shape[-1]), to_sorted, from_sorted).view(batch * heads, length, -1)
+        permute_rows(x.reshape(-1, x.shape[-1]), to_sorted, from_sorted).view(batch * heads, length, x.shape[-1])
         for x in (q, k, v)
     )
     out = _attend_equal(q, k, v, plan.num_clusters, scale, backend)
-    return permute_rows(out.reshape(-1, out.shape[-1]), from_sorted, to_sorted).view(batch, heads, length, -1)
+    return permute_rows(out.reshape(-1, out.shape[-1]), from_sorted, to_sorted).view(batch, heads, length, v.shape[-1])
 
 
 def _attend_equal(q: Tensor, k: Tensor, v: Tensor, num_clusters: int, scale: float, backend: str) -> Tensor:
@@ -233,11 +237,11 @@ def _cross_scores(q: Tensor, centre: Tensor, shared: bool) -> Tensor:
 
 def _per_head(plan: Plan, k: Tensor) -> Plan:
     """A plan with an order for each head, from one that may be shared (B, L)."""
-    expected = (*k.shape[:2], k.shape[2])
-    if plan.order.shape[-1] != k.shape[2] or plan.order.shape[0] != k.shape[0]:
-        raise ValueError(f"a plan for tokens {tuple(plan.order.shape)} does not fit keys of shape {tuple(k.shape)}")
-    if tuple(plan.order.shape) == expected:
+    if plan.order.shape == k.shape[:3]:
         return plan
+    if plan.order.shape != (k.shape[0], k.shape[2]):
+        raise ValueError(f"a plan for tokens {tuple(plan.order.shape)} does not fit keys of shape {tuple(k.shape)}")
+
     def widen(x: Tensor) -> Tensor:
         return x.unsqueeze(1).expand(-1, k.shape[1], -1)
 

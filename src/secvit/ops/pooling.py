@@ -70,6 +70,8 @@ def sec_pool(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if plan is None:
         plan = pool_plan(k.transpose(1, 2).flatten(2) if shared else k, num_tokens, arrangement, mask)
+    elif plan.num_clusters != num_tokens:
+        raise ValueError(f"a plan for {plan.num_clusters} tokens, num_tokens={num_tokens}; make both the same")
     key_mask = check_mask(mask, k)
     if key_mask is not None:
         q, k, v = (x.masked_fill(~key_mask.unsqueeze(-1), 0) for x in (q, k, v))

@@ -116,8 +116,7 @@ class Loop:
         """Whole batches in the data; what is left over waits for another epoch's order."""
         if samples < self.batch_size:
             raise ValueError(
-                f"{samples} training samples cannot fill one batch of {self.batch_size}; choose "
-                f"batch_size <= {samples}"
+                f"{samples} training samples cannot fill one batch of {self.batch_size}; choose batch_size <= {samples}"
             )
         return samples // self.batch_size
 
@@ -132,9 +131,5 @@ def changes(old: Any, new: Any, name: str = "") -> list[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [*old, *(k for k in new if k not in old)]
         return [c for k in keys for c in changes(old.get(k), new.get(k), f"{name}.{k}".strip("."))]
-    same = (
-        list(old) == list(new)
-        if isinstance(old, list) and isinstance(new, list | tuple)
-        else old == new
-    )
+    same = list(old) == list(new) if isinstance(old, list) and isinstance(new, list | tuple) else old == new
     return [] if same else [f"{name} was {old}, is {new}"]

@@ -21,9 +21,7 @@ class Ema:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         average, new, seen = [], [], set()
-        for mine, theirs in zip(
-            self.model.state_dict().values(), model.state_dict().values(), strict=True
-        ):
+        for mine, theirs in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
             if mine.data_ptr() in seen:  # a tied weight has two names and is averaged once
                 continue
             seen.add(mine.data_ptr())

@@ -151,15 +151,8 @@ class Run:
                 'resume="auto", or choose another output folder'
             )
         found = last if resume in ("auto", "never") else Path(resume)
-        if (
-            found
-            and last
-            and found.parent.resolve() == last.parent.resolve()
-            and found.name < last.name
-        ):
-            raise ValueError(
-                f"{found} is older than {last.name} in the same run; give another output folder"
-            )
+        if found and last and found.parent.resolve() == last.parent.resolve() and found.name < last.name:
+            raise ValueError(f"{found} is older than {last.name} in the same run; give another output folder")
         if found:
             self.restore(found)
         step, events = self.state.step, self.loop.tensorboard
@@ -260,9 +253,7 @@ class Run:
             )
             logger.warning(message)
             if state.nonfinite > loop.max_nonfinite:
-                raise FloatingPointError(
-                    message + ". Lower the learning rate, clip the gradient or check the data."
-                )
+                raise FloatingPointError(message + ". Lower the learning rate, clip the gradient or check the data.")
         elif self.ema:
             self.ema.update(self.model)
         return done.stop
@@ -316,7 +307,9 @@ class Run:
         self.log.write("log.csv", row)
         bar.set_postfix_str(_short(means))
         if bar.disable and self.main:
-            logger.info("step %d of %d: %s", state.step, self.total, _short({k: v for k, v in row.items() if k != "step"}))
+            logger.info(
+                "step %d of %d: %s", state.step, self.total, _short({k: v for k, v in row.items() if k != "step"})
+            )
         state.sums, state.counted, state.window = {}, 0, 0
 
     def save(self) -> None:
@@ -332,9 +325,7 @@ class Run:
             }
             averaged = self.ema.model if self.ema else None
             step, config = self.state.step, self.config
-            files.save_checkpoint(
-                self.output, step, self.model, averaged, state, config, self.about
-            )
+            files.save_checkpoint(self.output, step, self.model, averaged, state, config, self.about)
             files.prune(self.output, self.loop.keep_last, self.state.best_step)
         self.saved = self.state.step
         self.accelerator.wait_for_everyone()

@@ -15,9 +15,7 @@ from secvit.train.config import Loop
 from secvit.train.sampler import Keys
 
 
-def batches(
-    dataset: Any, loop: Loop, start: int, stop: int, accelerator: Accelerator
-) -> Generator[Any, None, None]:
+def batches(dataset: Any, loop: Loop, start: int, stop: int, accelerator: Accelerator) -> Generator[Any, None, None]:
     """This process's parts of optimizer steps start..stop-1, `accumulate` of them per step."""
     keys = Keys(
         len(dataset),
@@ -57,4 +55,4 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to all processes; the main one still saves

@@ -7,9 +7,7 @@ import math
 from secvit.train.config import Schedule
 
 
-def learning_rate(
-    step: int, total: int, peak: float, schedule: Schedule, steps_per_epoch: int = 1
-) -> float:
+def learning_rate(step: int, total: int, peak: float, schedule: Schedule, steps_per_epoch: int = 1) -> float:
     """Learning rate of optimizer step `step` (0-based) of `total`.
 
     As in DeiT, the warm-up covers the beginning of the curve instead of shifting it: the cosine is

@@ -39,9 +39,7 @@ class Step:
         self.task, self.optimizer = task, optimizer
         self.loop, self.accelerator = loop, accelerator
         self.parameters = [p for p in task.parameters() if p.requires_grad]
-        self.scaler = torch.amp.GradScaler(
-            accelerator.device.type, enabled=loop.precision == "fp16"
-        )
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=loop.precision == "fp16")
 
     def prepare(self) -> None:
         """After weights and optimizer are loaded: compile, and wrap for many processes."""
