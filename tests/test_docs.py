@@ -66,3 +66,11 @@ def test_readme_tree_is_true():
             path = folders[indent - 1] / name
             assert path.exists(), f"README's tree names {path.relative_to(ROOT)}, which does not exist"
         folders[indent:] = [path]
+
+
+def test_readme_code_runs():
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    names: dict = {}
+    exec(code, names)
+    assert [f.shape[1:] for f in names["features"]] == [(64, 63, 84), (128, 32, 42), (256, 16, 21), (512, 8, 11)]
+    assert names["z"].shape == (2, 4, 144, 32)

@@ -10,7 +10,7 @@ every projection is a Linear.
 
 # without `from __future__ import annotations`: FX passes annotations on to TorchScript, which cannot read strings
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -176,7 +176,7 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
+        x = _channels_last(self.downsample(x))  # timm's FeatureListNet runs stages without SECViT.forward_features
         table = self.rotary(x)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():
@@ -345,28 +345,33 @@ class SECViT(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices=None,
+        indices: Optional[Union[int, list[int]]] = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ):
+    ) -> Union[list[Tensor], tuple[Tensor, list[Tensor]]]:
         """Outputs of chosen stages, each before the next downsample.  -> list, or (features, list)
 
         indices: the last n stages if an int, all if None, else those named.  There is no norm between
         stages and head, so `norm` changes nothing.
         """
         if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt={output_fmt!r}; SECViT gives NCHW")
+            raise ValueError(f"output_fmt={output_fmt}; SECViT gives NCHW")
         take, last = feature_take_indices(len(self.stages), indices)
-        stages = self.stages[: last + 1] if stop_early and not torch.jit.is_scripting() else self.stages
+        if torch.jit.is_scripting() or not stop_early:
+            stages = self.stages
+        else:
+            stages = self.stages[: last + 1]
         intermediates = []
         x = self.stem(_channels_last(x))
         for i, stage in enumerate(stages):
             x = stage(x)
             if i in take:
                 intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
+        if intermediates_only:
+            return intermediates
+        return x, intermediates
 
     def prune_intermediate_layers(self, indices=1, prune_norm: bool = False, prune_head: bool = True) -> list[int]:
         """Drop the stages after the last chosen one, and with them (or with prune_head) the head."""
@@ -422,13 +427,14 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, arguments: dict[str, Any], **kwargs: Any) -> SECViT:
-    if kwargs.get("cluster_size") is not None:
-        arguments.pop("num_clusters", None)  # a preset's numbers give way to the user's size
+    arguments = {**arguments, **kwargs}
+    if kwargs.get("cluster_size") is not None:  # the preset's counts give way to a size
+        arguments["num_clusters"] = kwargs.get("num_clusters")
     return build_model_with_cfg(
         SECViT, variant, pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3), "flatten_sequential": True},
-        **{**arguments, **kwargs},
+        **arguments,
     )  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def sec_attention_packed(qkv: Tensor, num_clusters: int, scale: float, backend: 
     The same function as `sec_attention` without masks; the caller sees to 1 <= num_clusters <= L.
     """
     batch, length, heads, _, dim = qkv.shape
-    if num_clusters == 1:
+    if isinstance(num_clusters, int) and num_clusters == 1:  # no int while exporting: one program for any number
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
         return _attend(q, k, v, scale, backend).transpose(1, 2)
     order = token_order(qkv)

@@ -7,7 +7,6 @@ be put as "a score, then a sort, then equal cuts" goes through here (see `partit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -85,6 +84,9 @@ def order_by(score: Tensor, mask: Tensor | None = None, descending: bool = False
     if mask is not None:
         last = 3e38  # torch.finfo cannot be scripted
         score = torch.nan_to_num(score, nan=last, posinf=last).masked_fill(~mask, float("inf"))
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_exporting():  # ONNX has no stable sort; on a CPU torch's plain one is stable too
+            return torch.sort(score, dim=-1).indices
     return torch.sort(score, dim=-1, stable=True).indices
 
 
@@ -124,7 +126,7 @@ class Plan:
         count = mask.expand(order.shape).sum(dim=-1, keepdim=True)
         return cls(order, num_clusters, max_size, _equal_sizes(count, num_clusters))
 
-    @cached_property
+    @property
     def sizes(self) -> Tensor:
         """Tokens in each cluster.  (..., M)"""
         if self.unequal_sizes is not None:
@@ -132,19 +134,19 @@ class Plan:
         count = torch.full_like(self.order[..., :1], self.order.shape[-1])
         return _equal_sizes(count, self.num_clusters)
 
-    @cached_property
+    @property
     def inverse(self) -> Tensor:
         """Rank of each token: `inverse[order[t]] == t`.  (..., L)"""
         return inverse_order(self.order)
 
-    @cached_property
+    @property
     def labels(self) -> Tensor:
         """Cluster of each token, 0 = least like the centre; -1 for padded tokens.  (..., L)"""
         tokens, real = self.slots
         clusters = torch.arange(self.num_clusters, device=tokens.device).view(-1, 1).expand(tokens.shape)
         return self._scatter_to_tokens(clusters, tokens, real, -1)
 
-    @cached_property
+    @property
     def slots(self) -> tuple[Tensor, Tensor]:
         """Token in each slot of each cluster, and whether the slot is filled.  (..., M, N), N = max_size."""
         slot = torch.arange(self.max_size, device=self.order.device)
@@ -154,7 +156,7 @@ class Plan:
         ranks = (starts.unsqueeze(-1) + slot * filled).clamp_max(self.order.shape[-1] - 1)
         return self.order.gather(-1, ranks.flatten(-2)).view(ranks.shape), filled
 
-    @cached_property
+    @property
     def slot_of_token(self) -> Tensor:
         """Slot m N + i of each token; padded tokens point at slot 0.  (..., L)"""
         tokens, real = self.slots
