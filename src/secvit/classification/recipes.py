@@ -139,7 +139,7 @@ def cifar10_secvit_nano() -> Recipe:
 
 
 def cifar10_secvit_nano_hour() -> Recipe:
-    """The same in 16 epochs, which fit an hour of two CPU cores: bf16, compiled (needs a C++ compiler).
+    """The same in 12 epochs, which fit an hour of two CPU cores: bf16, compiled (needs a C++ compiler).
 
     secvit train classification.cifar10_secvit_nano_hour --data cifar10 --output runs/cifar10_hour
 
@@ -151,7 +151,7 @@ def cifar10_secvit_nano_hour() -> Recipe:
         augment=Augment(crop="pad"),
         optim=replace(recipe.optim, lr=1e-3),
         schedule=replace(recipe.schedule, warmup_epochs=1),
-        loop=replace(recipe.loop, batch_size=64, epochs=16, precision="bf16", compile=True, evaluate_every=1250),
+        loop=replace(recipe.loop, batch_size=64, epochs=12, precision="bf16", compile=True, evaluate_every=1250),
     )
 
 
