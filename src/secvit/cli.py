@@ -269,7 +269,13 @@ def bench(words: Sequence[str]) -> int:
 
 # -- all of them -------------------------------------------------------------------------------
 
-COMMANDS: dict[str, Command] = {"train": train, "evaluate": evaluate, "cluster": cluster, "convert": convert, "bench": bench}
+COMMANDS: dict[str, Command] = {
+    "train": train,
+    "evaluate": evaluate,
+    "cluster": cluster,
+    "convert": convert,
+    "bench": bench,
+}
 
 
 def _silent() -> bool:

@@ -206,4 +206,9 @@ def test_in_place_rotation_gives_the_gradients_of_plain_rotation(dtype):
 
     for found, expected in zip(run(lambda qkv: rotary.rotate_packed(qkv, table)), run(plain), strict=True):
         # rounding of products taken in another order
-        torch.testing.assert_close(found, expected, rtol=1e-4 if dtype == torch.float32 else 1e-12, atol=1e-5 if dtype == torch.float32 else 1e-12)
+        torch.testing.assert_close(
+            found,
+            expected,
+            rtol=1e-4 if dtype == torch.float32 else 1e-12,
+            atol=1e-5 if dtype == torch.float32 else 1e-12,
+        )

@@ -119,7 +119,8 @@ def test_exported_program_equals_eager_at_other_sizes_and_batches(name, argument
 
 
 def test_a_model_of_fixed_cluster_size_exports():
-    model = filled(cluster_size=30, **SHALLOW).double()
+    # at least two clusters in every stage: torch.export fixes what is 1
+    model = filled(cluster_size=10, **SHALLOW).double()
     program = torch.export.export(model, (image((64, 48), dtype=torch.float64),), dynamic_shapes=DYNAMIC).module()
     for size in SIZES:
         x = image(size, dtype=torch.float64)
@@ -136,7 +137,9 @@ def test_onnx_equals_eager_at_other_sizes_and_batches(name, arguments, tmp_path)
     pytest.importorskip("onnxscript", reason="pip install secvit[export]")
     model = filled(name, **arguments)
     path = str(tmp_path / "model.onnx")
-    torch.onnx.export(model, (image((64, 48)),), path, dynamo=True, dynamic_shapes=DYNAMIC, input_names=["image"], verbose=False)
+    torch.onnx.export(
+        model, (image((64, 48)),), path, dynamo=True, dynamic_shapes=DYNAMIC, input_names=["image"], verbose=False
+    )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for batch, size in zip((1, 2, 3), SIZES, strict=True):
         x = image(size, batch)

@@ -79,7 +79,10 @@ def test_cluster_size_fixes_the_size_instead_of_the_count():
 
 
 def test_cluster_size_98_is_the_same_network_at_224_px():
-    count, size = (timm.create_model("secvit_nano", stem_stride=4, **k).eval() for k in ({"num_clusters": (32, 8, 2)}, {"cluster_size": 98}))
+    count, size = (
+        timm.create_model("secvit_nano", stem_stride=4, **k).eval()
+        for k in ({"num_clusters": (32, 8, 2)}, {"cluster_size": 98})
+    )
     size.load_state_dict(count.state_dict())
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():

@@ -16,7 +16,9 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from secvit.models.convert import checkpoint_filter_fn
 
 NAME = "secvit_nano"
-scripting = pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # timm's contract still asks for TorchScript
+scripting = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.*` is deprecated"
+)  # timm's contract still asks for TorchScript
 
 
 def nano(**arguments):
@@ -52,7 +54,10 @@ def test_pyramid_getter_and_intermediates_are_the_same_maps():
         expected = model.forward_intermediates(x, intermediates_only=True)
         for pyramid in (hooked, getter):
             network = getattr(pyramid, "model", pyramid)
-            state = {re.sub(r"^(stem|stages)\.", r"\1_", k) if network is hooked else k: v for k, v in model.state_dict().items()}
+            state = {
+                re.sub(r"^(stem|stages)\.", r"\1_", k) if network is hooked else k: v
+                for k, v in model.state_dict().items()
+            }
             network.load_state_dict({k: v for k, v in state.items() if k in network.state_dict()})
             for found, true in zip(pyramid(x), expected, strict=True):
                 # timm's FeatureListNet leaves the stem in another memory format: float64 sums in another order
@@ -242,7 +247,9 @@ def test_dtype_may_change_after_a_forward(model):
 
 
 def test_init_weights_leaves_nothing_of_what_memory_held():
-    model = nano(device="meta", dtype=torch.float64, layer_scale=(False, False, True, True)).to_empty(device="cpu").eval()
+    model = (
+        nano(device="meta", dtype=torch.float64, layer_scale=(False, False, True, True)).to_empty(device="cpu").eval()
+    )
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():

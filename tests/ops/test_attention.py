@@ -95,7 +95,9 @@ def test_permuting_tokens_permutes_the_output(clusters, masked):
     out = sec_attention(q, k, v, clusters, mask=mask)
     for _ in range(3):
         order = torch.randperm(64)
-        moved = sec_attention(*(x[:, :, order] for x in (q, k, v)), clusters, mask=None if mask is None else mask[:, order])
+        moved = sec_attention(
+            *(x[:, :, order] for x in (q, k, v)), clusters, mask=None if mask is None else mask[:, order]
+        )
         torch.testing.assert_close(moved, out[:, :, order], **EXACT)
 
 

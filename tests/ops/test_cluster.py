@@ -34,7 +34,9 @@ def test_sizes_are_those_of_tensor_split(data):
     assert plan.labels.bincount(minlength=clusters).tolist() == sizes
 
 
-@pytest.mark.parametrize(("length", "size", "clusters"), [(196, 98, 2), (197, 98, 3), (3136, 98, 32), (5, 98, 1), (7, 1, 7)])
+@pytest.mark.parametrize(
+    ("length", "size", "clusters"), [(196, 98, 2), (197, 98, 3), (3136, 98, 32), (5, 98, 1), (7, 1, 7)]
+)
 def test_cluster_size_is_the_most_tokens_a_cluster_holds(length, size, clusters):
     assert resolve_num_clusters(length, None, size) == clusters
     plan = secvit.cluster(torch.randn(1, length, 4), cluster_size=size)

@@ -65,7 +65,8 @@ def test_raster_and_window_ignore_content_and_random_changes_from_call_to_call()
 def test_a_generator_makes_chance_repeatable(partition):
     tokens = torch.randn(1, 64, 4)
     same, again, other = (
-        secvit.cluster(tokens, 4, partition=partition, generator=torch.Generator().manual_seed(s)).labels for s in (1, 1, 2)
+        secvit.cluster(tokens, 4, partition=partition, generator=torch.Generator().manual_seed(s)).labels
+        for s in (1, 1, 2)
     )
     assert torch.equal(same, again)
     assert not torch.equal(same, other)

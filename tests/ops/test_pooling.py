@@ -7,7 +7,19 @@ from secvit.ops import pool_plan, reference, sec_pool
 
 # float64 sums in another order: 1e-16 each, at most 577 terms, softmax included
 EXACT = dict(rtol=1e-10, atol=1e-12)
-COUNTS = [(7, 3), (7, 7), (1, 1), (63, 8), (63, 60), (576, 288), (576, 256), (576, 192), (576, 144), (576, 1), (576, 576)]
+COUNTS = [
+    (7, 3),
+    (7, 7),
+    (1, 1),
+    (63, 8),
+    (63, 60),
+    (576, 288),
+    (576, 256),
+    (576, 192),
+    (576, 144),
+    (576, 1),
+    (576, 576),
+]
 
 
 def qkv(length, batch=2, heads=2, dim=4):
@@ -74,7 +86,9 @@ def test_groups_are_the_ranks_of_eq_5(arrangement):
 def test_all_tokens_as_outputs_are_the_values_in_falling_order():
     q, k, v = qkv(9, heads=1)
     order = pool_plan(k[:, 0], 9).order
-    torch.testing.assert_close(sec_pool(q, k, v, 9)[:, 0], v[:, 0].gather(1, order.unsqueeze(-1).expand(2, 9, 4)), **EXACT)
+    torch.testing.assert_close(
+        sec_pool(q, k, v, 9)[:, 0], v[:, 0].gather(1, order.unsqueeze(-1).expand(2, 9, 4)), **EXACT
+    )
 
 
 def test_one_output_is_the_attention_of_the_mean_query():

@@ -104,7 +104,7 @@ def sec_attention_packed(qkv: Tensor, num_clusters: int, scale: float, backend: 
     The same function as `sec_attention` without masks; the caller sees to 1 <= num_clusters <= L.
     """
     batch, length, heads, _, dim = qkv.shape
-    if isinstance(num_clusters, int) and num_clusters == 1:  # no int while exporting: one program for any number
+    if num_clusters == 1:
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
         return _attend(q, k, v, scale, backend).transpose(1, 2)
     order = token_order(qkv)
@@ -176,9 +176,7 @@ def _attend_equal(q: Tensor, k: Tensor, v: Tensor, num_clusters: int, scale: flo
     return torch.cat([larger, _attend_slices(q[:, cut:], k[:, cut:], v[:, cut:], rest, size, scale, backend)], dim=1)
 
 
-def _attend_slices(
-    q: Tensor, k: Tensor, v: Tensor, num_clusters: int, size: int, scale: float, backend: str
-) -> Tensor:
+def _attend_slices(q: Tensor, k: Tensor, v: Tensor, num_clusters: int, size: int, scale: float, backend: str) -> Tensor:
     # clusters take the place of heads: 4-D, because a 5-D call falls back to the slow math kernel
     q = q.unflatten(1, (num_clusters, size))
     k = k.unflatten(1, (num_clusters, size))
@@ -186,9 +184,7 @@ def _attend_slices(
     return _attend(q, k, v, scale, backend).flatten(1, 2)
 
 
-def _attend_slots(
-    q: Tensor, k: Tensor, v: Tensor, q_plan: Plan, k_plan: Plan, scale: float, backend: str
-) -> Tensor:
+def _attend_slots(q: Tensor, k: Tensor, v: Tensor, q_plan: Plan, k_plan: Plan, scale: float, backend: str) -> Tensor:
     """Clusters of any sizes, as one masked call over padded slots.  Has no branch on a size, so it exports."""
     k_tokens, filled = k_plan.slots
     q_tokens = q_plan.slots[0]

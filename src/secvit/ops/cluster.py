@@ -28,7 +28,7 @@ def resolve_num_clusters(num_tokens: int, num_clusters: int | None, cluster_size
     if cluster_size is not None:
         if cluster_size < 1:
             raise ValueError(f"cluster_size={cluster_size}; choose cluster_size >= 1")
-        return max(1, -(-num_tokens // cluster_size))
+        return max(1, (num_tokens + cluster_size - 1) // cluster_size)
     assert num_clusters is not None
     if num_clusters < 1:
         raise ValueError(f"num_clusters={num_clusters}; choose num_clusters >= 1")
@@ -120,7 +120,7 @@ class Plan:
     @classmethod
     def equal(cls, order: Tensor, num_clusters: int, mask: Tensor | None = None) -> Plan:
         """Cut an order into M clusters whose sizes differ by at most one, per sample under a mask (..., L)."""
-        max_size = -(-order.shape[-1] // num_clusters)
+        max_size = (order.shape[-1] + num_clusters - 1) // num_clusters  # not -(-L // M): ONNX rounds towards zero
         if mask is None:
             return cls(order, num_clusters, max_size)
         count = mask.expand(order.shape).sum(dim=-1, keepdim=True)
@@ -204,8 +204,8 @@ class Plan:
         own, lead = index.shape[:-tail] if tail else index.shape, x.shape[: x.dim() - 2]
         if len(own) > len(lead):
             raise ValueError(f"a plan for {tuple(own)} does not fit tokens of shape {tuple(x.shape)}")
-        shape = (*own, *([1] * (len(lead) - len(own))), *index.shape[len(own):])
-        return index.view(shape).expand(*lead, *index.shape[len(own):])
+        shape = (*own, *([1] * (len(lead) - len(own))), *index.shape[len(own) :])
+        return index.view(shape).expand(*lead, *index.shape[len(own) :])
 
     def _index(self, x: Tensor, index: Tensor) -> Tensor:
         return self._lead(x, index, 1).unsqueeze(-1).expand(*x.shape[:-2], index.shape[-1], x.shape[-1])
@@ -214,7 +214,8 @@ class Plan:
 def _equal_sizes(count: Tensor, num_clusters: int) -> Tensor:
     """Sizes of `partition_sizes` for counts that differ from sample to sample.  count (..., 1) -> (..., M)."""
     clusters = torch.arange(num_clusters, device=count.device)
-    return count // num_clusters + (clusters < count % num_clusters)
+    size = count // num_clusters
+    return size + (clusters < count - size * num_clusters)  # no %, which ONNX lacks for a number it does not know
 
 
 def check_mask(mask: Tensor | None, tokens: Tensor) -> Tensor | None:

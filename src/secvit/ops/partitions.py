@@ -84,7 +84,10 @@ def _score_to_centre(k: Tensor, centre: str | Tensor, mask: Tensor | None) -> Te
 
 
 def first_component(
-    k: Tensor, num_clusters: int, mask: Tensor | None = None, grid: Grid | None = None,
+    k: Tensor,
+    num_clusters: int,
+    mask: Tensor | None = None,
+    grid: Grid | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Coordinate of each token on the first principal component; its sign makes the largest entry positive."""
@@ -98,7 +101,10 @@ def first_component(
 
 
 def random_projection(
-    k: Tensor, num_clusters: int, mask: Tensor | None = None, grid: Grid | None = None,
+    k: Tensor,
+    num_clusters: int,
+    mask: Tensor | None = None,
+    grid: Grid | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Coordinate of each token on a random axis; the same axis every time unless a generator is given."""
@@ -108,7 +114,10 @@ def random_projection(
 
 
 def random_score(
-    k: Tensor, num_clusters: int, mask: Tensor | None = None, grid: Grid | None = None,
+    k: Tensor,
+    num_clusters: int,
+    mask: Tensor | None = None,
+    grid: Grid | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """A random number per token: a new partition at every call, from torch's generator unless one is given."""
@@ -117,7 +126,10 @@ def random_score(
 
 
 def raster(
-    k: Tensor, num_clusters: int, mask: Tensor | None = None, grid: Grid | None = None,
+    k: Tensor,
+    num_clusters: int,
+    mask: Tensor | None = None,
+    grid: Grid | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Place in the sequence: clusters are runs of neighbouring tokens, row by row."""
@@ -125,7 +137,10 @@ def raster(
 
 
 def window(
-    k: Tensor, num_clusters: int, mask: Tensor | None = None, grid: Grid | None = None,
+    k: Tensor,
+    num_clusters: int,
+    mask: Tensor | None = None,
+    grid: Grid | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Windows of the grid: bands of rows, cut along columns.  Exact windows where the grid divides,
@@ -157,7 +172,10 @@ def _kmeans(k: Tensor, num_clusters: int, mask: Tensor | None, iterations: int =
 
 
 def balanced_kmeans(
-    k: Tensor, num_clusters: int, mask: Tensor | None = None, grid: Grid | None = None,
+    k: Tensor,
+    num_clusters: int,
+    mask: Tensor | None = None,
+    grid: Grid | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Lloyd's algorithm with room for L / M tokens in each cluster.  k (..., L, D) -> labels (..., L) as a score.

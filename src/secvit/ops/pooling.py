@@ -15,9 +15,7 @@ from secvit.ops.cluster import Plan, _scoring_dtype, check_mask, order_by, sec_s
 ARRANGEMENTS = ("interleaved", "sequential")
 
 
-def pool_plan(
-    k: Tensor, num_tokens: int, arrangement: str = "interleaved", mask: Tensor | None = None
-) -> Plan:
+def pool_plan(k: Tensor, num_tokens: int, arrangement: str = "interleaved", mask: Tensor | None = None) -> Plan:
     """Eq. 5: T groups of ranks whose sizes differ by at most one.  k (B, L, C) or (B, h, L, D), mask (B, L).
 
     Interleaved: group n = ranks n, n+T, n+2T, ...; sequential: ranks floor(nL/T) to floor((n+1)L/T).
@@ -42,7 +40,7 @@ def pool_plan(
         rank = torch.arange(length, device=k.device)
         key = torch.where(rank < count, rank % num_tokens * length + rank, length * length + rank)
         order = order.gather(-1, torch.sort(key, dim=-1).indices)
-    return Plan(order, num_tokens, -(-length // num_tokens), sizes)
+    return Plan(order, num_tokens, (length + num_tokens - 1) // num_tokens, sizes)
 
 
 def sec_pool(

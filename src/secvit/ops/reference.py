@@ -102,8 +102,14 @@ def sec_cross_attention(q: Tensor, k: Tensor, v: Tensor, num_clusters: int, scal
 
 
 def sec_pool(
-    q: Tensor, k: Tensor, v: Tensor, num_tokens: int, arrangement: str = "interleaved",
-    mask: Tensor | None = None, scale: float | None = None, shared: bool = True,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_tokens: int,
+    arrangement: str = "interleaved",
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    shared: bool = True,
 ) -> Tensor:
     """Eqs. 1, 2, 5, 6 for a batch with heads, by loops.  q k v (B, h, L, D), mask (B, L) -> (B, h, T, D).
 
