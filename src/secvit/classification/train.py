@@ -103,7 +103,7 @@ def train(
         "nonfinite_steps": done.nonfinite,
         "seconds": round(done.seconds, 1),
         "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
-        **provenance(),
+        **about,
         "recipe": asdict(recipe),
     }
     if done.main:
