@@ -41,6 +41,7 @@ def train(
     log.csv, eval.csv and checkpoints/.  The score is that of "val", or of "test" if there is none.
     """
     output, began = Path(output), time.time()
+    about = provenance()  # of the code that runs, not of later edits
     files.check_writable(output)
     held_out = "val" if "val" in splits(data) else "test"
     train_images, val_images = load_split(data, "train"), load_split(data, held_out)
