@@ -85,12 +85,7 @@ def train(words: Sequence[str]) -> int:
 
     draw_curves(Path(found.output) / "log.csv", Path(found.output) / "curves.png")
     if not result["stopped"]:
-        count = result["images"][result["split"]]
-        print(
-            f"{result['split']} top-1 {100 * result['top1']:.2f} % of {count} images "
-            f"(majority floor {100 * result['majority_floor']:.2f} %) "
-            f"in {result['seconds']:.0f} s; see {found.output}"
-        )
+        print(f"{result['summary']} in {result['seconds']:.0f} s; see {found.output}")
         return 0
     print(f"{result['stopped']} at step {result['steps']}; the same command goes on from there")
     return 130 if result["stopped"] == "interrupted" else 0

@@ -93,6 +93,25 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     model.load_state_dict(found)
 
 
+def load_backbone(model: nn.Module, path: str | os.PathLike[str], head: str = "head") -> list[str]:
+    """Load all weights but those of the head, which stay new where they are missing or differ.
+
+    head: name of the part that may differ.  Returns the names of its tensors that stayed new.
+    """
+    found, wanted = read_weights(path), model.state_dict()
+    mine = {key: value for key, value in found.items() if key.split(".")[0] != head}
+    backbone = {key: value for key, value in wanted.items() if key.split(".")[0] != head}
+    if report := misfit(mine, backbone):
+        raise ValueError(
+            f"{path} does not fit {type(model).__name__} without its head: {report}. "
+            "Give the name and the arguments of the network that was saved."
+        )
+    rest = {key: found[key] for key in wanted.keys() - mine.keys() if key in found}
+    fitting = {key: value for key, value in rest.items() if value.shape == wanted[key].shape}
+    model.load_state_dict({**mine, **fitting}, strict=False)
+    return sorted(wanted.keys() - mine.keys() - fitting.keys())
+
+
 def weight_bytes(state: Mapping[str, Tensor]) -> bytes:
     """A state dict as safetensors bytes; tied tensors are written once per name."""
     copies = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}

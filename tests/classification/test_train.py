@@ -15,7 +15,7 @@ from secvit.classification import (
     train,
 )
 from secvit.classification.evaluate import eval_view
-from secvit.classification.sources import Images, load_split
+from secvit.images import Images, load_split
 
 
 def small(**changes):

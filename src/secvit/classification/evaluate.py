@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from secvit.classification.data import EvalView
-from secvit.classification.sources import load_split
+from secvit.images import load_split
 from secvit.weights import load_weights
 
 

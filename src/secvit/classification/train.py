@@ -5,25 +5,26 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.optim import create_optimizer_v2
 from torch import nn
 
 import secvit.models  # noqa: F401  registers the networks with timm
+from secvit.classification.config import Recipe
 from secvit.classification.data import TrainView
 from secvit.classification.evaluate import create, eval_view, evaluate
-from secvit.classification.recipes import Recipe
-from secvit.classification.sources import load_split, splits
 from secvit.classification.task import ClassificationTask
+from secvit.images import load_split, splits
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
+from secvit.train.optim import create_optimizer
 from secvit.train.provenance import provenance
-from secvit.weights import load_weights, weight_bytes, write_atomically
+from secvit.weights import load_backbone, weight_bytes, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,7 @@ def train(
     files.check_writable(output)
     held_out = "val" if "val" in splits(data) else "test"
     train_images, val_images = load_split(data, "train"), load_split(data, held_out)
-    model = create_seeded(recipe, len(train_images.classes))
-    if recipe.model.init:
-        load_weights(model, recipe.model.init)
+    model = start(recipe, len(train_images.classes))
     cfg = timm.data.resolve_data_config(model=model)
     dataset = TrainView(
         train_images,
@@ -58,15 +57,7 @@ def train(
         recipe.loop.seed,
     )
     view = eval_view(val_images, model, recipe.model.image_size, recipe.model.crop_pct)
-    optim = recipe.optim
-    optimizer = create_optimizer_v2(
-        model,
-        opt=optim.name,
-        lr=optim.lr,
-        weight_decay=optim.weight_decay,
-        betas=optim.betas,
-        layer_decay=optim.layer_decay,
-    )
+    task = ClassificationTask(model, recipe.label_smoothing, recipe.model.frozen)
 
     def score(network: nn.Module) -> dict[str, float]:
         device = next(network.parameters()).device
@@ -74,8 +65,8 @@ def train(
 
     config = {"data": str(data), **asdict(recipe)}
     done = fit(
-        ClassificationTask(model, recipe.label_smoothing),
-        optimizer,
+        task,
+        create_optimizer(model, recipe.optim),
         dataset,
         recipe.loop,
         recipe.schedule,
@@ -89,6 +80,7 @@ def train(
     if skipped:
         logger.warning("%d broken images were skipped: %s", len(skipped), ", ".join(skipped[:5]))
     result = {
+        "summary": summary(done.metrics, held_out),
         "model": recipe.model.name,
         "data": str(data),
         "split": held_out,
@@ -114,8 +106,26 @@ def train(
     return result
 
 
-def create_seeded(recipe: Recipe, classes: int) -> nn.Module:
-    """The network with the initial weights that the seed decides."""
+def summary(metrics: Mapping[str, float], split: str) -> str:
+    """One line about an evaluation; "" if there was none."""
+    if not metrics:
+        return ""
+    return (
+        f"{split} top-1 {100 * metrics['top1']:.2f} % of {metrics['images']} images "
+        f"(majority floor {100 * metrics['majority_floor']:.2f} %)"
+    )
+
+
+def start(recipe: Recipe, classes: int) -> nn.Module:
+    """The network at step 0: weights that the seed decides, or those the recipe starts from."""
+    chosen = recipe.model
+    if chosen.pretrained and chosen.init:
+        raise ValueError(f"pretrained=true and init={chosen.init}; give one of them")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
-        return create(recipe.model.name, classes, recipe.model.args)
+        model = create(chosen.name, classes, {**chosen.args, "pretrained": chosen.pretrained})
+    if chosen.init:
+        head = model.pretrained_cfg["classifier"].split(".")[0]
+        new = load_backbone(model, chosen.init, head)
+        logger.info("starting from %s; new: %s", chosen.init, ", ".join(new) or "nothing")
+    return model
