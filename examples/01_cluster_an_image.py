@@ -13,8 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from secvit.images import read_image
+from secvit.models.saved import load_model
 from secvit.vis import cluster_maps, draw_clusters
-from secvit.vis.clusters import load_model, normalised
+from secvit.vis.clusters import normalised
 from secvit.vis.picture import save
 
 if len(sys.argv) > 1:

@@ -29,8 +29,9 @@ import sklearn.datasets
 from secvit.classification import load_split, train
 from secvit.classification.recipes import digits
 from secvit.images import read_image
+from secvit.models.saved import load_model
 from secvit.vis import cluster_maps, cluster_photo, draw_clusters, draw_curves
-from secvit.vis.clusters import UNTRAINED, load_model, normalised
+from secvit.vis.clusters import UNTRAINED, normalised
 from secvit.vis.picture import check_output, save
 
 PARTITIONS = {"sec": "SEC", "window": "window", "random": "random"}

@@ -25,8 +25,8 @@ TOP = {"vis", "measure", "cli", "app", "__init__"}  # may import all of the abov
 LIBRARIES = {
     "ops": {"torch"},
     "connectors": {"torch"},
-    "train": {"torch", "accelerate", "safetensors", "numpy", "tqdm", "yaml"},
-    "images": {"PIL", "numpy"},
+    "train": {"torch", "accelerate", "safetensors", "numpy", "tqdm", "yaml", "timm"},  # timm.optim
+    "images": {"PIL", "numpy", "torch", "tqdm", "sklearn", "timm"},  # the digits; hfds/
 }
 
 

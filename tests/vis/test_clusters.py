@@ -8,10 +8,8 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from secvit.cli import main
-from secvit.models.convert import heads_of, to_authors
 from secvit.models.rotary import rotate_packed
 from secvit.vis import cluster_maps, cluster_photo, clusters, draw_clusters, picture
 
@@ -226,43 +224,6 @@ def test_the_command_writes_a_picture_and_says_that_weights_are_random(thumbnail
     assert f"replaced {output}" in capsys.readouterr().out
     assert main(["cluster", str(tmp_path / "none.jpg"), "-o", str(output)]) == 2
     assert "none.jpg" in capsys.readouterr().err
-
-
-# -- weights -----------------------------------------------------------------------------------
-
-
-def test_weights_of_a_run_load_with_the_arguments_beside_them(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(clusters, "fitting_models", lambda _: ["another"])
-    save_file(model.state_dict(), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"does not fit secvit_nano; models that it fits: another.* missing"):
-        clusters.load_model("secvit_nano", tmp_path / "model.safetensors")
-    lines = ["model:", "  name: secvit_nano", "  args:", *(f"    {k}: {v}" for k, v in SMALL.items())]
-    (tmp_path / "config.yaml").write_text("\n".join(lines))
-    for path in (tmp_path / "model.safetensors", tmp_path):
-        loaded = clusters.load_model("secvit_nano", path)
-        assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
-    with pytest.raises(ValueError, match="models that it fits: secvit_nano"):
-        clusters.load_model("secvit_tiny", tmp_path)
-
-
-def test_the_authors_layout_loads(tmp_path):
-    model = timm.create_model("secvit_nano", num_classes=7)
-    torch.save({"model": to_authors(model.state_dict(), heads_of(model))}, tmp_path / "authors.pth")
-    loaded = clusters.load_model("secvit_nano", tmp_path / "authors.pth")
-    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
-
-
-def test_random_weights_are_the_same_every_time_and_touch_no_generator():
-    state = torch.get_rng_state()
-    first, second = (clusters.load_model("secvit_nano").stem[0].weight for _ in range(2))
-    assert torch.equal(first, second)
-    assert torch.equal(state, torch.get_rng_state())
-
-
-@pytest.mark.parametrize(("name", "checkpoint"), [("secvit_huge", None), ("secvit_nano", "none.safetensors")])
-def test_a_model_or_file_that_does_not_exist_is_refused(name, checkpoint):
-    with pytest.raises(ValueError, match=r"secvit_huge|none\.safetensors"):
-        clusters.load_model(name, checkpoint)
 
 
 def test_the_temporary_name_is_beside_the_picture(small, photo, tmp_path, monkeypatch):

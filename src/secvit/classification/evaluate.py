@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import yaml
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from secvit.classification.data import EvalView
 from secvit.images import load_split
-from secvit.weights import load_weights
+from secvit.models.saved import load_model, saved_config
 
 
 @torch.no_grad()  # not inference_mode: a network may keep tables for its next training step
@@ -81,13 +78,9 @@ def evaluate_checkpoint(
     one, else from the model's own pretrained_cfg.
     """
     images = load_split(str(data), split)
-    path = Path(checkpoint)
-    beside = (path if path.is_dir() else path.parent) / "config.yaml"
-    config = yaml.safe_load(beside.read_text()) if beside.is_file() else {}
-    known: Mapping[str, Any] = config.get("model") or {}
+    known = saved_config(checkpoint).get("model") or {}
     same = known.get("name") == model
-    network = create(model, len(images.classes), known.get("args", {}) if same else {})
-    load_weights(network, path)
+    network = load_model(model, checkpoint, len(images.classes))
     view = eval_view(
         images,
         network,
@@ -96,18 +89,7 @@ def evaluate_checkpoint(
     )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     scores = evaluate(network, view, batch_size, device)
-    return {"model": model, "checkpoint": str(path), "data": str(data), "split": split, **scores}
-
-
-def create(name: str, classes: int, args: Mapping[str, Any]) -> nn.Module:
-    """A timm model; a name that timm does not know is a ValueError with its nearest neighbours."""
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(f"no model {name!r} in timm or secvit; {', '.join(near) or 'see timm'}")
-    try:
-        return timm.create_model(name, num_classes=classes, **args)
-    except TypeError as error:
-        raise ValueError(f"{name} with {dict(args)}: {error}") from None
+    return {"model": model, "checkpoint": str(checkpoint), "data": str(data), "split": split, **scores}
 
 
 def eval_view(images: Any, model: nn.Module, size: int | None, crop_pct: float | None) -> EvalView:

@@ -14,12 +14,12 @@ import timm
 import torch
 from torch import nn
 
-import secvit.models  # noqa: F401  registers the networks with timm
 from secvit.classification.config import Recipe
 from secvit.classification.data import TrainView
-from secvit.classification.evaluate import create, eval_view, evaluate
+from secvit.classification.evaluate import eval_view, evaluate
 from secvit.classification.task import ClassificationTask
 from secvit.images import load_split, splits
+from secvit.models.saved import create
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
 from secvit.train.optim import create_optimizer

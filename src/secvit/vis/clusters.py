@@ -14,17 +14,15 @@ import matplotlib
 import numpy as np
 import timm
 import torch
-import yaml
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
 import secvit.models
 from secvit.images import read_image
-from secvit.models.convert import checkpoint_filter_fn, fitting_models
+from secvit.models.saved import has_weights, load_model
 from secvit.models.secvit import SECAttention
 from secvit.vis.picture import FAINT, INK, check_output, new_figure, save
-from secvit.weights import misfit, read_weights
 
 LONG_SIDE = 640  # px a network sees unless told otherwise
 PANEL_AREA = 620 * 465  # px of a panel, whatever the photo's proportions
@@ -269,7 +267,8 @@ def cluster_photo(
 
     output: a file, replaced if it exists; None takes a free name, PHOTO_clusters.png, in the current
         folder.
-    checkpoint: weights; without them the network is a random one, and the picture says so.
+    checkpoint: weights; without them those that ship under the model's name, else random ones, and
+        the picture says so.
     size: long side in px that the network sees; None keeps the photo's, but at most 640.
     """
     output = check_output(_free_name(Path(photo)) if output is None else output)
@@ -279,47 +278,16 @@ def cluster_photo(
     network = load_model(model, checkpoint)
     maps = cluster_maps(network, normalised(image, network), head=head)
     maps = [m for m in maps if m.num_clusters > 1 or m.head == 0 or head != "all"]
-    note = f"weights: {'/'.join(Path(checkpoint).parts[-2:])}" if checkpoint else UNTRAINED
+    note = f"weights: {'/'.join(Path(checkpoint).parts[-2:])}" if checkpoint else weights_note(model)
     return save(draw_clusters(image, maps, f"{Path(photo).name} in {model}", note), output)
 
 
 UNTRAINED = "random weights, not trained: the clusters follow colour, texture and place, not meaning"
 
 
-def load_model(name: str, checkpoint: str | os.PathLike[str] | None = None) -> nn.Module:
-    """A SECViT with saved weights: ours, the authors', or of a run's folder.  Without any, random ones of seed 0.
-
-    Model arguments come from the config.yaml beside the weights, if there is one.
-    """
-    if not timm.is_model(name):
-        raise ValueError(f"no model {name!r}; choose from {', '.join(timm.list_models('secvit_*'))}")
-    if checkpoint is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return timm.create_model(name).eval()
-    path = Path(checkpoint)
-    state = read_weights(path)
-    known = _saved_model(path)
-    arguments = known.get("args", {}) if known.get("name") == name else {}
-    classes = [state[k].shape[0] for k in ("head.fc.weight", "head.weight") if k in state]
-    network = timm.create_model(name, num_classes=classes[0] if classes else 0, **arguments)
-    state = checkpoint_filter_fn(state, network)
-    if report := misfit(state, network.state_dict()):
-        fits = known.get("name") or ", ".join(fitting_models(state)) or "none known"
-        raise ValueError(f"{path} does not fit {name}; models that it fits: {fits}.  It has {report}")
-    network.load_state_dict(state)
-    return network.eval()
-
-
-def _saved_model(checkpoint: Path) -> dict[str, Any]:
-    """Name and arguments of the model in the config.yaml beside a checkpoint, if there is one."""
-    beside = (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "config.yaml"
-    try:
-        known = yaml.safe_load(beside.read_text()) if beside.is_file() else None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{beside}: not readable ({error}); repair or move it") from None
-    model = known.get("model") if isinstance(known, dict) else None
-    return model if isinstance(model, dict) else {}
+def weights_note(model: str) -> str:
+    """What a picture says of the weights behind a name alone."""
+    return f"weights: {model}" if has_weights(model) else UNTRAINED
 
 
 def normalised(image: Image.Image, model: nn.Module) -> Tensor:
