@@ -163,7 +163,7 @@ def evaluate(words: Sequence[str]) -> int:
     """Score a checkpoint on a split."""
     parser = _parser("secvit evaluate", "Top-1, top-5 and per-class accuracy of saved weights.")
     parser.add_argument("--model", type=str, required=True, help="name of the network")
-    parser.add_argument("--checkpoint", type=str, required=True, help="weights or checkpoint folder")
+    parser.add_argument("--checkpoint", type=str | None, help="weights or the folder of a run; else those that ship")
     parser.add_argument("--data", type=str, required=True, help='images: a path, or "digits"')
     parser.add_argument("--split", type=str, default="val", help="train, val or test")
     parser.add_argument("--image_size", type=int | None, help="px, if no config.yaml says it")
@@ -187,6 +187,35 @@ def evaluate(words: Sequence[str]) -> int:
     if found.json:
         with open(found.json, "w") as file:
             json.dump(scores, file, indent=2)
+    return 0
+
+
+# -- predict -----------------------------------------------------------------------------------
+
+
+def predict(words: Sequence[str]) -> int:
+    """Say what is in pictures."""
+    parser = _parser(
+        "secvit predict",
+        "The most likely classes of one or more pictures.\n\n"
+        "secvit predict photo.jpg                                  ten kinds of things (CIFAR-10)\n"
+        "secvit predict *.jpg --model secvit_nano.clothing10       ten kinds of clothes\n"
+        "secvit predict photo.jpg --checkpoint runs/mine           a network you trained",
+    )
+    parser.add_argument("photos", type=str, nargs="+", help="the pictures, of any format and size")
+    parser.add_argument("--model", type=str, default="secvit_nano.cifar10", help="name of the network")
+    parser.add_argument("--checkpoint", type=str | None, help="weights, or the folder of a run")
+    parser.add_argument("--top", type=int, default=3, help="classes to name")
+    found = parser.parse_args(list(words))
+    from secvit.classification import predict as run
+    from secvit.images import read_image
+    from secvit.models.saved import load_model, saved_config
+
+    name = (saved_config(found.checkpoint).get("model") or {}).get("name") if found.checkpoint else None
+    network = load_model(name or found.model, found.checkpoint)
+    for photo in found.photos:
+        said = run(network, read_image(photo), found.top)
+        print(f"{photo}: " + ", ".join(f"{label} {100 * share:.1f} %" for label, share in said))
     return 0
 
 
@@ -267,6 +296,7 @@ def bench(words: Sequence[str]) -> int:
 COMMANDS: dict[str, Command] = {
     "train": train,
     "evaluate": evaluate,
+    "predict": predict,
     "cluster": cluster,
     "convert": convert,
     "bench": bench,

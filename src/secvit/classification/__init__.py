@@ -2,6 +2,7 @@
 
 from secvit.classification.config import Recipe
 from secvit.classification.evaluate import evaluate, evaluate_checkpoint
+from secvit.classification.predict import predict
 from secvit.classification.recipes import tiny
 from secvit.classification.task import ClassificationTask
 from secvit.classification.train import train
@@ -14,6 +15,7 @@ __all__ = [
     "evaluate",
     "evaluate_checkpoint",
     "load_split",
+    "predict",
     "tiny",
     "train",
 ]

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from secvit.classification.data import EvalView
-from secvit.images import load_split
-from secvit.models.saved import load_model, saved_config
+from secvit.images import Images, load_split
+from secvit.models.saved import load_model
 
 
 @torch.no_grad()  # not inference_mode: a network may keep tables for its next training step
@@ -64,7 +64,7 @@ def evaluate(
 
 def evaluate_checkpoint(
     model: str,
-    checkpoint: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None,
     data: str | os.PathLike[str],
     split: str = "val",
     *,
@@ -72,28 +72,22 @@ def evaluate_checkpoint(
     batch_size: int = 256,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Score a saved model: a .safetensors or .pth file, or a checkpoint folder.
+    """Score a saved model: a .safetensors or .pth file, a run's or a checkpoint's folder.
 
-    Model arguments, image size and crop come from the config.yaml beside the weights if there is
-    one, else from the model's own pretrained_cfg.
+    Without a checkpoint, the weights that ship under the model's name.  Model arguments, image size
+    and crop come from the config.yaml beside the weights if there is one, else from the model's own
+    pretrained_cfg.
     """
     images = load_split(str(data), split)
-    known = saved_config(checkpoint).get("model") or {}
-    same = known.get("name") == model
     network = load_model(model, checkpoint, len(images.classes))
-    view = eval_view(
-        images,
-        network,
-        image_size or (known.get("image_size") if same else None),
-        known.get("crop_pct") if same else None,
-    )
+    view = eval_view(images, network, image_size)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     scores = evaluate(network, view, batch_size, device)
-    return {"model": model, "checkpoint": str(checkpoint), "data": str(data), "split": split, **scores}
+    return {"model": model, "checkpoint": str(checkpoint or "shipped"), "data": str(data), "split": split, **scores}
 
 
-def eval_view(images: Any, model: nn.Module, size: int | None, crop_pct: float | None) -> EvalView:
-    """The evaluation's view of a split with the model's own normalisation."""
+def eval_view(images: Images, model: nn.Module, size: int | None = None, crop_pct: float | None = None) -> EvalView:
+    """The evaluation's view of images, by the model's pretrained_cfg where nothing else is said."""
     cfg = timm.data.resolve_data_config(model=model)
     size = size or int(cfg["input_size"][-1])
     crop = crop_pct if crop_pct is not None else float(cfg["crop_pct"])

@@ -63,7 +63,7 @@ def train(
         device = next(network.parameters()).device
         return evaluate(network, view, recipe.loop.batch_size, device, recipe.loop.workers)
 
-    config = {"data": str(data), **asdict(recipe)}
+    config = {"data": str(data), "classes": train_images.classes, **asdict(recipe)}
     done = fit(
         task,
         create_optimizer(model, recipe.optim),

@@ -13,8 +13,8 @@ import torch
 import yaml
 from torch import nn
 
-import secvit.models.secvit
 from secvit.models.convert import checkpoint_filter_fn, fitting_models
+from secvit.models.secvit import SECViT
 from secvit.weights import misfit, read_weights
 
 
@@ -48,7 +48,8 @@ def load_model(
     """A network in evaluation mode with saved weights: ours, the authors', or those of a run's folder.
 
     Without a checkpoint, with the weights that ship under the name, else random ones of seed 0.
-    Model arguments come from the config.yaml beside the weights, if there is one.
+    Model arguments, image size and class names come from the config.yaml beside the weights, if
+    there is one; size and names go to the model's pretrained_cfg.
     num_classes: what the weights must have; None takes what they have.
     """
     check_name(name)
@@ -59,21 +60,25 @@ def load_model(
             torch.manual_seed(0)
             return create(name, 1000 if classes is None else classes, {"pretrained": shipped}).eval()
     path = Path(checkpoint)
-    state = read_weights(path)
-    known = saved_config(path).get("model") or {}
-    arguments = known.get("args", {}) if known.get("name") == name else {}
+    state, config = read_weights(path), saved_config(path)
+    known = config.get("model") or {}
+    known = known if known.get("name") == name else {}
     if num_classes is None:
         found = [state[k].shape[0] for k in ("head.fc.weight", "head.weight", "fc.weight") if k in state]
         num_classes = found[0] if found else 0
-    network = create(name, num_classes, arguments)
-    if isinstance(network, secvit.models.secvit.SECViT):
+    network = create(name, num_classes, known.get("args"))
+    if isinstance(network, SECViT):
         state = checkpoint_filter_fn(state, network)
     if report := misfit(state, network.state_dict()):
-        fits = known.get("name") or ", ".join(fitting_models(state)) or "none known"
+        fits = (config.get("model") or {}).get("name") or ", ".join(fitting_models(state)) or "none known"
         raise ValueError(
             f"{path} does not fit {name} with {num_classes} classes; models that it fits: {fits}.  It has {report}"
         )
     network.load_state_dict(state)
+    if known:  # what timm.data.resolve_data_config and whoever names the classes go by
+        size = known.get("image_size", network.pretrained_cfg["input_size"][-1])
+        seen = {"input_size": (3, size, size), "label_names": config.get("classes")}
+        network.pretrained_cfg = {**network.pretrained_cfg, "crop_pct": known.get("crop_pct", 1.0), **seen}
     return network.eval()
 
 
