@@ -10,6 +10,7 @@ every projection is a Linear.
 
 # without `from __future__ import annotations`: FX passes annotations on to TorchScript, which cannot read strings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
@@ -364,7 +365,7 @@ class SECViT(nn.Module):
         else:
             stages = self.stages[: last + 1]
         intermediates = []
-        x = self.stem(_channels_last(x))
+        x = self.forward_stem(x)
         for i, stage in enumerate(stages):
             x = stage(x)
             if i in take:
@@ -388,7 +389,18 @@ class SECViT(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Output of the last stage.  (B, in_chans, H, W) -> (B, num_features, H/32, W/32), sizes rounded up"""
-        return self.stages(self.stem(_channels_last(x)))
+        return self.forward_stages(self.forward_stem(x))
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        """Images to the first stage's input, where masked pre-training puts its mask tokens.
+
+        (B, in_chans, H, W) -> (B, channels of feature_info[0], H/4, W/4), or H/2, W/2 with stem_stride=2
+        """
+        return self.stem(_channels_last(x))
+
+    def forward_stages(self, x: Tensor) -> Tensor:
+        """The rest of `forward_features`: output of `forward_stem` -> output of the last stage"""
+        return self.stages(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)
@@ -411,9 +423,29 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _shipped(tag: str, size: int, crop_pct: float, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Weights of secvit_nano that come with the package; each folder's README.md says how they were made."""
+    folder = Path(__file__).parents[1] / "pretrained" / f"secvit_nano.{tag}"
+    return _cfg(
+        file=str(folder / "model.safetensors"), num_classes=len(classes), label_names=classes,
+        input_size=(3, size, size), pool_size=(2, 2) if size == 32 else (3, 3), crop_pct=crop_pct,
+    )  # fmt: skip
+
+
 default_cfgs = generate_default_cfgs(
     {
-        "secvit_nano": _cfg(num_classes=10, input_size=(3, 32, 32), pool_size=(2, 2), crop_pct=1.0),
+        "secvit_nano.cifar10": _shipped(
+            "cifar10",
+            32,
+            1.0,
+            ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        ),
+        "secvit_nano.clothing10": _shipped(
+            "clothing10",
+            96,
+            0.9,
+            ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt"),
+        ),
         "secvit_tiny": _cfg(),
         "secvit_small": _cfg(),
         "secvit_base": _cfg(),
@@ -443,10 +475,13 @@ LATE_LAYER_SCALE = (False, False, True, True)
 
 @register_model
 def secvit_nano(pretrained: bool = False, **kwargs: Any) -> SECViT:
-    """Ours, not the paper's: for small images and CPUs, 2.0 M parameters.  Stride-2 stem; at 32 px clusters of 32."""
+    """Ours, not the paper's: for small images and CPUs, 2.0 M parameters.  Stride-2 stem; at 32 px clusters of 32.
+
+    The tag clothing10 has a stride-4 stem, for larger images.
+    """
     arguments = dict(
         depths=(2, 2, 4, 1), embed_dims=(32, 64, 128, 256), num_heads=(1, 2, 4, 8), num_clusters=(8, 2, 1),
-        stem_stride=2, head_hidden_size=512,
+        stem_stride=4 if kwargs.get("pretrained_cfg") == "clothing10" else 2, head_hidden_size=512,
     )  # fmt: skip
     return _create("secvit_nano", pretrained, arguments, **kwargs)
 

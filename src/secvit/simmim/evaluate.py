@@ -1,0 +1,90 @@
+"""How well hidden pixels of held-out images are predicted, in a number and in a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from secvit.simmim.data import EvalView
+from secvit.simmim.task import MaskedImageTask, stretch
+from secvit.weights import write_atomically
+
+
+@torch.no_grad()
+def evaluate(
+    task: MaskedImageTask,
+    dataset: EvalView,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+) -> dict[str, float]:
+    """Mean over images of the loss and of `mean_baseline`, each image with its own fixed mask."""
+    task.to(device).eval()
+    loader: DataLoader[Any] = DataLoader(
+        dataset,  # type: ignore[arg-type]
+        batch_size,
+        num_workers=workers,
+        collate_fn=dataset.collate,
+        generator=torch.Generator(),
+    )
+    sums, seen = {"loss": 0.0, "mean_baseline": 0.0}, 0
+    for batch in tqdm(loader, desc=f"evaluating {dataset.images.name}", disable=None, leave=False):
+        count = len(batch["image"])
+        if not count:
+            continue
+        # .forward: a task compiled for training would be compiled once more for evaluation
+        found = task.forward({name: value.to(device) for name, value in batch.items()})
+        sums = {name: sums[name] + count * float(found[name]) for name in sums}
+        seen += count
+    if not seen:
+        raise ValueError(f"{dataset.images.name}: no readable image to evaluate on; repair the data")
+    return {**{name: value / seen for name, value in sums.items()}, "images": seen, "skipped": len(dataset.skipped)}
+
+
+@torch.no_grad()
+def draw_reconstructions(task: MaskedImageTask, dataset: EvalView, path: Path, count: int = 6) -> None:
+    """A PNG with a row for each of some images: the image, what is visible of it, the hidden patches filled in."""
+    task.eval()
+    count = min(count, len(dataset))
+    batch = dataset.__getitems__([i * len(dataset) // count for i in range(count)])
+    if not len(batch["image"]):
+        return
+    device = task.mask_token.device
+    image, mask = batch["image"].to(device), batch["mask"].to(device)
+    hidden = stretch(mask, *image.shape[2:])
+    filled = torch.where(hidden, task.reconstruct(image, mask), image)
+    columns = {"image": image, "visible": image.masked_fill(hidden, 0), "hidden part predicted": filled}
+    pictures = {name: _pixels(x, dataset.mean, dataset.std) for name, x in columns.items()}
+    file = io.BytesIO()
+    _table(pictures).save(file, "png")
+    write_atomically(path, file.getvalue())
+
+
+def _pixels(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:
+    """Normalised (B, 3, H, W) as pictures of at least 128 px."""
+    shift, scale = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (mean, std))
+    bytes_ = (255 * (x * scale + shift)).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu()
+    pictures = [Image.fromarray(row.contiguous().numpy()) for row in bytes_]
+    times = -(-128 // pictures[0].width)
+    return [p.resize((p.width * times, p.height * times), Image.Resampling.NEAREST) for p in pictures]
+
+
+def _table(columns: dict[str, list[Image.Image]], gap: int = 4, caption: int = 16) -> Image.Image:
+    """Columns of pictures of one size under their names."""
+    width, height = next(iter(columns.values()))[0].size
+    rows = len(next(iter(columns.values())))
+    table = Image.new("RGB", (len(columns) * (width + gap) + gap, caption + rows * (height + gap)), "white")
+    draw = ImageDraw.Draw(table)
+    for c, (name, pictures) in enumerate(columns.items()):
+        draw.text((gap + c * (width + gap), 2), name, fill="black")
+        for r, picture in enumerate(pictures):
+            table.paste(picture, (gap + c * (width + gap), caption + r * (height + gap)))
+    return table
