@@ -49,29 +49,6 @@ def test_digits_recipe_passes_95_percent(tmp_path):
     assert train(recipes.digits(), "digits", tmp_path)["top1"] > 0.95
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10_secvit_nano"])
-def test_tiny_twin_of_a_recipe_runs(tmp_path, name):
-    recipe = tiny(getattr(recipes, name)())
-    recipe = replace(recipe, loop=replace(recipe.loop, device="cpu", steps=1))
-    assert train(recipe, "digits", tmp_path)["steps"] == 1
-
-
-def test_imagenet_recipe_has_deits_numbers():
-    """The paper's section 4.1 and the authors' training logs."""
-    r = recipes.imagenet_secvit_tiny()
-    assert (r.loop.epochs, r.loop.batch_size, r.model.image_size) == (300, 2048, 224)
-    assert (r.optim.name, r.optim.lr, r.optim.weight_decay) == ("adamw", 2e-3, 0.05)
-    assert (r.schedule.kind, r.schedule.warmup_epochs) == ("cosine", 5)
-    assert (r.schedule.warmup_lr, r.schedule.min_lr) == (1e-6, 1e-5)
-    assert (r.augment.mixup, r.augment.cutmix, r.augment.erase) == (0.8, 1.0, 0.25)
-    assert (r.augment.auto, r.augment.crop, r.label_smoothing) == (
-        "rand-m9-mstd0.5-inc1",
-        "resized",
-        0.1,
-    )
-    assert (r.loop.repeats, r.loop.ema_decay) == (3, 0.99996)
-
-
 class Answers(torch.nn.Module):
     """Says what its image holds: pixel (0, 0) of the three channels as logits."""
 

@@ -46,6 +46,8 @@ class TrainView(View):
                 tensors.append(self.transform(image))
         images, targets = torch.stack(tensors), self.images.labels[torch.tensor(index)]
         if self.mixing:
+            if len(keys) % 2:
+                raise ValueError(f"{len(keys)} images in a forward cannot be mixed in pairs; choose an even number")
             with seeded(mix(*seeds)):
                 images, targets = self.mixing(images, targets)
         return {"image": images, "target": targets}

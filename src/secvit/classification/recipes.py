@@ -16,11 +16,13 @@ from secvit.train.optim import Optim
 
 
 def tiny(recipe: Recipe) -> Recipe:
-    """The same recipe for a few small steps: to see that it runs, not what it reaches."""
-    size = min(recipe.model.image_size, 64)
+    """The same recipe for a few small steps of a small network: to see that it runs, not what it reaches."""
+    model = replace(recipe.model, image_size=min(recipe.model.image_size, 64))
+    if model.name.startswith("secvit_") and not model.pretrained:
+        model = replace(model, args={**model.args, **HALF_WIDTH})
     return replace(
         recipe,
-        model=replace(recipe.model, image_size=size),
+        model=model,
         schedule=replace(recipe.schedule, warmup_steps=1, warmup_epochs=0.0),
         loop=replace(
             recipe.loop,

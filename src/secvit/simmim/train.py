@@ -12,17 +12,17 @@ from typing import Any
 import timm
 import torch
 from accelerate import PartialState
-from timm.optim import create_optimizer_v2
 from torch import nn
 
-import secvit.models  # noqa: F401  registers the networks with timm
 from secvit.images import load_split, splits
+from secvit.models.saved import create
 from secvit.simmim.data import EvalView, TrainView
 from secvit.simmim.evaluate import draw_reconstructions, evaluate
 from secvit.simmim.recipes import Recipe
 from secvit.simmim.task import MaskedImageTask
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
+from secvit.train.optim import create_optimizer
 from secvit.train.provenance import provenance
 from secvit.weights import weight_bytes, write_atomically
 
@@ -56,10 +56,6 @@ def train(
     size, mean, std = recipe.model.image_size, cfg["mean"], cfg["std"]
     dataset = TrainView(train_images, recipe.augment, recipe.masking, size, mean, std, recipe.loop.seed)
     view = EvalView(val_images, recipe.masking, size, mean, std)
-    optim = recipe.optim
-    optimizer = create_optimizer_v2(
-        task, opt=optim.name, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas
-    )
 
     def score(model: nn.Module) -> dict[str, float]:
         """The model is the task's own, since no weights are averaged."""
@@ -70,7 +66,7 @@ def train(
     config = {"data": str(data), **asdict(recipe)}
     done = fit(
         task,
-        optimizer,
+        create_optimizer(task, recipe.optim),
         dataset,
         recipe.loop,
         recipe.schedule,
@@ -108,17 +104,9 @@ def train(
 
 def create_seeded(recipe: Recipe) -> MaskedImageTask:
     """The task around a network without classifier, with the initial weights that the seed decides."""
-    model = recipe.model
-    if not timm.is_model(model.name):
-        near = timm.list_models(f"*{model.name.split('_')[0]}*")[:5]
-        raise ValueError(f"no model {model.name!r} in timm or secvit; {', '.join(near) or 'see timm'}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
-        try:
-            network = timm.create_model(model.name, num_classes=0, **model.args)
-        except TypeError as error:
-            raise ValueError(f"{model.name} with {dict(model.args)}: {error}") from None
-        return MaskedImageTask(network)
+        return MaskedImageTask(create(recipe.model.name, 0, recipe.model.args))
 
 
 def summary(result: dict[str, Any]) -> str:
