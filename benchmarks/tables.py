@@ -27,24 +27,46 @@ def speeds() -> str:
 
 
 def trainings() -> str:
-    """A row for every kept training run."""
+    """A row for every recipe that was trained: the mean over its seeds and how far they lie apart."""
     rows = [
-        "| recipe | data | top-1 | always the most frequent class | images | seed | minutes | hardware | date |",
+        "| recipe | data | test top-1 | val top-1 | most frequent class (test) | seeds | minutes each "
+        "| hardware | date |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for _, result in results("secvit train"):
-        for split in ("test", "val"):
-            if scores := result.get(split) if split != result["split"] else result:
-                count = scores["images"] if split != result["split"] else result["images"][split]
-                rows.append(
-                    f"| `{result['name']}` | {result['data']}, {split} | {100 * scores['top1']:.2f} % "
-                    f"| {100 * scores['majority_floor']:.2f} % | {count} | {result['recipe']['loop']['seed']} "
-                    f"| {result['seconds'] / 60:.0f} | {result['hardware']} | {result['date']} |"
-                )
+    for _, result in results("secvit train classification"):
+        runs = result["runs"]
+        tests, vals = ([100 * run[split]["top1"] for run in runs] for split in ("test", "val"))
+        rows.append(
+            f"| `{result['name']}` | {result['data']} | {_spread(tests)} | {_spread(vals)} "
+            f"| {100 * runs[0]['test']['majority_floor']:.2f} % | {len(runs)} "
+            f"| {min(run['seconds'] for run in runs) / 60:.0f}-{max(run['seconds'] for run in runs) / 60:.0f} "
+            f"| {result['hardware']} | {result['date']} |"
+        )
     return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
 
 
-SECTIONS = {"speeds": speeds, "trainings": trainings}
+def pretrainings() -> str:
+    """A row for every SimMIM run: L1 on hidden pixels beside that of each image's mean visible colour."""
+    rows = [
+        "| recipe | data | val L1 | of the mean visible colour | steps | minutes | date |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for _, result in results("secvit train simmim"):
+        for run in result["runs"]:
+            loss, baseline = run["val"]["loss"], run["val"]["mean_baseline"]
+            rows.append(
+                f"| `{result['name']}` | {result['data']} | {loss:.4f} | {baseline:.4f} | {run['steps']} "
+                f"| {run['seconds'] / 60:.0f} | {run['date']} |"
+            )
+    return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
+
+
+def _spread(values: list[float]) -> str:
+    mean = sum(values) / len(values)
+    return f"{mean:.2f} %" + (f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else "")
+
+
+SECTIONS = {"speeds": speeds, "trainings": trainings, "pretrainings": pretrainings}
 
 
 def with_tables(page: str) -> str:

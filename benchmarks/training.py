@@ -1,8 +1,9 @@
-"""Keep the result of a training run: score it on a split, copy its log, its curves and its recipe.
+"""Keep the results of training runs that differ in the seed: scores on val and test, logs, curves, recipe.
 
-python benchmarks/training.py runs/cifar10_hour --recipe cifar10_secvit_nano_hour --data cifar10 --split test
+python benchmarks/training.py runs/cifar10 --recipe classification.cifar10_secvit_nano --data cifar10
+python benchmarks/training.py runs/scratch_0 runs/scratch_1 runs/scratch_2 --recipe ... --data ...
 
-writes results/<recipe>_<hardware>_<torch>_<date>.json (.log.csv, .eval.csv, .png).
+writes results/<recipe>_<hardware>_<torch>_<date>.json, and for each seed .log.csv, .eval.csv and .png.
 """
 
 import argparse
@@ -10,34 +11,56 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from secvit.classification import evaluate_checkpoint
 from secvit.vis import draw_curves
 
 RESULTS = Path(__file__).parent / "results"
+SHARED = ("model", "parameters", "images", "hardware", "versions", "date", "commit", "recipe")
+OWN = ("seconds", "steps", "commit", "date", "nonfinite_steps", "skipped")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="output folder of secvit train")
-    parser.add_argument("--recipe", required=True, help="what the result is called")
-    parser.add_argument("--data", required=True, help="the images it was trained on")
-    parser.add_argument("--split", default="test", help="split to score")
+    parser.add_argument("runs", type=Path, nargs="+", help="output folders of secvit train, one for each seed")
+    parser.add_argument("--recipe", required=True, help="what was trained, slice.recipe")
+    parser.add_argument("--data", type=Path, required=True, help="the images it was trained on")
+    parser.add_argument("--name", help="what the result is called, if not after the recipe")
+    parser.add_argument("--note", default="", help="what a reader of the numbers should know")
     found = parser.parse_args()
-    result = json.loads((found.run / "result.json").read_text())
-    scores = evaluate_checkpoint(result["model"], found.run / "model.safetensors", found.data, found.split)
-    keep = ("top1", "macro", "majority_floor", "images", "skipped")
-    result = {"kind": "secvit train", "name": found.recipe, **result, "data": Path(found.data).name}
-    result[found.split] = {key: scores[key] for key in keep}
-    hardware = re.sub(r"\W+", "-", result["hardware"].split(",")[0]).strip("-").lower()
-    torch = result["versions"]["torch"].split("+")[0]
-    stem = f"{found.recipe}_{hardware}_torch{torch}_{result['date']}"
+    results = [json.loads((run / "result.json").read_text()) for run in found.runs]
+    first = results[0]
+    kind, _, recipe = found.recipe.partition(".")
+    name = found.name or recipe
+    kept: dict[str, Any] = {"kind": f"secvit train {kind}", "name": name, "data": found.data.name, "note": found.note}
+    kept |= {key: first[key] for key in SHARED}
+    kept["runs"] = [
+        {
+            "seed": result["recipe"]["loop"]["seed"],
+            **{key: result[key] for key in OWN},
+            **scores(kind, run, result, found.data),
+        }
+        for run, result in zip(found.runs, results, strict=True)
+    ]
+    hardware = re.sub(r"\W+", "-", first["hardware"].split(",")[0]).strip("-").lower()
+    stem = f"{kind}.{name}_{hardware}_torch{first['versions']['torch'].split('+')[0]}_{first['date']}"
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{stem}.json").write_text(json.dumps(result, indent=2) + "\n")
-    for name in ("log", "eval"):
-        shutil.copy(found.run / f"{name}.csv", RESULTS / f"{stem}.{name}.csv")
-    draw_curves(found.run / "log.csv", RESULTS / f"{stem}.png")
-    print(f"{found.split} top-1 {100 * scores['top1']:.2f} %: {RESULTS / stem}.json")
+    (RESULTS / f"{stem}.json").write_text(json.dumps(kept, indent=2) + "\n")
+    for run, about in zip(found.runs, kept["runs"], strict=True):
+        for log in ("log", "eval"):
+            shutil.copy(run / f"{log}.csv", RESULTS / f"{stem}.seed{about['seed']}.{log}.csv")
+        draw_curves(run / "log.csv", RESULTS / f"{stem}.seed{about['seed']}.png")
+    print(RESULTS / f"{stem}.json", *(run["test"] if "test" in run else run["val"] for run in kept["runs"]), sep="\n")
+
+
+def scores(kind: str, run: Path, result: dict[str, Any], data: Path) -> dict[str, dict[str, float]]:
+    """Numbers by split: accuracies scored here, or what SimMIM measured on its held-out images."""
+    if kind == "simmim":
+        return {result["split"]: {key: result[key] for key in ("loss", "mean_baseline")}}
+    keep = ("top1", "macro", "majority_floor", "images", "skipped")
+    found = {split: evaluate_checkpoint(result["model"], run, data, split) for split in ("val", "test")}
+    return {split: {key: score[key] for key in keep} for split, score in found.items()}
 
 
 if __name__ == "__main__":

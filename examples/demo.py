@@ -5,8 +5,8 @@
 1. Trains a small SECViT on scikit-learn's 1,797 handwritten digits and scores it on held-out ones,
    beside the majority floor and beside the same network with window and with random partitions:
    same sizes, same seed, same steps.
-2. Draws the clusters of each stage for a photograph: yours ($PHOTO or --photo), or scikit-learn's
-   china.jpg.
+2. Draws the clusters of each stage for a photograph, yours ($PHOTO or --photo) or scikit-learn's
+   china.jpg, in a network that comes trained, and says what two such networks see in it.
 About three minutes on two cores.  Everything is written to --output; the same names are replaced.
 """
 
@@ -26,15 +26,17 @@ from typing import Any
 import numpy as np
 import sklearn.datasets
 
-from secvit.classification import load_split, train
+from secvit.classification import load_split, predict, train
 from secvit.classification.recipes import digits
 from secvit.images import read_image
 from secvit.models.saved import load_model
 from secvit.vis import cluster_maps, cluster_photo, draw_clusters, draw_curves
-from secvit.vis.clusters import UNTRAINED, normalised
+from secvit.vis.clusters import normalised
 from secvit.vis.picture import check_output, save
 
 PARTITIONS = {"sec": "SEC", "window": "window", "random": "random"}
+SHIPPED = ("secvit_nano.cifar10", "secvit_nano.clothing10")
+PICTURE = SHIPPED[1]  # the one for larger images
 CHINA = Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"
 KEPT = ("model.safetensors", "config.yaml", "result.json", "log.csv", "eval.csv")
 
@@ -57,6 +59,7 @@ def main() -> int:
             print("interrupted")
             return 130
         report(results)
+        classify(photo)
         wrote = [draw_photo(photo, found.output), *draw_training(found.output)]
     except (ValueError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -161,8 +164,16 @@ def draw_training(output: Path) -> list[tuple[Path, str]]:
 
 
 def draw_photo(photo: Path, output: Path) -> tuple[Path, str]:
-    path = cluster_photo(photo, output / "clusters.png")
-    return path, f"clusters of each stage for {photo.name} in secvit_tiny\n      ({UNTRAINED})"
+    path = cluster_photo(photo, output / "clusters.png", PICTURE)
+    return path, f"clusters of each stage for {photo.name} in {PICTURE}"
+
+
+def classify(photo: Path) -> None:
+    """What the networks that come trained say of the photo; each knows ten classes only."""
+    print(f"\n{photo.name}, to networks that know ten classes each:")
+    for name in SHIPPED:
+        said = predict(load_model(name), read_image(photo))
+        print(f"  {name:24}" + ", ".join(f"{label} {100 * share:.0f} %" for label, share in said))
 
 
 if __name__ == "__main__":

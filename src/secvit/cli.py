@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     level = logging.WARNING if _silent() else logging.INFO
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("timm").setLevel(logging.WARNING)
     try:
         return COMMANDS[words[0]](words[1:])
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
@@ -209,12 +210,16 @@ def predict(words: Sequence[str]) -> int:
     found = parser.parse_args(list(words))
     from secvit.classification import predict as run
     from secvit.images import read_image
-    from secvit.models.saved import load_model, saved_config
+    from secvit.models.saved import has_weights, load_model, saved_config
 
-    name = (saved_config(found.checkpoint).get("model") or {}).get("name") if found.checkpoint else None
-    network = load_model(name or found.model, found.checkpoint)
-    for photo in found.photos:
-        said = run(network, read_image(photo), found.top)
+    saved = saved_config(found.checkpoint).get("model") or {} if found.checkpoint else {}
+    name = saved.get("name", found.model)
+    if not found.checkpoint and not has_weights(name):
+        raise ValueError(f"no weights come with {name}; give --checkpoint, or --model secvit_nano.clothing10")
+    images = [read_image(photo) for photo in found.photos]
+    network = load_model(name, found.checkpoint)
+    for photo, image in zip(found.photos, images, strict=True):
+        said = run(network, image, found.top)
         print(f"{photo}: " + ", ".join(f"{label} {100 * share:.1f} %" for label, share in said))
     return 0
 

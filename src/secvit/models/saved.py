@@ -37,7 +37,8 @@ def check_name(name: str) -> None:
 
 
 def has_weights(name: str) -> bool:
-    """Whether weights ship for a name, or for the first tag behind it."""
+    """Whether weights ship for a name, or for its first tag."""
+    check_name(name)
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return bool(config and config.file)
 

@@ -15,10 +15,11 @@ TRAINED, HELD_OUT = "#8aa6c1", "#c8553d"
 
 
 def draw_curves(csv_path: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
-    """Loss and accuracy against optimizer steps, from a run's log.csv and the eval.csv beside it.
+    """Loss, and accuracy where there is one, against optimizer steps, from a run's log.csv and the eval.csv beside it.
 
-    Accuracy of the training batches (missing where images are mixed), of the held-out images, and
-    of always answering the most frequent class.  Returns the picture's path.
+    Of the training batches (accuracy is missing where images are mixed), of the held-out images,
+    and of what needs no learning: the most frequent class, or the mean visible colour of SimMIM.
+    Returns the picture's path.
     """
     csv_path, output = Path(csv_path), check_output(output)
     if not csv_path.is_file():
@@ -29,25 +30,34 @@ def draw_curves(csv_path: str | os.PathLike[str], output: str | os.PathLike[str]
     beside = csv_path.with_name("eval.csv")
     held_out = _columns(beside) if beside.is_file() else {}
 
-    figure = new_figure(10, 3.9)
-    loss, accuracy = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.07, right=0.975, top=0.89, bottom=0.15, wspace=0.2)
+    classifies = any(_points(columns, "top1") for columns in (training, held_out))
+    figure = new_figure(10 if classifies else 5.6, 3.9)
+    axes = figure.subplots(1, 2 if classifies else 1, squeeze=False)[0]
+    figure.subplots_adjust(left=0.07 if classifies else 0.12, right=0.975, top=0.89, bottom=0.15, wspace=0.2)
+    loss = axes[0]
     _line(loss, training, "loss", "training", TRAINED, 1.0)
     _line(loss, held_out, "loss", "held out", HELD_OUT, 1.0)
-    _line(accuracy, training, "top1", "training batches", TRAINED, 100.0)
-    _line(accuracy, held_out, "top1", "held out", HELD_OUT, 100.0)
-    floor = _points(held_out, "majority_floor")
-    if floor:
-        value = 100 * floor[-1][1]
-        accuracy.axhline(value, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-        accuracy.annotate(
-            f"most frequent class {value:.1f} %",
-            (1, value), (-4, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
-            ha="right", fontsize=8, color=FAINT,
-        )  # fmt: skip
+    _floor(loss, held_out, "mean_baseline", 1.0, "mean visible colour {:.3f}")
     _finish(loss, "loss", None)
-    _finish(accuracy, "top-1 accuracy, %", 100.0)
+    if classifies:
+        accuracy = axes[1]
+        _line(accuracy, training, "top1", "training batches", TRAINED, 100.0)
+        _line(accuracy, held_out, "top1", "held out", HELD_OUT, 100.0)
+        _floor(accuracy, held_out, "majority_floor", 100.0, "most frequent class {:.1f} %")
+        _finish(accuracy, "top-1 accuracy, %", 100.0)
     return save(figure, output)
+
+
+def _floor(axes: Axes, columns: dict[str, list[float]], name: str, scale: float, label: str) -> None:
+    points = _points(columns, name)
+    if not points:
+        return
+    value = scale * points[-1][1]
+    axes.axhline(value, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+    axes.annotate(
+        label.format(value), (1, value), (-4, 4), xycoords=("axes fraction", "data"), textcoords="offset points",
+        ha="right", fontsize=8, color=FAINT,
+    )  # fmt: skip
 
 
 def _columns(path: Path) -> dict[str, list[float]]:

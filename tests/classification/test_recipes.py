@@ -1,0 +1,172 @@
+"""The recipes: their numbers, their tiny twins, what they start from."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from secvit.classification import ClassificationTask, recipes, tiny, train
+from secvit.classification.config import Recipe
+from secvit.cli import _recipes
+from secvit.train.config import Schedule
+from secvit.train.optim import create_optimizer
+from secvit.weights import load_backbone, weight_bytes
+
+RECIPES = {name: make() for name, make in _recipes(recipes).items()}
+IMAGENET = {name: r for name, r in RECIPES.items() if name.startswith(("imagenet_", "table10_"))}
+
+
+def small(recipe: Recipe, **changes) -> Recipe:
+    recipe = tiny(recipe)
+    return replace(recipe, loop=replace(recipe.loop, device="cpu", **{"steps": 1, **changes}))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_tiny_twin_of_a_recipe_runs(tmp_path, name):
+    result = train(small(RECIPES[name]), "digits", tmp_path)
+    assert result["steps"] == 1 and 0 <= result["top1"] <= 1 and "top-1" in result["summary"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_says_what_it_is(name):
+    assert len((getattr(recipes, name).__doc__ or "").splitlines()[0]) > 30
+
+
+def test_there_is_a_recipe_for_every_secvit_of_the_paper():
+    presets = {name for name in timm.list_models("secvit_*") if name != "secvit_nano"}
+    assert presets == {r.model.name for r in IMAGENET.values()}
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_imagenet_recipes_have_deits_numbers(name):
+    """The paper's section 4.1 and the authors' training logs."""
+    r = IMAGENET[name]
+    assert (r.loop.epochs, r.loop.batch_size, r.model.image_size) == (300, 2048, 224)
+    assert (r.optim.name, r.optim.lr, r.optim.weight_decay) == ("adamw", 2e-3, 0.05)
+    assert (r.schedule.kind, r.schedule.warmup_epochs) == ("cosine", 5)
+    assert (r.schedule.warmup_lr, r.schedule.min_lr) == (1e-6, 1e-5)
+    assert (r.augment.mixup, r.augment.cutmix, r.augment.erase) == (0.8, 1.0, 0.25)
+    assert (r.augment.auto, r.augment.crop, r.label_smoothing) == ("rand-m9-mstd0.5-inc1", "resized", 0.1)
+    assert (r.loop.repeats, r.loop.ema_decay) == (3, 0.99996)
+
+
+@pytest.mark.parametrize(
+    ("size", "rate"), [("tiny", 0.1), ("small", 0.15), ("base", 0.4), ("large", 0.5), ("xlarge", 0.5)]
+)
+def test_drop_path_is_that_of_the_size(size, rate):
+    assert RECIPES[f"imagenet_secvit_{size}"].model.args == {"drop_path_rate": rate}
+
+
+@pytest.mark.parametrize(("tokens", "clusters"), [(196, (16, 4, 1)), (98, (32, 8, 2)), (49, (64, 16, 4))])
+def test_table_10_varies_the_tokens_per_cluster(tokens, clusters):
+    chosen = RECIPES["imagenet_secvit_tiny" if tokens == 98 else f"table10_{tokens}_tokens"].model
+    model = timm.create_model(chosen.name, device="meta", **chosen.args)
+    found = [stage.blocks[0].attn.clusters_for(n) for stage, n in zip(model.stages, (3136, 784, 196), strict=False)]
+    assert tuple(found) == clusters
+
+
+# -- the pieces are those of timm ------------------------------------------------------------------
+
+
+def test_learning_rate_is_that_of_timms_cosine():
+    from timm.scheduler import CosineLRScheduler
+
+    from secvit.train import learning_rate
+
+    schedule = Schedule(warmup_epochs=5, warmup_lr=1e-6, min_lr=1e-5)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2e-3)
+    timms = CosineLRScheduler(optimizer, 3000, lr_min=1e-5, warmup_t=50, warmup_lr_init=1e-6, t_in_epochs=False)
+    for step in range(3000):
+        timms.step_update(step)
+        assert learning_rate(step, 3000, 2e-3, schedule, 10) == pytest.approx(optimizer.param_groups[0]["lr"], 1e-9)
+
+
+def test_averaged_weights_are_those_of_timms_ema():
+    from timm.utils import ModelEmaV3
+
+    from secvit.train.ema import Ema
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
+    ours, timms = Ema(model, 0.9), ModelEmaV3(model, decay=0.9, foreach=False)
+    for _ in range(5):
+        torch.nn.init.normal_(model[0].weight)
+        model(torch.randn(4, 3))
+        ours.update(model)
+        timms.update(model)
+    for mine, other in zip(ours.model.state_dict().values(), timms.module.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_repeated_augmentation_shares_repeats_as_timms_sampler():
+    """Three copies in a row, dealt out to the processes one by one."""
+    from secvit.train.sampler import Keys
+
+    parts = [
+        [k % 12 for part in Keys(12, 12, seed=0, start=0, stop=1, repeats=3, rank=r, processes=3) for k in part]
+        for r in range(3)
+    ]
+    assert parts[0] == parts[1] == parts[2] and len(set(parts[0])) == 4
+
+
+# -- starting from weights -------------------------------------------------------------------------
+
+
+def test_layer_decay_lowers_the_rate_towards_the_input():
+    model = timm.create_model("secvit_nano")
+    optimizer = create_optimizer(model, RECIPES["finetune"].optim)
+    scale = {id(p): g["lr_scale"] for g in optimizer.param_groups for p in g["params"]}
+    order = [model.stem[0].weight, *(s.blocks[0].ffn.fc1.weight for s in model.stages), model.head.fc.weight]
+    scales = [scale[id(p)] for p in order]
+    assert scales == sorted(scales) and scales[0] < 0.3 and scales[-1] == 1
+
+
+def test_finetuning_starts_from_the_backbone_with_a_new_head(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("secvit_nano", num_classes=7, **recipes.HALF_WIDTH)
+    (tmp_path / "w.safetensors").write_bytes(weight_bytes(model.state_dict()))
+    other = timm.create_model("secvit_nano", num_classes=10, **recipes.HALF_WIDTH)
+    fresh = {k: v.clone() for k, v in other.state_dict().items()}
+    assert load_backbone(other, tmp_path / "w.safetensors") == ["head.fc.bias", "head.fc.weight"]
+    for key, value in other.state_dict().items():
+        wanted = fresh if key.startswith("head.fc") else model.state_dict()
+        assert torch.equal(value, wanted[key]), key
+
+
+def test_weights_of_another_backbone_are_refused(tmp_path):
+    model = timm.create_model("secvit_nano", **recipes.HALF_WIDTH)
+    (tmp_path / "w.safetensors").write_bytes(weight_bytes(model.state_dict()))
+    with pytest.raises(ValueError, match="does not fit SECViT without its head"):
+        load_backbone(timm.create_model("secvit_nano"), tmp_path / "w.safetensors")
+
+
+def test_frozen_parts_stay_as_they_were_statistics_included(tmp_path):
+    recipe = small(RECIPES["digits"], steps=3, ema_decay=0.0)
+    start = train(replace(recipe, loop=replace(recipe.loop, steps=1)), "digits", tmp_path / "start")
+    assert start["steps"] == 1
+    model = replace(recipe.model, init=str(tmp_path / "start"), frozen=("stem", "stages.0"))
+    train(replace(recipe, model=model), "digits", tmp_path / "frozen")
+    before, after = (load_file(tmp_path / n / "model.safetensors") for n in ("start", "frozen"))
+    kept = [k for k in before if k.startswith(("stem", "stages.0"))]
+    assert all(torch.equal(before[k], after[k]) for k in kept) and any("running" in k for k in kept)
+    assert not torch.equal(before["stages.1.blocks.0.ffn.fc1.weight"], after["stages.1.blocks.0.ffn.fc1.weight"])
+
+
+def test_a_part_that_does_not_exist_cannot_be_frozen():
+    model = timm.create_model("secvit_nano", **recipes.HALF_WIDTH)
+    with pytest.raises(ValueError, match="frozen='neck' is no part of SECViT; its parts are stem, stages, head"):
+        ClassificationTask(model, frozen=("neck",))
+
+
+def test_pretrained_and_init_together_are_refused(tmp_path):
+    recipe = small(RECIPES["digits"])
+    both = replace(recipe, model=replace(recipe.model, pretrained=True, init="x"))
+    with pytest.raises(ValueError, match="give one of them"):
+        train(both, "digits", tmp_path)
+
+
+def test_odd_batches_cannot_be_mixed(tmp_path):
+    recipe = small(RECIPES["imagenet_secvit_tiny"], batch_size=7)
+    with pytest.raises(ValueError, match="choose an even"):
+        train(recipe, "digits", tmp_path)
