@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "adapt": {"ops"},
     "connectors": {"ops"},
     "train": {"weights"},
-    "images": set(),
+    "images": {"train"},
     "weights": set(),
     **{name: {"ops", "models", "train", "images", "weights"} for name in SLICES},
     "vlm": {"ops", "models", "train", "images", "weights", "connectors", "adapt"},
@@ -25,8 +25,8 @@ TOP = {"vis", "measure", "cli", "app", "__init__"}  # may import all of the abov
 LIBRARIES = {
     "ops": {"torch"},
     "connectors": {"torch"},
-    "train": {"torch", "accelerate", "safetensors", "numpy", "tqdm", "yaml", "timm"},  # timm.optim
-    "images": {"PIL", "numpy", "torch", "tqdm", "sklearn", "timm"},  # the digits; hfds/
+    "train": {"torch", "accelerate", "safetensors", "numpy", "tqdm", "yaml", "timm", "wandb"},  # timm.optim; a tracker
+    "images": {"PIL", "numpy", "torch", "tqdm", "sklearn", "datasets"},  # the digits; hfds/
 }
 
 

@@ -70,7 +70,7 @@ def train(words: Sequence[str]) -> int:
         f"secvit train {name} [--data DIR] [--output DIR] [--optim.lr 1e-3 ...]",
     )
     parser.add_argument("--config", action="config", help="YAML file with changes of the recipe")
-    parser.add_argument("--data", type=str, default="digits", help='images: a path, or "digits"')
+    parser.add_argument("--data", type=str, default="digits", help='images: a path, wds/..., hfds/... or "digits"')
     parser.add_argument("--output", type=str, default=f"runs/{name}", help="folder of the run")
     parser.add_argument("--resume", type=str, default="auto", help="auto, never or a checkpoint")
     for entry, kind in get_type_hints(type(recipe)).items():
@@ -165,7 +165,7 @@ def evaluate(words: Sequence[str]) -> int:
     parser = _parser("secvit evaluate", "Top-1, top-5 and per-class accuracy of saved weights.")
     parser.add_argument("--model", type=str, required=True, help="name of the network")
     parser.add_argument("--checkpoint", type=str | None, help="weights or the folder of a run; else those that ship")
-    parser.add_argument("--data", type=str, required=True, help='images: a path, or "digits"')
+    parser.add_argument("--data", type=str, required=True, help='images: a path, wds/..., hfds/... or "digits"')
     parser.add_argument("--split", type=str, default="val", help="train, val or test")
     parser.add_argument("--image_size", type=int | None, help="px, if no config.yaml says it")
     parser.add_argument("--batch_size", type=int, default=256, help="images at a time")
@@ -353,4 +353,8 @@ def _doc(thing: Any) -> str:
 
 
 if __name__ == "__main__":
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun then shows the error of the process that failed first
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        main = record(main)
     sys.exit(main())

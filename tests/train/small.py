@@ -29,7 +29,7 @@ class Task(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.scale = nn.Parameter(torch.ones(()))  # a weight outside the model
+        self.scale = nn.Parameter(torch.ones(1))  # a weight outside the model
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         noise = random.random() + np.random.rand()

@@ -18,12 +18,12 @@ class Quiet(Net):
         return self.b(self.a(x).relu())
 
 
-def test_batch_of_four_equals_two_accumulated_halves(tmp_path):
+def test_batch_of_four_equals_two_partsd_halves(tmp_path):
     weights = []
-    for accumulate in (1, 2, 4):
+    for parts in (1, 2, 4):
         torch.manual_seed(0)
-        settings = loop(batch_size=4, accumulate=accumulate, clip_grad=0.5)
-        run(tmp_path / str(accumulate), settings, task=(task := Task(Quiet())))
+        settings = loop(batch_size=4, parts=parts, clip_grad=0.5)
+        run(tmp_path / str(parts), settings, task=(task := Task(Quiet())))
         weights.append(torch.cat([p.flatten() for p in task.parameters()]).detach())
     # float32 sums in another order, 20 Adam steps
     torch.testing.assert_close(weights[1], weights[0], atol=1e-6, rtol=1e-5)
@@ -38,10 +38,10 @@ def test_every_epoch_sees_every_sample_once_in_its_own_order():
 
 
 def test_sampler_starts_anywhere_in_the_same_order():
-    whole = list(Keys(50, 8, seed=0, start=0, stop=30, accumulate=2))
+    whole = list(Keys(50, 8, seed=0, start=0, stop=30, parts=2))
     assert len(whole) == 60
     for start in (1, 5, 6, 7, 29):
-        assert list(Keys(50, 8, seed=0, start=start, stop=30, accumulate=2)) == whole[2 * start :]
+        assert list(Keys(50, 8, seed=0, start=start, stop=30, parts=2)) == whole[2 * start :]
 
 
 def test_processes_share_each_batch():
@@ -155,4 +155,4 @@ def test_batch_larger_than_the_data_is_refused(tmp_path):
 
 def test_batch_that_cannot_be_shared_is_refused(tmp_path):
     with pytest.raises(ValueError, match="choose a multiple of 3"):
-        run(tmp_path, loop(accumulate=3))
+        run(tmp_path, loop(parts=3))

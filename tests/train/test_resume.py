@@ -43,7 +43,7 @@ def assert_equal_runs(one, other, out, out_other):
     assert rows(out / "log.csv") == rows(out_other / "log.csv")
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"workers": 1, "repeats": 3}])
+@pytest.mark.parametrize("changes", [{}, {"parts": 2}, {"workers": 1, "repeats": 3}])
 def test_resumed_run_equals_unbroken_run_to_the_bit(tmp_path, changes):
     """Killed at step 10 of 20, in the middle of the second epoch of 6 steps, last saved at 7."""
     whole = run(tmp_path / "whole", loop(**{**changes, "workers": 0}))

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from secvit.classification.data import EvalView
 from secvit.images import Images, load_split
 from secvit.models.saved import load_model
+from secvit.train.shares import share, sum_over_processes
 
 
 @torch.no_grad()  # not inference_mode: a network may keep tables for its next training step
@@ -25,13 +26,17 @@ def evaluate(
     workers: int = 0,
 ) -> dict[str, float]:
     """Accuracies in 0..1: top1, top5 (from six classes on), macro (mean over classes), and the
-    majority floor (always answering the most frequent class), with the number of images."""
+    majority floor (always answering the most frequent class), with the number of images.
+
+    Of many processes each scores a share of the images, and all return the numbers of all of them.
+    """
     model = model.to(device).eval()
     classes = len(dataset.images.classes)
-    hits, top5, seen = torch.zeros(classes), 0, torch.zeros(classes)
+    hits, seen, top5 = torch.zeros(classes), torch.zeros(classes), torch.zeros(1)
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size,
+        sampler=share(len(dataset)),
         num_workers=workers,
         collate_fn=dataset.collate,
         generator=torch.Generator(),
@@ -49,11 +54,13 @@ def evaluate(
         hits += (logits.argmax(1) == target).float() @ torch.eye(classes)[target]
         seen += target.bincount(minlength=classes)
         if classes > 5:
-            top5 += int((logits.topk(5).indices == target[:, None]).any(1).sum())
+            top5 += (logits.topk(5).indices == target[:, None]).any(1).sum()
+    dataset.gather_broken()
+    hits, seen, top5 = sum_over_processes(torch.cat([hits, seen, top5])).split([classes, classes, 1])
     count = int(seen.sum())
     result = {"top1": float(hits.sum()) / count}
     if classes > 5:
-        result["top5"] = top5 / count
+        result["top5"] = float(top5) / count
     present = seen > 0
     result["macro"] = float((hits[present] / seen[present]).mean())
     result["majority_floor"] = float(seen.max()) / count

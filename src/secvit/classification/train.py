@@ -18,7 +18,7 @@ from secvit.classification.config import Recipe
 from secvit.classification.data import TrainView
 from secvit.classification.evaluate import eval_view, evaluate
 from secvit.classification.task import ClassificationTask
-from secvit.images import load_split, splits
+from secvit.images import check_splits, load_split, splits
 from secvit.models.saved import create
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
@@ -46,6 +46,7 @@ def train(
     files.check_writable(output)
     held_out = "val" if "val" in splits(data) else "test"
     train_images, val_images = load_split(data, "train"), load_split(data, held_out)
+    check_splits(train_images, val_images)
     model = start(recipe, len(train_images.classes))
     cfg = timm.data.resolve_data_config(model=model)
     dataset = TrainView(
@@ -76,6 +77,7 @@ def train(
         config=config,
         resume=resume,
     )
+    dataset.gather_broken()
     skipped = [*dataset.skipped, *view.skipped]
     if skipped:
         logger.warning("%d broken images were skipped: %s", len(skipped), ", ".join(skipped[:5]))

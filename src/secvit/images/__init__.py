@@ -1,5 +1,6 @@
 """Images that every application trains on: files read safely, labelled sources, fixed splits."""
 
+from secvit.images.check import check_examples, check_overlap, check_splits, describe
 from secvit.images.labelled import Images, check_skipped
 from secvit.images.read import EXTENSIONS, read_image
 from secvit.images.sources import load_split, splits
@@ -10,7 +11,11 @@ __all__ = [
     "Images",
     "View",
     "centre_crop",
+    "check_examples",
+    "check_overlap",
     "check_skipped",
+    "check_splits",
+    "describe",
     "load_split",
     "read_image",
     "seeded",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from secvit.images.read import read_image
+
+# what a split may be called where it lies
+SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,42 @@ class Images:
     def majority(self) -> float:
         """Accuracy of always answering the most frequent class."""
         return float(self.labels.bincount().max()) / len(self)
+
+
+class Source(NamedTuple):
+    """One split where it lies: how to read it, given train's classes if it is not train, and its own classes."""
+
+    read: Callable[[tuple[str, ...] | None], Images]
+    classes: Callable[[], tuple[str, ...]]
+
+
+def class_names(labels: Iterable[str]) -> tuple[str, ...]:
+    """The different labels in order: numbers by value, names by alphabet."""
+    found = set(labels)
+    return tuple(sorted(found, key=(lambda x: (int(x), x)) if all(x.isdecimal() for x in found) else None))
+
+
+def number_labels(
+    labels: Sequence[str], classes: tuple[str, ...] | None, where: Callable[[int], str]
+) -> tuple[tuple[str, ...], Tensor]:
+    """The classes, and for each label its place among them.  Train's classes are given for another split.
+
+    `where` names an entry for errors.
+    """
+    known = classes or class_names(labels)
+    for i, label in enumerate(labels):
+        if re.fullmatch(r"-\d+", label):
+            raise ValueError(f"{where(i)}: label {label}, but classes count from 0; leave unlabelled images out")
+    if len(known) < 2:
+        raise ValueError(f"{where(0)}: all {len(labels)} images are of class {known[0]!r}; expected at least two")
+    number = {name: i for i, name in enumerate(known)}
+    new = [i for i, label in enumerate(labels) if label not in number]
+    if new:
+        raise ValueError(
+            f"{where(new[0])}: class {labels[new[0]]!r}, which train lacks ({len(new)} such entries of {len(labels)}); "
+            "add it to train or remove it here"
+        )
+    return known, torch.tensor([number[label] for label in labels])
 
 
 def check_skipped(skipped: Sequence[str], total: int) -> None:

@@ -1,9 +1,13 @@
-"""Where labelled images come from, and how they are split.
+"""Where labelled images come from, and how they are split.  docs/data.md shows each with a tree.
 
 DIR/train/CLASS/*.jpg, DIR/val/..., DIR/test/...     folders
 DIR/CLASS/*.jpg                                      folders, a part is held out
 DIR/train.npz, DIR/val.npz, DIR/test.npz             npz (keys: jpeg offset label name classes)
 FILE.npz                                             one npz, a part is held out
+DIR/train.csv, DIR/val.csv, DIR/test.csv             paths and labels; .tsv likewise
+FILE.csv                                             by a column split; without it, a part is held out
+wds/DIR, wds/DIR/train-{000..015}.tar                WebDataset shards
+hfds/NAME, hfds/DIR                                  Hugging Face datasets
 "digits"                                             1,797 real handwritten digits, 8x8 px
 """
 
@@ -11,27 +15,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from secvit.images.digits import DIGITS, read_digits
 from secvit.images.folders import folder_classes, read_folder
-from secvit.images.labelled import Images
+from secvit.images.hfds import hfds_sources
+from secvit.images.labelled import SPLITS, Images, Source
 from secvit.images.npz import npz_classes, read_npz
+from secvit.images.shards import shard_sources
+from secvit.images.tables import SUFFIXES, table_source, table_sources
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 HELD_OUT = 0.15
-
-
-class Source(NamedTuple):
-    """One split where it lies: how to read it, and its classes without reading it all."""
-
-    read: Callable[[], Images]
-    classes: Callable[[], tuple[str, ...]]
 
 
 def load_split(data: str | Path, split: str = "train") -> Images:
@@ -40,15 +37,15 @@ def load_split(data: str | Path, split: str = "train") -> Images:
     Where only "train" or an undivided set is given, "val" is a fixed stratified 15 % of it.
     """
     found = _found(data)
+    if len(found) == 1 and split in ("train", "val"):
+        return _held_out(found["train"].read(None), split)
+    if split == "train":
+        return found[split].read(None)
     if split in found:
-        images = found[split].read()
-        if split != "train":
-            _check_classes(images, found["train"].classes(), str(data))
-        elif len(found) == 1:
-            return _held_out(images, split)
+        classes = found["train"].classes()
+        images = found[split].read(classes)
+        _check_classes(images, classes, str(data))
         return images
-    if split == "val" and len(found) == 1:
-        return _held_out(found["train"].read(), split)
     raise ValueError(f"{data}: has no split {split!r}, only {', '.join(splits(data))}")
 
 
@@ -60,30 +57,55 @@ def splits(data: str | Path) -> tuple[str, ...]:
 
 def _found(data: str | Path) -> dict[str, Source]:
     """What lies at a place, by split; an undivided set is all "train"."""
+    found = _sources(data)
+    if "train" not in found:
+        raise ValueError(f"{data}: has {', '.join(found)} but no train; add it")
+    return found
+
+
+def _sources(data: str | Path) -> dict[str, Source]:
+    kind, _, rest = str(data).partition("/")
     if str(data) == "digits":
-        return {"train": Source(partial(read_digits, "digits"), lambda: DIGITS)}
+        return {"train": Source(lambda _: read_digits("digits"), lambda: DIGITS)}
+    if kind == "hfds" and rest:
+        return hfds_sources(rest)
+    if kind == "wds" and rest:
+        return shard_sources(rest)
     path = Path(data)
     if not path.exists():
-        raise ValueError(f'{path}: no such data; give a folder, an .npz file or "digits"')
+        raise ValueError(f'{path}: no such data; give a folder, an .npz or .csv file, wds/..., hfds/... or "digits"')
     if path.suffix == ".npz":
         return {"train": _npz(path)}
-    found = {}
-    for split in SPLITS:
-        if (path / f"{split}.npz").exists():
-            found[split] = _npz(path / f"{split}.npz")
-        elif (path / split).is_dir():
-            found[split] = _folder(path / split)
-    if found and "train" not in found:
-        raise ValueError(f"{path}: has {', '.join(found)} but no train; add it")
+    if path.suffix in SUFFIXES:
+        return table_sources(path)
+    if not path.is_dir():
+        raise ValueError(f"{path}: not a folder, nor an .npz, .csv or .tsv file; tar shards are given as wds/{path}")
+    found: dict[str, Source] = {}
+    for word, split in SPLITS.items():
+        source = _in_folder(path, word)
+        if source and split in found:
+            raise ValueError(f"{path}: {word} is a second {split}; keep one of them")
+        if source:
+            found[split] = source
     return found or {"train": _folder(path)}
 
 
+def _in_folder(path: Path, word: str) -> Source | None:
+    """A split by its name in a folder: a file of it, or a folder, where a file says more."""
+    if (path / f"{word}.npz").is_file():
+        return _npz(path / f"{word}.npz")
+    for suffix in SUFFIXES:
+        if (path / f"{word}{suffix}").is_file():
+            return table_source(path / f"{word}{suffix}")
+    return _folder(path / word) if (path / word).is_dir() else None
+
+
 def _folder(path: Path) -> Source:
-    return Source(partial(read_folder, path, path.name), partial(folder_classes, path))
+    return Source(lambda _: read_folder(path, path.name), partial(folder_classes, path))
 
 
 def _npz(path: Path) -> Source:
-    return Source(partial(read_npz, path, path.stem), partial(npz_classes, path))
+    return Source(lambda _: read_npz(path, path.stem), partial(npz_classes, path))
 
 
 def _check_classes(images: Images, train: tuple[str, ...], data: str) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from secvit.images.labelled import Images, check_skipped
+from secvit.train.shares import sum_over_processes
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,10 @@ class View:
         """Names of the images found broken so far."""
         names = [self.images.names[i] for i in self.broken.nonzero().flatten().tolist()]
         return [*self.images.skipped, *names]
+
+    def gather_broken(self) -> None:
+        """Let every process know what any of them found broken; each has to ask."""
+        self.broken.copy_(sum_over_processes(self.broken) > 0)
 
     def open(self, index: int) -> Image.Image | None:
         """The image, or None if it is broken: counted, named once, fatal above the limit."""

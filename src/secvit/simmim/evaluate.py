@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from secvit.simmim.data import EvalView
 from secvit.simmim.task import MaskedImageTask, stretch
+from secvit.train.shares import share, sum_over_processes
 from secvit.weights import write_atomically
 
 
@@ -26,27 +27,37 @@ def evaluate(
     device: torch.device | str = "cpu",
     workers: int = 0,
 ) -> dict[str, float]:
-    """Mean over images of the loss and of `mean_baseline`, each image with its own fixed mask."""
+    """Mean over images of the loss and of `mean_baseline`, each image with its own fixed mask.
+
+    Of many processes each measures a share of the images, and all return the numbers of all of them.
+    """
     task.to(device).eval()
     loader: DataLoader[Any] = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size,
+        sampler=share(len(dataset)),
         num_workers=workers,
         collate_fn=dataset.collate,
         generator=torch.Generator(),
     )
-    sums, seen = {"loss": 0.0, "mean_baseline": 0.0}, 0
+    sums = torch.zeros(3, dtype=torch.float64)  # loss, mean_baseline, images
     for batch in tqdm(loader, desc=f"evaluating {dataset.images.name}", disable=None, leave=False):
         count = len(batch["image"])
         if not count:
             continue
         # .forward: a task compiled for training would be compiled once more for evaluation
         found = task.forward({name: value.to(device) for name, value in batch.items()})
-        sums = {name: sums[name] + count * float(found[name]) for name in sums}
-        seen += count
+        sums += torch.tensor([count * float(found["loss"]), count * float(found["mean_baseline"]), count])
+    dataset.gather_broken()
+    loss, baseline, seen = sum_over_processes(sums).tolist()
     if not seen:
         raise ValueError(f"{dataset.images.name}: no readable image to evaluate on; repair the data")
-    return {**{name: value / seen for name, value in sums.items()}, "images": seen, "skipped": len(dataset.skipped)}
+    return {
+        "loss": loss / seen,
+        "mean_baseline": baseline / seen,
+        "images": int(seen),
+        "skipped": len(dataset.skipped),
+    }
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ def tiny(recipe: Recipe) -> Recipe:
         loop=replace(
             recipe.loop,
             batch_size=8,
-            accumulate=1,
+            parts=1,
             epochs=None,
             steps=4,
             workers=0,
@@ -98,31 +98,35 @@ def digits() -> Recipe:
     )
 
 
-def clothing10_secvit_nano() -> Recipe:
-    """SECViT-nano with a stride-4 stem on 2,761 photographs of clothes (folders, labels unused), 96 px.
+def folder() -> Recipe:
+    """SECViT-nano with a stride-4 stem on images of your own, at 128 px; their labels are not used.
 
-    secvit train simmim.clothing10_secvit_nano --data clothing10_160 --output runs/simmim
+    secvit train simmim.folder --data DIR --output runs/simmim
+    secvit train classification.folder --data DIR --model.init runs/simmim --output runs/mine
 
-    SimMIM's masks and crops; size, optimizer and length are ours, for a small set and two CPU
-    cores.  Bf16, compiled (needs a C++ compiler).
+    SimMIM's masks and crops; size, optimizer and length are ours, for thousands of images and CPUs.
     """
     return Recipe(
-        model=Model("secvit_nano", {"stem_stride": 4}, image_size=96),
+        model=Model("secvit_nano", {"stem_stride": 4}, image_size=128),
         masking=Masking(patch=32, ratio=0.6),
         augment=Augment(),
         optim=Optim("nmuon", lr=5e-3),
         schedule=Schedule(warmup_epochs=3, warmup_lr=1e-6, min_lr=1e-5),
-        loop=Loop(
-            batch_size=64,
-            epochs=40,
-            clip_grad=5.0,
-            precision="bf16",
-            compile=True,
-            log_every=43,
-            evaluate_every=215,
-            save_every=215,
-        ),
+        loop=Loop(batch_size=64, epochs=40, clip_grad=5.0, log_every=43),
     )
+
+
+def clothing10_secvit_nano() -> Recipe:
+    """The same on 2,761 photographs of clothes, at 96 px, in bf16 and compiled (needs a C++ compiler).
+
+    secvit train simmim.clothing10_secvit_nano --data clothing10_160 --output runs/simmim
+
+    Reached (seed 0, 25 minutes of one shared CPU core): L1 0.477 on the hidden pixels of the 308
+    val images, where each image's mean visible colour gives 0.841.
+    """
+    recipe = folder()
+    loop = replace(recipe.loop, precision="bf16", compile=True, evaluate_every=215, save_every=215)
+    return replace(recipe, model=replace(recipe.model, image_size=96), loop=loop)
 
 
 def imagenet_secvit_base() -> Recipe:

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
-from secvit.images import load_split, splits
+from secvit.images import check_splits, load_split, splits
 from secvit.models.saved import create
 from secvit.simmim.data import EvalView, TrainView
 from secvit.simmim.evaluate import draw_reconstructions, evaluate
@@ -49,8 +49,11 @@ def train(
             f"ema_decay={recipe.loop.ema_decay}: averaged weights would be measured with a decoder that is not "
             "averaged; choose ema_decay=0"
         )
+    if recipe.loop.sharding == "fsdp":
+        raise ValueError("sharding='fsdp': reconstructions are drawn by one process with whole weights; choose ddp")
     held_out = "val" if "val" in splits(data) else "test"
     train_images, val_images = load_split(data, "train"), load_split(data, held_out)
+    check_splits(train_images, val_images)
     task = create_seeded(recipe)
     cfg = timm.data.resolve_data_config(model=task.model)
     size, mean, std = recipe.model.image_size, cfg["mean"], cfg["std"]
@@ -75,6 +78,7 @@ def train(
         config=config,
         resume=resume,
     )
+    dataset.gather_broken()
     skipped = [*dataset.skipped, *view.skipped]
     if skipped:
         logger.warning("%d broken images were skipped: %s", len(skipped), ", ".join(skipped[:5]))

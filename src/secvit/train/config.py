@@ -41,17 +41,22 @@ class Loop:
     """How long, how large, how often.
 
     Args:
-        batch_size: samples per optimizer step, over all processes and accumulated parts together,
-            so that a recipe means the same on one GPU and on eight.
-        accumulate: parts that each process computes one after the other for one step.
+        batch_size: samples per optimizer step, over all processes and parts together, so that a
+            recipe means the same on one GPU and on eight.
+        parts: equal parts in which a step's batch is computed, shared by the processes, at least
+            one each.  Batch norm, mixing and random numbers stay inside a part, so two parts on one
+            process, one after the other, give what one part on each of two gives.
         epochs: length of the run in epochs; or give `steps`.
         steps: length of the run in optimizer steps.
         seed: of the data order, the augmentation and every random number inside the network.
         precision: "no" is float32; "bf16" and "fp16" run the forward under autocast.
+        sharding: over many processes, "ddp" keeps whole weights on each, "fsdp" (FSDP2) a slice of
+            weights, gradients and optimizer state.
         device: "auto" takes the GPU if there is one.
         compile: compile the task with torch.compile.
         clip_grad: largest norm of the gradient; 0 for no clipping.
         ema_decay: decay per step of the averaged weights; 0 for none.
+        ema_warmup: average over few steps first, (1 + step) / (10 + step), for short runs.
         log_every: steps between two rows of log.csv.
         evaluate_every: steps between two evaluations; 0 for once an epoch.
         save_every: steps between two checkpoints; 0 for once an epoch.
@@ -61,19 +66,21 @@ class Loop:
             length and sees 1/repeats of the samples.
         workers: processes that load data; 0 loads in the main one.
         time_limit_minutes: save and return after so long; 0 for no limit.
-        tensorboard: also write TensorBoard events (needs `pip install tensorboard`).
+        trackers: also log to "tensorboard" or "wandb" (each a package to install).
     """
 
     batch_size: int = 128
-    accumulate: int = 1
+    parts: int = 1
     epochs: float | None = None
     steps: int | None = None
     seed: int = 0
     precision: Literal["no", "bf16", "fp16"] = "no"
+    sharding: Literal["ddp", "fsdp"] = "ddp"
     device: Literal["auto", "cpu"] = "auto"
     compile: bool = False
     clip_grad: float = 0.0
     ema_decay: float = 0.0
+    ema_warmup: bool = False
     log_every: int = 50
     evaluate_every: int = 0
     save_every: int = 0
@@ -82,7 +89,7 @@ class Loop:
     repeats: int = 1
     workers: int = 0
     time_limit_minutes: float = 0.0
-    tensorboard: bool = False
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -90,7 +97,7 @@ class Loop:
                 f"epochs={self.epochs}, steps={self.steps}; give exactly one of them (in a YAML "
                 "file or on the command line set the other to null)"
             )
-        for name in ("batch_size", "accumulate", "log_every", "keep_last", "repeats"):
+        for name in ("batch_size", "parts", "log_every", "keep_last", "repeats"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; give a whole number >= 1")
         for name in (
@@ -99,18 +106,25 @@ class Loop:
         ):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number >= 0")
+        if self.sharding == "fsdp" and self.precision == "fp16":
+            raise ValueError("sharding='fsdp' with precision='fp16' has no loss scaling; choose bf16")
+        if self.sharding == "fsdp" and self.compile:
+            raise ValueError("sharding='fsdp' with compile=true is not supported; choose one of them")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay}; choose 0 (none) to below 1, like 0.999")
 
-    def parts(self, processes: int) -> int:
-        """Samples of one forward: batch_size over processes and accumulated parts."""
-        size, rest = divmod(self.batch_size, processes * self.accumulate)
-        if rest or not size:
+    def parts_on(self, processes: int) -> int:
+        """Parts of a step that each of so many processes computes, one after the other."""
+        parts = max(self.parts, processes)
+        if parts % processes:
             raise ValueError(
-                f"batch_size={self.batch_size} cannot be shared by {processes} processes x "
-                f"accumulate={self.accumulate}; choose a multiple of {processes * self.accumulate}"
+                f"parts={parts} cannot be shared by {processes} processes; choose a multiple of {processes}"
             )
-        return size
+        if self.batch_size % parts:
+            raise ValueError(
+                f"batch_size={self.batch_size} cannot be cut into {parts} equal parts; choose a multiple of {parts}"
+            )
+        return parts // processes
 
     def steps_per_epoch(self, samples: int) -> int:
         """Whole batches in the data; what is left over waits for another epoch's order."""

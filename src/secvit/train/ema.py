@@ -7,21 +7,26 @@ import copy
 import torch
 from torch import nn
 
+from secvit.train.sharding import whole
+
 
 class Ema:
     """A frozen copy that follows the model: `average = decay * average + (1 - decay) * model`.
 
     Floating-point tensors are averaged, batch-norm statistics included; whole numbers are copied.
+    warmup: begin with a short memory, min(decay, (1 + step) / (10 + step)), so that a short run
+    forgets the weights it began with.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, warmup: bool = False) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
+        self.decay, self.warmup = decay, warmup
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: nn.Module, step: int) -> None:
+        """Follow the model after optimizer step `step` (0-based)."""
         average, new, seen = [], [], set()
-        for mine, theirs in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+        for mine, theirs in zip(self.model.state_dict().values(), whole(model.state_dict()).values(), strict=True):
             if mine.data_ptr() in seen:  # a tied weight has two names and is averaged once
                 continue
             seen.add(mine.data_ptr())
@@ -30,4 +35,5 @@ class Ema:
                 new.append(theirs.to(mine.dtype))
             else:
                 mine.copy_(theirs)
-        torch._foreach_lerp_(average, new, weight=1 - self.decay)
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+        torch._foreach_lerp_(average, new, weight=1 - decay)

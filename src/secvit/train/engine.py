@@ -15,7 +15,9 @@ number of data workers.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -36,9 +38,15 @@ from secvit.train.log import Log, NoLog
 from secvit.train.provenance import provenance
 from secvit.train.sampler import mix
 from secvit.train.schedule import learning_rate
+from secvit.train.sharding import whole
 from secvit.train.step import Step
 from secvit.train.stop import Stop
 from secvit.weights import load_weights
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -128,10 +136,10 @@ class Run:
         self.dataset, self.optimizer = dataset, optimizer
         cpu = loop.device == "cpu" or not torch.accelerator.is_available()
         self.accelerator = Accelerator(cpu=cpu, mixed_precision="no")
-        loop.parts(self.accelerator.num_processes)  # refuses a batch that cannot be shared
+        self.parts = loop.parts_on(self.accelerator.num_processes)  # refuses a batch that cannot be shared
         self.task = task.to(self.accelerator.device).train()
         self.model: nn.Module = getattr(task, "model", task)
-        self.ema = Ema(self.model, loop.ema_decay) if loop.ema_decay else None
+        self.ema = Ema(self.model, loop.ema_decay, loop.ema_warmup) if loop.ema_decay else None
         self.update = Step(task, optimizer, loop, self.accelerator)
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.per_epoch = loop.steps_per_epoch(len(dataset))
@@ -155,9 +163,17 @@ class Run:
             raise ValueError(f"{found} is older than {last.name} in the same run; give another output folder")
         if found:
             self.restore(found)
-        step, events = self.state.step, self.loop.tensorboard
-        self.log = Log(self.output, step, events) if self.main else NoLog()
+        step, trackers = self.state.step, self.loop.trackers
+        self.log = Log(self.output, step, trackers, self.config) if self.main else NoLog()
+        self.copy = copy.deepcopy(self.model).requires_grad_(False) if self.update.sharded else None
         self.update.prepare()
+
+    def whole(self) -> nn.Module:
+        """The model with all of its weights; every process has to ask."""
+        if self.copy is None:
+            return self.model
+        self.copy.load_state_dict(whole(self.model.state_dict()))
+        return self.copy
 
     @property
     def main(self) -> bool:
@@ -208,7 +224,7 @@ class Run:
                 if done:
                     break
                 began = time.perf_counter()
-                batch = [next(parts) for _ in range(self.loop.accumulate)]
+                batch = [next(parts) for _ in range(self.parts)]
                 waited = time.perf_counter() - began
                 stopping = self.step(batch, bool(stop.reason))
                 state.step += 1
@@ -224,7 +240,7 @@ class Run:
         if reason:
             logger.info("%s: stopped at step %d of %d, saved", reason, state.step, self.total)
         return Result(
-            self.ema.model if self.ema else self.model,
+            self.ema.model if self.ema else self.whole(),
             state.step,
             reason,
             metrics,
@@ -241,8 +257,7 @@ class Run:
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             rate = learning_rate(state.step, self.total, peak, self.schedule, self.per_epoch)
             group["lr"] = rate * group.get("lr_scale", 1.0)  # timm's layer decay
-        seed = mix(loop.seed, state.step, self.accelerator.process_index)
-        done = self.update(parts, seed, stopping)
+        done = self.update(parts, mix(loop.seed, state.step), stopping)
         if done.finite:
             self.count(done.numbers)
         if done.bad:
@@ -255,13 +270,13 @@ class Run:
             if state.nonfinite > loop.max_nonfinite:
                 raise FloatingPointError(message + ". Lower the learning rate, clip the gradient or check the data.")
         elif self.ema:
-            self.ema.update(self.model)
+            self.ema.update(self.model, state.step)
         return done.stop
 
     # -- evaluating, logging, saving -----------------------------------------------------------
 
     def evaluate(self, evaluate: Evaluate, best: str) -> dict[str, float]:
-        model = self.ema.model if self.ema else self.model
+        model = self.ema.model if self.ema else self.whole()
         began = time.perf_counter()
         model.eval()
         with torch.no_grad():
@@ -303,6 +318,7 @@ class Run:
             "nonfinite": state.nonfinite,
             "samples_per_second": round(speed, 2),
             "data_wait": round(timing["data_wait"], 4),
+            "memory_mb": memory_mb(),
         }
         self.log.write("log.csv", row)
         bar.set_postfix_str(_short(means))
@@ -315,20 +331,31 @@ class Run:
     def save(self) -> None:
         if self.saved == self.state.step:
             return
+        model, remembered = self.whole(), whole(self.optimizer.state_dict())
+        task = whole(self.task.state_dict()) if self.model is not self.task else {}
         if self.main:
-            extra = {k: v for k, v in self.task.state_dict().items() if not k.startswith("model.")}
             state = {
                 **asdict(self.state),
-                "task": extra if self.model is not self.task else {},
-                "optimizer": self.optimizer.state_dict(),
+                "task": {k: v for k, v in task.items() if not k.startswith("model.")},
+                "optimizer": remembered,
                 "scaler": self.update.scaler.state_dict(),
             }
             averaged = self.ema.model if self.ema else None
             step, config = self.state.step, self.config
-            files.save_checkpoint(self.output, step, self.model, averaged, state, config, self.about)
+            files.save_checkpoint(self.output, step, model, averaged, state, config, self.about)
             files.prune(self.output, self.loop.keep_last, self.state.best_step)
         self.saved = self.state.step
         self.accelerator.wait_for_everyone()
+
+
+def memory_mb() -> int:
+    """The most memory in use so far: of the accelerator if there is one, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() >> 20
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> 20 if sys.platform == "darwin" else peak >> 10
 
 
 def _short(numbers: Mapping[str, float]) -> str:

@@ -16,14 +16,14 @@ from secvit.train.sampler import Keys
 
 
 def batches(dataset: Any, loop: Loop, start: int, stop: int, accelerator: Accelerator) -> Generator[Any, None, None]:
-    """This process's parts of optimizer steps start..stop-1, `accumulate` of them per step."""
+    """This process's parts of optimizer steps start..stop-1, the same number for each step."""
     keys = Keys(
         len(dataset),
         loop.batch_size,
         loop.seed,
         start,
         stop,
-        accumulate=loop.accumulate,
+        parts=loop.parts_on(accelerator.num_processes) * accelerator.num_processes,
         repeats=loop.repeats,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ class Log:
     dropped, and will be written again.
     """
 
-    def __init__(self, output: Path, start: int, tensorboard: bool = False) -> None:
+    def __init__(
+        self, output: Path, start: int, trackers: Sequence[str] = (), config: Mapping[str, Any] | None = None
+    ) -> None:
         self.output = output
         self.columns: dict[str, list[str]] = {}
-        self.events = _event_writer(output) if tensorboard else None
+        self.trackers = [TRACKERS[name](output, config or {}) for name in trackers]
         for path in (output / "log.csv", output / "eval.csv"):
             if path.exists():
                 columns, rows = read_csv(path)
@@ -39,14 +42,13 @@ class Log:
         else:
             with open(path, "a", newline="") as file:
                 csv.DictWriter(file, columns).writerow(row)
-        if self.events:
-            for key in row:
-                if key != "step":
-                    self.events.add_scalar(f"{Path(name).stem}/{key}", row[key], row["step"])
+        numbers = {f"{Path(name).stem}/{key}": value for key, value in row.items() if key != "step"}
+        for tracker in self.trackers:
+            tracker.write(numbers, int(row["step"]))
 
     def close(self) -> None:
-        if self.events:
-            self.events.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def _rewrite(self, name: str, columns: list[str], rows: list[Any]) -> None:
         self.columns[name] = columns
@@ -61,7 +63,7 @@ class NoLog(Log):
     """The log of the processes that write nothing."""
 
     def __init__(self) -> None:
-        self.events = None
+        self.trackers = []
 
     def write(self, name: str, row: Row) -> None:
         pass
@@ -75,9 +77,45 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         return list(reader.fieldnames or []), rows
 
 
-def _event_writer(output: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ImportError("tensorboard=True needs: pip install tensorboard") from None
-    return SummaryWriter(str(output / "tensorboard"))
+class TensorBoard:
+    """Event files in OUTPUT/tensorboard."""
+
+    def __init__(self, output: Path, config: Mapping[str, Any]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ImportError("trackers: tensorboard needs: pip install tensorboard") from None
+        self.writer = SummaryWriter(str(output / "tensorboard"))
+
+    def write(self, numbers: Row, step: int) -> None:
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the project "secvit"; resuming an output folder resumes its run.  WANDB_MODE=offline needs no login."""
+
+    def __init__(self, output: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise ImportError("trackers: wandb needs: pip install wandb") from None
+        name = hashlib.sha1(str(output.resolve()).encode()).hexdigest()[:12]
+        self.run = wandb.init(
+            project="secvit", name=output.name, id=name, resume="allow", dir=str(output), config=dict(config)
+        )
+
+    def write(self, numbers: Row, step: int) -> None:
+        self.run.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], TensorBoard | WeightsAndBiases]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+}

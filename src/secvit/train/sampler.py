@@ -8,7 +8,10 @@ import torch
 
 
 class Keys:
-    """Key batches for optimizer steps start..stop-1 of one process, `accumulate` lists per step.
+    """Key batches for optimizer steps start..stop-1 of one process, a list for each of its parts.
+
+    A step's keys are dealt out to its parts one by one, and the parts to the processes likewise, so
+    that repeats of a sample lie on different processes, as in DeiT.
 
     A key is `draw * samples + index`: its remainder by `samples` is the sample, and no key occurs
     twice in a run.  A dataset that seeds its augmentation with the key gives the same data to any
@@ -23,17 +26,17 @@ class Keys:
         start: int,
         stop: int,
         *,
-        accumulate: int = 1,
+        parts: int = 1,
         repeats: int = 1,
         rank: int = 0,
         processes: int = 1,
     ) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
-        self.start, self.stop, self.accumulate = start, stop, accumulate
+        self.start, self.stop, self.parts = start, stop, max(parts, processes)
         self.repeats, self.rank, self.processes = repeats, rank, processes
 
     def __len__(self) -> int:
-        return (self.stop - self.start) * self.accumulate
+        return (self.stop - self.start) * self.parts // self.processes
 
     def epoch(self, epoch: int) -> torch.Tensor:
         """The keys of one epoch in order, over all processes."""
@@ -49,8 +52,8 @@ class Keys:
             if epoch != current:
                 keys, current = self.epoch(epoch), epoch
             batch = keys[position * self.batch_size :][: self.batch_size]
-            for part in batch[self.rank :: self.processes].chunk(self.accumulate):
-                yield part.tolist()
+            for part in range(self.rank, self.parts, self.processes):
+                yield batch[part :: self.parts].tolist()
 
 
 def mix(*numbers: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from secvit.train.config import Loop
 from secvit.train.nonfinite import Buffers, first_nonfinite, nonfinite_gradient
+from secvit.train.sampler import mix
+from secvit.train.sharding import shard, whole
 
 
 @dataclass(frozen=True)
@@ -38,26 +42,36 @@ class Step:
     ) -> None:
         self.task, self.optimizer = task, optimizer
         self.loop, self.accelerator = loop, accelerator
-        self.parameters = [p for p in task.parameters() if p.requires_grad]
+        self.processes = accelerator.num_processes
+        self.parts = loop.parts_on(self.processes) * self.processes
+        self.sharded = loop.sharding == "fsdp" and self.processes > 1
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=loop.precision == "fp16")
 
     def prepare(self) -> None:
         """After weights and optimizer are loaded: compile, and wrap for many processes."""
         if self.loop.compile:
             self.task.compile()
-        self.forward, self.optimizer = self.accelerator.prepare(self.task, self.optimizer)
+        self.forward = self.task
+        if self.sharded:
+            shard(self.task, self.optimizer)
+        elif self.processes > 1:
+            self.forward = replicate(self.task, self.accelerator.device)
+        self.parameters = [p for p in self.task.parameters() if p.requires_grad]
         self.buffers = Buffers(self.task)
 
     def __call__(self, parts: list[Any], seed: int, stopping: bool) -> Outcome:
         """Update the weights with the mean gradient of the parts; a non-finite one leaves no trace.
 
+        Every part begins with the buffers (batch norm's statistics) that the step found, and the
+        step leaves the mean of what the parts make of them: it is the same whoever computes a part.
+
         Means over the parts and processes of everything the task returned, and the gradient's norm
         before clipping.  `stop` is whether any process came in with `stopping`.
         """
-        seed_everything(seed)
         totals: dict[str, Tensor] = {}
         for i, batch in enumerate(parts):
             last = i == len(parts) - 1
+            seed_everything(self.seed(seed, i))
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.forward):
                 with self.autocast():
                     out = self.forward(batch)
@@ -65,10 +79,12 @@ class Step:
             for key, value in out.items():
                 part = value.detach().float() / len(parts)
                 totals[key] = totals[key] + part if key in totals else part
+            if self.parts > 1:
+                self.buffers.collect()
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        norm = whole(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         values = torch.stack([*totals.values(), norm.float(), norm.new_tensor(float(stopping))])
-        if self.accelerator.num_processes > 1:
+        if self.processes > 1:
             values = self.accelerator.reduce(values, reduction="mean")
         *read, stop = values.tolist()  # the step's only wait for the GPU
         numbers = dict(zip([*totals, "grad_norm"], read, strict=True))
@@ -78,6 +94,8 @@ class Step:
             if self.loop.clip_grad:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.loop.clip_grad, norm)
             self.scaler.step(self.optimizer)
+            if self.parts > 1:
+                self.buffers.average(self.parts, self.accelerator)
             self.buffers.keep()
         else:
             bad = self.explain(parts, seed)
@@ -86,12 +104,18 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         return Outcome(numbers, finite, stop > 0, bad)
 
+    def seed(self, seed: int, i: int) -> int:
+        """Of the i-th part here, by its number among the parts of all processes."""
+        return mix(seed, self.accelerator.process_index + i * self.processes)
+
     def explain(self, parts: list[Any], seed: int) -> str:
         """Run the forward again, watching every module."""
         gradient = nonfinite_gradient(self.task)
-        self.buffers.put_back()
-        seed_everything(seed)
-        for batch in parts:
+        if self.sharded:  # a forward would need all processes, of which some may have nothing to explain
+            return gradient or "another process"
+        for i, batch in enumerate(parts):
+            self.buffers.put_back()
+            seed_everything(self.seed(seed, i))
             with self.autocast():
                 if where := first_nonfinite(self.task, batch):
                     return where
@@ -107,3 +131,24 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def replicate(task: nn.Module, device: torch.device) -> nn.Module:
+    """DistributedDataParallel that leaves the buffers alone: `Step` averages them.
+
+    Each weight's gradient gets the weight's own strides, which it asks for: convolutions over
+    channels-last maps return gradients in channels-last strides.
+    """
+
+    def restride(gradient: Tensor, like: Tensor) -> Tensor:
+        if gradient.stride() == like.stride():
+            return gradient
+        return torch.empty_like(like, dtype=gradient.dtype).copy_(gradient)
+
+    for parameter in task.parameters():
+        if parameter.requires_grad and parameter.ndim == 4:
+            parameter.register_hook(lambda gradient, like=parameter: restride(gradient, like))
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # older
+    options: dict[str, Any] = {"device_ids": [device] if device.type == "cuda" else None, buffers: False}
+    return DistributedDataParallel(task, **options)

@@ -1,0 +1,107 @@
+"""What can be known about a data set before the first step."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from secvit.images.labelled import Images, check_skipped
+from secvit.images.read import read_image
+
+logger = logging.getLogger(__name__)
+
+FEW_FILES = 5000  # read as a whole to find copies: seconds; beyond, names alone are compared
+
+
+def check_splits(train: Images, held_out: Images) -> None:
+    """Before the first step: counts to the log, some images opened, held-out ones looked for in train."""
+    for images in (train, held_out):
+        logger.info(describe(images))
+        check_examples(images)
+    check_overlap(train, held_out)
+
+
+def describe(images: Images) -> str:
+    """One line for the log: images, classes, the rarest and the most frequent.
+
+    Warns of classes that have fewer than two images or a hundredth of the most frequent one's.
+    """
+    counts = images.labels.bincount(minlength=len(images.classes)).tolist()
+    rare, often = counts.index(min(counts)), counts.index(max(counts))
+    least, most = counts[rare], counts[often]
+    few = [images.classes[i] for i, count in enumerate(counts) if count < 2]
+    if few:
+        names = f"{', '.join(few[:3])}{', ...' if len(few) > 3 else ''}"
+        logger.warning("%s: %d classes with fewer than two images: %s", images.name, len(few), names)
+    if most > 100 * least:
+        logger.warning(
+            "%s: %s has %s images, %s only %s; top-1 will say little about the rare classes, macro does",
+            *(images.name, images.classes[often], f"{most:,}", images.classes[rare], f"{least:,}"),
+        )
+    each = (
+        f"{least:,}" if least == most else f"{least:,} ({images.classes[rare]}) to {most:,} ({images.classes[often]})"
+    )
+    return f"{images.name}: {len(images):,} images, {len(counts):,} classes, {each} each"
+
+
+def check_examples(images: Images, count: int = 32) -> None:
+    """Open some images, at least the first of each class or of evenly chosen ones; a ValueError if they are broken.
+
+    A broken one by chance is named in a warning; `check_skipped` says how many are too many.
+    """
+    if images.pixels is not None:
+        return
+    first: dict[int, int] = {}
+    for i, label in enumerate(images.labels.tolist()):
+        first.setdefault(label, i)
+    chosen = set(_evenly(list(first.values()), count))
+    chosen |= set(_evenly(range(len(images)), count - len(chosen)))
+    broken: list[str] = []
+    for i in sorted(chosen):
+        try:
+            images.image(i)
+        except ValueError as error:
+            broken.append(images.names[i])
+            logger.warning("%s: %s", images.name, error)
+            check_skipped(broken, len(chosen))
+
+
+def check_overlap(train: Images, held_out: Images) -> list[str]:
+    """Warn of held-out images that are in train as well, and return their names.
+
+    Compared by bytes in memory or in up to 5,000 files, otherwise by name.
+    """
+    known = set(_keys(train, few := _few(train, held_out)))
+    twice = [name for name, key in zip(held_out.names, _keys(held_out, few), strict=True) if key in known]
+    if twice:
+        logger.warning(
+            "%d of %d images of %s are in %s as well, so the score will be too good: %s%s",
+            *(len(twice), len(held_out), held_out.name, train.name, ", ".join(twice[:3])),
+            ", ..." if len(twice) > 3 else "",
+        )
+    return twice
+
+
+def _evenly(items: list[int] | range, count: int) -> list[int]:
+    count = max(0, min(count, len(items)))
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def _few(*parts: Images) -> bool:
+    """Whether all contents may be compared: they are files, and not many."""
+    return sum(map(len, parts)) <= FEW_FILES and all(p.read is read_image for p in parts)
+
+
+def _keys(images: Images, contents: bool) -> Iterable[str | bytes]:
+    """What is equal for equal images."""
+    if images.pixels is not None:
+        return (hashlib.sha1(row.numpy().tobytes()).digest() for row in images.pixels)
+    return (_digest(name) for name in images.names) if contents else images.names
+
+
+def _digest(name: str) -> str | bytes:
+    """The hash of a file's bytes; of one that cannot be read, which is reported elsewhere, its name."""
+    return hashlib.sha1(Path(name).read_bytes()).digest() if os.access(name, os.R_OK) else name

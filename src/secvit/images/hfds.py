@@ -1,0 +1,104 @@
+"""hfds/NAME_OR_PATH: Hugging Face datasets with a column of images and one of labels.
+
+Opened with the package `datasets` itself rather than timm's reader of the same prefix, which cannot say
+which splits there are and wants the names of the columns.  The images stay in the Arrow files, mapped
+into memory, so that any of them can be read at any time by any process.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from secvit.images.labelled import SPLITS, Images, Source, class_names, number_labels
+from secvit.images.read import read_image
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LABELS = ("label", "labels", "class")
+
+
+def hfds_sources(name: str) -> dict[str, Source]:
+    """The splits of a data set on the Hugging Face Hub or in a folder."""
+    try:
+        import datasets
+    except ImportError:
+        raise ImportError(f"hfds/{name} is read with Hugging Face datasets; run: pip install datasets") from None
+    saved = os.path.isfile(os.path.join(name, "state.json"))
+    try:
+        available = ["train"] if saved else datasets.get_dataset_split_names(name)
+    except (OSError, ValueError) as error:  # among them: not found, not reachable, which configuration?
+        raise ValueError(
+            f"hfds/{name} cannot be opened: {error}; give hfds/ and a name on the Hub or a folder"
+        ) from None
+    found: dict[str, Source] = {}
+    for split, ours in SPLITS.items():
+        if split in available:
+            found[ours] = Source(partial(_read, name, split, ours), partial(_classes, name, split))
+    if "train" not in found:
+        raise ValueError(f"hfds/{name}: no split train, only {', '.join(available)}; save it under that name")
+    return found
+
+
+def _open(name: str, split: str) -> tuple[Dataset, str, str]:
+    """A split with its images left encoded, and the names of its columns of images and of labels."""
+    import datasets
+
+    try:
+        if os.path.isfile(os.path.join(name, "state.json")):  # written by Dataset.save_to_disk
+            rows = datasets.load_from_disk(name)
+        else:
+            rows = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"hfds/{name} cannot be opened: {split}: {error}") from None
+    images = [c for c, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+    classes = [c for c, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
+    labels = [c for c in LABELS if c in rows.features] or classes
+    for kind, columns in (("images", images), ("labels", labels)):
+        if len(columns) != 1:
+            raise ValueError(
+                f"hfds/{name}: {len(columns)} columns of {kind} among {', '.join(rows.features)}; expected one of "
+                "the type datasets.Image, and one called label or of the type datasets.ClassLabel"
+            )
+    return rows.cast_column(images[0], datasets.Image(decode=False)), images[0], labels[0]
+
+
+def _classes(name: str, split: str) -> tuple[str, ...]:
+    rows, _, column = _open(name, split)
+    names = getattr(rows.features[column], "names", None)
+    return tuple(names) if names else class_names(map(str, rows.unique(column)))
+
+
+def _read(name: str, split: str, ours: str, classes: tuple[str, ...] | None) -> Images:
+    rows, image, column = _open(name, split)
+    if not len(rows):
+        raise ValueError(f"hfds/{name}, {split}: no rows")
+    root, values = f"hfds/{name}/{split}", rows[column][:]
+    names = tuple(f"{root}[{i}]" for i in range(len(rows)))
+    read = partial(_image, rows, image)
+    own = getattr(rows.features[column], "names", None)
+    outside = [i for i, v in enumerate(values) if v is None or (own and not 0 <= v < len(own))]
+    if outside:
+        i = outside[0]
+        raise ValueError(
+            f"{names[i]}: label {values[i]}"
+            + (f", outside 0..{len(own) - 1}" if own else "")
+            + f" ({len(outside)} such rows of {len(rows)}); a split without labels cannot be used"
+        )
+    if own:
+        return Images(ours, tuple(own), torch.tensor(values), None, names, read=read, root=root)
+    known, labels = number_labels([str(v) for v in values], classes, names.__getitem__)
+    return Images(ours, known, labels, None, names, read=read, root=root)
+
+
+def _image(rows: Dataset, column: str, name: str) -> Image.Image:
+    """The image of the row that a name ends with, as in "hfds/NAME/train[17]"."""
+    entry: dict[str, Any] | None = rows[int(name[name.rindex("[") + 1 : -1])][column]
+    if not entry or not (entry["bytes"] or entry["path"]):
+        raise ValueError(f"{name}: no image in this row; remove it")
+    return read_image(entry["bytes"] or entry["path"], name)

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from secvit.images import View, centre_crop, seeded
+from secvit.images.folders import read_folder
+from tests.images.make import picture, save
+
+
+class Middle(View):
+    """The middle of each image, broken ones left out."""
+
+    def __getitems__(self, keys):
+        opened = [image for key in keys if (image := self.open(key)) is not None]
+        views = [np.asarray(centre_crop(image, self.size)) for image in opened]
+        return {"image": self.normalise(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2))}
+
+
+def test_every_kind_of_image_becomes_a_view_and_broken_ones_are_counted(tmp_path):
+    root, rgb = tmp_path / "odd", picture(0)
+    for name in ("whole", "other"):
+        for i in range(60):
+            save(root / name / f"{i}.png")
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    kinds = root / "odd"
+    kinds.mkdir()
+    rgb.convert("CMYK").save(kinds / "cmyk.jpg")
+    rgb.convert("L").save(kinds / "grey.jpg")
+    rgb.convert("RGBA").save(kinds / "rgba.png")
+    rgb.save(kinds / "turned.jpg", exif=exif)
+    rgb.resize((1, 1)).save(kinds / "one_pixel.png")
+    rgb.resize((300, 1)).save(kinds / "line.png")
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(kinds / "sixteen.png")
+    (kinds / "truncated.png").write_bytes((root / "whole" / "0.png").read_bytes()[:200])
+    every = read_folder(root, "all")
+    view = Middle(every, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    odd = [i for i, name in enumerate(every.names) if "/odd/odd/" in name]
+    batch = view.__getitems__(odd)["image"]
+    assert batch.shape == (7, 3, 8, 8) and batch.isfinite().all() and batch.abs().max() <= 2
+    assert view.skipped == [str(kinds / "truncated.png")]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (8, 8), (7, 9)])
+@pytest.mark.parametrize("crop_pct", [0.875, 1.0])
+def test_centre_crop_has_the_size_that_was_asked_for(size, crop_pct):
+    assert centre_crop(picture(0, size), 8, crop_pct).size == (8, 8)
+
+
+def test_random_numbers_come_from_the_seed_and_are_put_back():
+    before = torch.get_rng_state()
+    with seeded(3):
+        first = torch.rand(2), np.random.rand()
+    assert torch.equal(torch.get_rng_state(), before)
+    with seeded(3):
+        assert torch.equal(torch.rand(2), first[0]) and np.random.rand() == first[1]
