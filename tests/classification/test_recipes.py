@@ -93,7 +93,7 @@ def test_averaged_weights_are_those_of_timms_ema():
     for _ in range(5):
         torch.nn.init.normal_(model[0].weight)
         model(torch.randn(4, 3))
-        ours.update(model)
+        ours.update(model, 0)
         timms.update(model)
     for mine, other in zip(ours.model.state_dict().values(), timms.module.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, other)

@@ -25,7 +25,7 @@ class StopAt(Data):
         return super().__getitem__(key)
 
 
-def rows(path, drop=("seconds", "samples_per_second", "data_wait")):
+def rows(path, drop=("seconds", "samples_per_second", "data_wait", "memory_mb")):
     with open(path) as file:
         return [{k: v for k, v in r.items() if k not in drop} for r in csv.DictReader(file)]
 

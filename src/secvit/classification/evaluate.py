@@ -14,7 +14,7 @@ from tqdm import tqdm
 from secvit.classification.data import EvalView
 from secvit.images import Images, load_split
 from secvit.models.saved import load_model
-from secvit.train.shares import share, sum_over_processes
+from secvit.train.shares import is_first, share, sum_over_processes
 
 
 @torch.no_grad()  # not inference_mode: a network may keep tables for its next training step
@@ -41,7 +41,8 @@ def evaluate(
         collate_fn=dataset.collate,
         generator=torch.Generator(),
     )
-    for batch in tqdm(loader, desc=f"evaluating {dataset.images.name}", disable=None, leave=False):
+    silent = None if is_first() else True
+    for batch in tqdm(loader, desc=f"evaluating {dataset.images.name}", disable=silent, leave=False):
         target = batch["target"]
         if not len(target):
             continue

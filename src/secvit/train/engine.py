@@ -7,9 +7,9 @@ A dataset answers `len(dataset)` and `dataset[key]`, or `dataset.__getitems__(ke
 batch, and may bring its own `collate`.  A key is `draw * len(dataset) + index` (`sampler.Keys`).
 
 Nothing random is carried from step to step: the data order is a function of (seed, epoch), the
-augmentation of (seed, key), and before each step every generator is seeded with (seed, step,
-process).  So a checkpoint needs no generator states, and a resumed run is the unbroken one on any
-number of data workers.
+augmentation of (seed, key), and before each part of a step every generator is seeded with (seed,
+step, part).  So a checkpoint needs no generator states, and a resumed run is the unbroken one on any
+number of data workers, and on any number of processes that shares the same parts.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 
@@ -34,7 +35,7 @@ from secvit.train import checkpoint as files
 from secvit.train.config import Loop, Schedule, changes
 from secvit.train.ema import Ema
 from secvit.train.loading import batches
-from secvit.train.log import Log, NoLog
+from secvit.train.log import Log, NoLog, memory_mb
 from secvit.train.provenance import provenance
 from secvit.train.sampler import mix
 from secvit.train.schedule import learning_rate
@@ -43,13 +44,9 @@ from secvit.train.step import Step
 from secvit.train.stop import Stop
 from secvit.weights import load_weights
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
 logger = logging.getLogger(__name__)
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
+PATIENCE = timedelta(minutes=10)  # for other processes, before one that hangs becomes an error
 
 
 @dataclass
@@ -135,7 +132,8 @@ class Run:
         self.loop, self.schedule, self.output, self.config = (loop, schedule, output, config)
         self.dataset, self.optimizer = dataset, optimizer
         cpu = loop.device == "cpu" or not torch.accelerator.is_available()
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no")
+        patience = InitProcessGroupKwargs(timeout=PATIENCE)
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])
         self.parts = loop.parts_on(self.accelerator.num_processes)  # refuses a batch that cannot be shared
         self.task = task.to(self.accelerator.device).train()
         self.model: nn.Module = getattr(task, "model", task)
@@ -163,10 +161,20 @@ class Run:
             raise ValueError(f"{found} is older than {last.name} in the same run; give another output folder")
         if found:
             self.restore(found)
+        self.check_same_step()
         step, trackers = self.state.step, self.loop.trackers
         self.log = Log(self.output, step, trackers, self.config) if self.main else NoLog()
         self.copy = copy.deepcopy(self.model).requires_grad_(False) if self.update.sharded else None
         self.update.prepare()
+
+    def check_same_step(self) -> None:
+        """Otherwise some processes would be done while the others wait for them."""
+        steps = gather_object([self.state.step]) if self.accelerator.num_processes > 1 else [self.state.step]
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"{self.output}: the processes found checkpoints of steps {steps}; give an output folder "
+                "that all machines share"
+            )
 
     def whole(self) -> nn.Module:
         """The model with all of its weights; every process has to ask."""
@@ -192,7 +200,7 @@ class Run:
         self.state = State(**{k: state[k] for k in asdict(State())})
         self.saved = self.state.step
         changed = changes(yaml.safe_load((folder / "config.yaml").read_text()), self.config)
-        if changed:
+        if changed and self.main:
             logger.warning("resuming with another recipe than before: %s", ", ".join(changed))
         logger.info("resuming %s at step %d of %d", folder, self.state.step, self.total)
 
@@ -266,7 +274,8 @@ class Run:
                 f"step {state.step}: non-finite loss or gradient, first in {done.bad}; step "
                 f"skipped ({state.nonfinite} so far, limit {loop.max_nonfinite})"
             )
-            logger.warning(message)
+            if self.main:
+                logger.warning(message)
             if state.nonfinite > loop.max_nonfinite:
                 raise FloatingPointError(message + ". Lower the learning rate, clip the gradient or check the data.")
         elif self.ema:
@@ -346,16 +355,6 @@ class Run:
             files.prune(self.output, self.loop.keep_last, self.state.best_step)
         self.saved = self.state.step
         self.accelerator.wait_for_everyone()
-
-
-def memory_mb() -> int:
-    """The most memory in use so far: of the accelerator if there is one, else of this process."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return torch.cuda.max_memory_allocated() >> 20
-    if resource is None:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak >> 20 if sys.platform == "darwin" else peak >> 10
 
 
 def _short(numbers: Mapping[str, float]) -> str:

@@ -49,26 +49,29 @@ class Buffers:
     @torch.no_grad()
     def average(self, parts: int, accelerator: Accelerator) -> None:
         """Set the buffers to the mean over the parts of all processes; whole numbers to any part's."""
+        sums = [total for total in self.sums if total.is_floating_point()]
+        if accelerator.num_processes > 1 and sums:  # in one message: there are two small ones for each batch norm
+            message = accelerator.reduce(torch.cat([total.flatten() for total in sums]), "sum")
+            pieces = message.split([total.numel() for total in sums])
+            sums = [piece.view_as(total) for piece, total in zip(pieces, sums, strict=True)]
+        means = iter(sums)
         for live, total in zip(self.live(), self.sums, strict=True):
-            if total.is_floating_point():
-                total = (accelerator.reduce(total, "sum") if accelerator.num_processes > 1 else total) / parts
-            live.copy_(total)
+            live.copy_(next(means) / parts if total.is_floating_point() else total)
 
 
 @torch.no_grad()
 def first_nonfinite(task: nn.Module, batch: Any) -> str | None:
-    """Where non-finite numbers begin: the batch, a parameter, or the output of a module."""
-    if not _finite(batch):
-        return "the batch itself"
-    for name, parameter in task.named_parameters():
-        if not _finite(parameter):
-            return f"parameter {name}"
-    found: list[str] = []
+    """Where non-finite numbers begin: the batch, a parameter, or the output of a module.
+
+    The forward runs in any case: with sharded weights the other processes wait for it.
+    """
+    found = [] if _finite(batch) else ["the batch itself"]
+    found += [f"parameter {name}" for name, parameter in task.named_parameters() if not _finite(parameter)]
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if not found and not _finite(output):
-                found.append(f"the output of {name or 'the task'} ({type(module).__name__})")
+                found.append(f"the output of {name or 'the task'} ({type(module).__name__.removeprefix('FSDP')})")
 
         return hook
 

@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(task: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Cut every weight over the processes, in place: each entry of a ModuleList apart, then the rest.
+    """Cut every weight over the processes, in place: each block apart, then the rest.
 
     The optimizer follows with its groups and with what it has remembered so far.
     """
+    from torch.distributed import get_world_size
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     names = {id(p): name for name, p in task.named_parameters()}
-    for module in list(task.modules()):
-        if isinstance(module, nn.ModuleList):
-            for block in module:
-                fully_shard(block)
-    fully_shard(task)
+    mesh = init_device_mesh(next(task.parameters()).device.type, (get_world_size(),))
+    for module in (*blocks(task), task):
+        fully_shard(module, mesh=mesh)
     new = dict(task.named_parameters())
     for group in optimizer.param_groups:
         whole, group["params"] = group["params"], [new[names[id(p)]] for p in group["params"]]
@@ -30,8 +30,20 @@ def shard(task: nn.Module, optimizer: torch.optim.Optimizer) -> None:
                 optimizer.state[sliced] = {k: _like(v, old, sliced) for k, v in optimizer.state.pop(old).items()}
 
 
+def blocks(task: nn.Module) -> list[nn.Module]:
+    """What is put together, used and cut again on its own: the entries of lists that have parts themselves.
+
+    Inner ones come first, as fully_shard wants them.
+    """
+    lists = [m for m in task.modules() if isinstance(m, nn.ModuleList | nn.Sequential)]
+    entries = {b for m in lists for b in m if any(True for _ in b.children())}
+    return [m for m in reversed(list(task.modules())) if m in entries and not isinstance(m, nn.ModuleList)]
+
+
 def _like(value: Any, whole: Tensor, sliced: Tensor) -> Any:
     """What an optimizer remembers of a weight, cut as the weight is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if isinstance(value, Tensor) and isinstance(sliced, DTensor) and value.shape == whole.shape:
         return distribute_tensor(value, sliced.device_mesh, sliced.placements)
     return value
@@ -39,8 +51,8 @@ def _like(value: Any, whole: Tensor, sliced: Tensor) -> Any:
 
 def whole(value: Any) -> Any:
     """Sliced tensors put together again, in dicts and lists too; every process has to ask."""
-    if isinstance(value, DTensor):
-        return value.full_tensor()
+    if isinstance(value, Tensor):
+        return value.full_tensor() if hasattr(value, "full_tensor") else value
     if isinstance(value, Mapping):
         return {k: whole(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -13,6 +13,11 @@ def share(count: int) -> list[int]:
     return list(range(rank, count, processes))
 
 
+def is_first() -> bool:
+    """Whether this is the process that speaks for all."""
+    return not _many() or dist.get_rank() == 0
+
+
 def sum_over_processes(values: Tensor) -> Tensor:
     """The sum of each process's numbers, in float64; every process has to ask.  Returned on the CPU."""
     total = values.detach().to("cpu", torch.float64, copy=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -109,17 +110,16 @@ class Step:
         return mix(seed, self.accelerator.process_index + i * self.processes)
 
     def explain(self, parts: list[Any], seed: int) -> str:
-        """Run the forward again, watching every module."""
-        gradient = nonfinite_gradient(self.task)
-        if self.sharded:  # a forward would need all processes, of which some may have nothing to explain
-            return gradient or "another process"
+        """Run the forward again, watching every module: what the first process says that finds something."""
+        gradient, found = nonfinite_gradient(self.task), []
         for i, batch in enumerate(parts):
             self.buffers.put_back()
             seed_everything(self.seed(seed, i))
             with self.autocast():
-                if where := first_nonfinite(self.task, batch):
-                    return where
-        return gradient or "another process"
+                found.append(first_nonfinite(self.task, batch))
+        if self.processes > 1:
+            found = gather_object(found)
+        return next(filter(None, found), None) or gradient or "the update"
 
     def autocast(self) -> torch.autocast:
         half = torch.float16 if self.loop.precision == "fp16" else torch.bfloat16
