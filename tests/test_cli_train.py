@@ -93,3 +93,8 @@ def test_unknown_command_is_an_error(capsys):
 def test_debug_shows_the_traceback():
     with pytest.raises(ValueError, match="no recipe"):
         main(["train", "nothing", "--debug"])
+
+
+def test_a_recipe_without_images_asks_for_them(capsys):
+    assert main(["train", "classification.imagenet_secvit_tiny"]) == 2
+    assert "classification.imagenet_secvit_tiny needs images: give --data DIR" in capsys.readouterr().err

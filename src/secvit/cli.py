@@ -60,9 +60,10 @@ def train(words: Sequence[str]) -> int:
         print(_train_help())
         return 0
     name, words = words[0], list(words[1:])
-    recipe = find_recipe(name)
+    recipe, any_data = find_recipe(name), name.endswith(".digits")
     if "--tiny" in words:
         words.remove("--tiny")
+        any_data = True
         recipe = importlib.import_module(f"secvit.{name.rpartition('.')[0]}").tiny(recipe)
     parser = _parser(
         f"secvit train {name}",
@@ -70,13 +71,16 @@ def train(words: Sequence[str]) -> int:
         f"secvit train {name} [--data DIR] [--output DIR] [--optim.lr 1e-3 ...]",
     )
     parser.add_argument("--config", action="config", help="YAML file with changes of the recipe")
-    parser.add_argument("--data", type=str, default="digits", help='images: a path, wds/..., hfds/... or "digits"')
+    about = 'images: a path, wds/..., hfds/... or "digits" (docs/data.md)'
+    parser.add_argument("--data", type=str | None, default="digits" if any_data else None, help=about)
     parser.add_argument("--output", type=str, default=f"runs/{name}", help="folder of the run")
     parser.add_argument("--resume", type=str, default="auto", help="auto, never or a checkpoint")
     for entry, kind in get_type_hints(type(recipe)).items():
         parser.add_argument(f"--{entry}", type=kind, default=getattr(recipe, entry))
         _explain(parser, entry, kind if is_dataclass(kind) else type(recipe))
     found = parser.instantiate(parser.parse_args(words))
+    if not found.data:
+        raise ValueError(f"{name} needs images: give --data DIR, or --data digits for a try without a download")
     changed = type(recipe)(**{entry.name: found[entry.name] for entry in fields(recipe)})
     run = importlib.import_module(f"secvit.{name.split('.')[0]}").train
     result = run(changed, found.data, found.output, found.resume)
@@ -144,8 +148,8 @@ Recipes:
 Examples:
   secvit train classification.digits --output runs/digits     1,797 real digits, no download
   secvit train classification.digits --tiny                   four steps, to see that it runs
-  secvit train RECIPE --data DIR                              DIR/train/CLASS/*.jpg, DIR/val/... or
-                                                              DIR/train.npz, DIR/val.npz
+  secvit train classification.finetune --data DIR             DIR/CLASS/*.jpg, DIR/train/CLASS/*.jpg and
+                                                              DIR/val/..., tables, shards: docs/data.md
   secvit train RECIPE --optim.lr 1e-3 --loop.epochs 50         change any number of the recipe
   secvit train RECIPE --print_config > my.yaml                 all of them, to edit ...
   secvit train RECIPE --config my.yaml                         ... and to use

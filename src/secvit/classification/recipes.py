@@ -169,7 +169,7 @@ def clothing10_secvit_nano() -> Recipe:
 
 
 def clothing10_secvit_nano_simmim() -> Recipe:
-    """The same from a SimMIM run (simmim.clothing10_secvit_nano) instead of random weights.
+    """SECViT-nano on clothing10 from a SimMIM run (simmim.clothing10_secvit_nano) instead of random weights.
 
     secvit train classification.clothing10_secvit_nano_simmim --data clothing10_160 \
         --model.init runs/simmim --output runs/clothing10_simmim

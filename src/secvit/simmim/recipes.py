@@ -117,7 +117,7 @@ def folder() -> Recipe:
 
 
 def clothing10_secvit_nano() -> Recipe:
-    """The same on 2,761 photographs of clothes, at 96 px, in bf16 and compiled (needs a C++ compiler).
+    """SECViT-nano on 2,761 photographs of clothes, at 96 px, in bf16 and compiled (needs a C++ compiler).
 
     secvit train simmim.clothing10_secvit_nano --data clothing10_160 --output runs/simmim
 
