@@ -83,6 +83,10 @@ def train(words: Sequence[str]) -> int:
         raise ValueError(f"{name} needs images: give --data DIR, or --data digits for a try without a download")
     changed = type(recipe)(**{entry.name: found[entry.name] for entry in fields(recipe)})
     run = importlib.import_module(f"secvit.{name.split('.')[0]}").train
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun then shows the error of the process that failed first
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        run = record(run)
     result = run(changed, found.data, found.output, found.resume)
     if _silent():
         return 0
@@ -357,8 +361,4 @@ def _doc(thing: Any) -> str:
 
 
 if __name__ == "__main__":
-    if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun then shows the error of the process that failed first
-        from torch.distributed.elastic.multiprocessing.errors import record
-
-        main = record(main)
     sys.exit(main())

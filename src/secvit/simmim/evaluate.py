@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from secvit.simmim.data import EvalView
 from secvit.simmim.task import MaskedImageTask, stretch
-from secvit.train.shares import share, sum_over_processes
+from secvit.train.shares import is_first, share, sum_over_processes
 from secvit.weights import write_atomically
 
 
@@ -41,7 +41,9 @@ def evaluate(
         generator=torch.Generator(),
     )
     sums = torch.zeros(3, dtype=torch.float64)  # loss, mean_baseline, images
-    for batch in tqdm(loader, desc=f"evaluating {dataset.images.name}", disable=None, leave=False):
+    for batch in tqdm(
+        loader, desc=f"evaluating {dataset.images.name}", disable=None if is_first() else True, leave=False
+    ):
         count = len(batch["image"])
         if not count:
             continue
