@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,8 +21,8 @@ from secvit.models.saved import create
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
 from secvit.train.optim import create_optimizer
-from secvit.train.provenance import provenance
-from secvit.weights import load_backbone, weight_bytes, write_atomically
+from secvit.train.result import write_result
+from secvit.weights import load_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +39,7 @@ def train(
     for `timm.create_model(name, num_classes=..., checkpoint_path=...)`), result.json, config.yaml,
     log.csv, eval.csv and checkpoints/.  The score is that of "val", or of "test" if there is none.
     """
-    output, began = Path(output), time.time()
-    about = provenance()  # of the code that runs, not of later edits
+    output = Path(output)
     files.check_writable(output)
     held_out = "val" if "val" in splits(data) else "test"
     train_images, val_images = load_split(data, "train"), load_split(data, held_out)
@@ -81,7 +78,7 @@ def train(
     skipped = [*dataset.skipped, *view.skipped]
     if skipped:
         logger.warning("%d broken images were skipped: %s", len(skipped), ", ".join(skipped[:5]))
-    result = {
+    own = {
         "summary": summary(done.metrics, held_out),
         "model": recipe.model.name,
         "data": str(data),
@@ -90,22 +87,11 @@ def train(
         "majority_floor": val_images.majority,
         "best_top1": done.best,
         "best_step": done.best_step,
-        "steps": done.step,
-        "stopped": done.stopped,
         "images": {"train": len(train_images), held_out: len(val_images)},
         "parameters": sum(p.numel() for p in model.parameters()),
         "skipped": skipped,
-        "nonfinite_steps": done.nonfinite,
-        "seconds": round(done.seconds, 1),
-        "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
-        **about,
-        "recipe": asdict(recipe),
     }
-    if done.main:
-        write_atomically(output / "model.safetensors", weight_bytes(done.model.state_dict()))
-        write_atomically(output / "config.yaml", files.to_yaml(config))
-        write_atomically(output / "result.json", json.dumps(result, indent=2).encode())
-    return result
+    return write_result(output, done, config, own, asdict(recipe))
 
 
 def summary(metrics: Mapping[str, float], split: str) -> str:

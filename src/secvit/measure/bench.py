@@ -89,8 +89,9 @@ def run(
     recipe = {key: value for key, value in locals().items() if key not in ("json", "progress", "unknown")}
     twins = find_literal(literal)
     result: dict[str, Any] = {
-        "kind": "secvit bench", "recipe": recipe, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        **provenance(), "hardware": cpu(threads), "load_before": os.getloadavg()[0],
+        "kind": "secvit bench", "recipe": recipe, **provenance(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "hardware": cpu(threads), "load_before": os.getloadavg()[0],
         "clock": "processor time" if threads == 1 else "wall clock",
         "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(MATTERS)},
         "notes": [] if twins else ["no literal twins: no benchmarks/literal.py under the current folder (--literal)"],

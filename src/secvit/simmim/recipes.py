@@ -56,20 +56,8 @@ def tiny(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
         model=replace(recipe.model, image_size=size),
-        schedule=replace(recipe.schedule, warmup_steps=1, warmup_epochs=0.0),
-        loop=replace(
-            recipe.loop,
-            batch_size=8,
-            parts=1,
-            epochs=None,
-            steps=4,
-            workers=0,
-            precision="no",
-            log_every=2,
-            evaluate_every=4,
-            save_every=2,
-            compile=False,
-        ),
+        schedule=recipe.schedule.tiny(),
+        loop=recipe.loop.tiny(),
     )
 
 

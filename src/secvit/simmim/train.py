@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,7 @@ from secvit.simmim.task import MaskedImageTask
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
 from secvit.train.optim import create_optimizer
-from secvit.train.provenance import provenance
-from secvit.weights import weight_bytes, write_atomically
+from secvit.train.result import write_result
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +39,7 @@ def train(
     held-out images (drawn anew at each evaluation), result.json, config.yaml, log.csv, eval.csv and
     checkpoints/.  Labels are not used.  The held-out split is "val", or "test" if there is none.
     """
-    output, began = Path(output), time.time()
-    about = provenance()  # of the code that runs, not of later edits
+    output = Path(output)
     files.check_writable(output)
     if recipe.loop.ema_decay:
         raise ValueError(
@@ -82,28 +79,17 @@ def train(
     skipped = [*dataset.skipped, *view.skipped]
     if skipped:
         logger.warning("%d broken images were skipped: %s", len(skipped), ", ".join(skipped[:5]))
-    result = {
+    own = {
+        "summary": summary(done.metrics, held_out),
         "model": recipe.model.name,
         "data": str(data),
         "split": held_out,
         **done.metrics,
-        "steps": done.step,
-        "stopped": done.stopped,
         "images": {"train": len(train_images), held_out: len(val_images)},
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "skipped": skipped,
-        "nonfinite_steps": done.nonfinite,
-        "seconds": round(done.seconds, 1),
-        "date": time.strftime("%Y-%m-%d", time.gmtime(began)),
-        **about,
-        "recipe": asdict(recipe),
     }
-    result["summary"] = summary(result)
-    if done.main:
-        write_atomically(output / "model.safetensors", weight_bytes(done.model.state_dict()))
-        write_atomically(output / "config.yaml", files.to_yaml(config))
-        write_atomically(output / "result.json", json.dumps(result, indent=2).encode())
-    return result
+    return write_result(output, done, config, own, asdict(recipe))
 
 
 def create_seeded(recipe: Recipe) -> MaskedImageTask:
@@ -113,11 +99,11 @@ def create_seeded(recipe: Recipe) -> MaskedImageTask:
         return MaskedImageTask(create(recipe.model.name, 0, recipe.model.args))
 
 
-def summary(result: dict[str, Any]) -> str:
-    """One line for a reader: the loss beside its baseline."""
-    if "loss" not in result:  # stopped before the first evaluation
-        return f"stopped at step {result['steps']}"
+def summary(metrics: Mapping[str, float], split: str) -> str:
+    """One line about an evaluation: the loss beside its baseline; "" if there was none."""
+    if not metrics:
+        return ""
     return (
-        f"{result['split']} L1 {result['loss']:.4f} on hidden pixels of {result['images'][result['split']]} images "
-        f"(mean visible colour {result['mean_baseline']:.4f})"
+        f"{split} L1 {metrics['loss']:.4f} on hidden pixels of {metrics['images']} images "
+        f"(mean visible colour {metrics['mean_baseline']:.4f})"
     )

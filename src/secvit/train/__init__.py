@@ -2,7 +2,8 @@
 
 from secvit.train.checkpoint import latest
 from secvit.train.config import Loop, Schedule
-from secvit.train.engine import Result, fit
+from secvit.train.engine import fit
+from secvit.train.result import Result, write_result
 from secvit.train.schedule import learning_rate
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "fit",
     "latest",
     "learning_rate",
+    "write_result",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 
@@ -34,6 +34,10 @@ class Schedule:
         for name in ("warmup_steps", "warmup_epochs", "warmup_lr", "min_lr"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number >= 0")
+
+    def tiny(self) -> Schedule:
+        """The same with a warm-up of one step."""
+        return replace(self, warmup_steps=1, warmup_epochs=0.0)
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,11 @@ class Loop:
             raise ValueError("sharding='fsdp' with compile=true is not supported; choose one of them")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay}; choose 0 (none) to below 1, like 0.999")
+
+    def tiny(self) -> Loop:
+        """The same for four small steps in float32: to see that a recipe runs, not what it reaches."""
+        short = replace(self, batch_size=8, parts=1, epochs=None, steps=4, workers=0, precision="no", compile=False)
+        return replace(short, log_every=2, evaluate_every=4, save_every=2)
 
     def parts_on(self, processes: int) -> int:
         """Parts of a step that each of so many processes computes, one after the other."""

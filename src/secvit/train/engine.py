@@ -37,6 +37,7 @@ from secvit.train.ema import Ema
 from secvit.train.loading import batches
 from secvit.train.log import Log, NoLog, memory_mb
 from secvit.train.provenance import provenance
+from secvit.train.result import Result
 from secvit.train.sampler import mix
 from secvit.train.schedule import learning_rate
 from secvit.train.sharding import whole
@@ -62,21 +63,6 @@ class State:
     sums: dict[str, float] = field(default_factory=dict)  # since the last row of log.csv
     counted: int = 0
     window: int = 0
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a run ended.  `model` holds the averaged weights where they are kept."""
-
-    model: nn.Module
-    step: int
-    stopped: str
-    metrics: dict[str, float]
-    best: float | None
-    best_step: int | None
-    nonfinite: int
-    seconds: float
-    main: bool
 
 
 def fit(
@@ -257,6 +243,7 @@ class Run:
             state.nonfinite,
             state.seconds,
             self.main,
+            self.about,
         )
 
     def step(self, parts: list[Any], stopping: bool) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -14,14 +15,18 @@ PACKAGES = ("secvit", "torch", "torchvision", "timm", "accelerate", "numpy", "pi
 
 
 def provenance() -> dict[str, object]:
-    """Versions of the packages that decide a number, the git commit of a checkout, the hardware."""
+    """Versions of the packages that decide a number, the git commit of a checkout, the hardware, the day."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return {"versions": versions, "commit": git_commit(), "hardware": hardware()}
+    return {"versions": versions, "commit": git_commit(), "hardware": hardware(), "date": today()}
+
+
+def today() -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime())
 
 
 def git_commit() -> str | None:
