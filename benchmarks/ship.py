@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="output folder of secvit train")
     parser.add_argument("name", help="secvit_nano.TAG")
     parser.add_argument("--data", type=Path, required=True, help="the images it was trained on, with SOURCE.md")
-    parser.add_argument("--recipe", required=True, help="name of the recipe")
+    parser.add_argument("--recipe", required=True, help="name of the recipe, with the changes that were made")
     parser.add_argument("--about", default="", help="one more paragraph of the card")
     found = parser.parse_args()
     result = json.loads((found.run / "result.json").read_text())
@@ -53,6 +53,8 @@ def main() -> None:
         shutil.copy(found.run / name, folder / name)
     resolved = yaml.safe_load((found.run / "config.yaml").read_text())
     resolved["data"] = found.data.name
+    if init := resolved["model"]["init"]:
+        resolved["model"]["init"] = Path(init).name
     (folder / "recipe.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
     draw_curves(found.run / "log.csv", folder / "curves.png")
     scores = {split: evaluate_checkpoint(found.name, None, found.data, split) for split in ("val", "test")}

@@ -35,6 +35,8 @@ def main() -> None:
     name = found.name or recipe
     kept: dict[str, Any] = {"kind": f"secvit train {kind}", "name": name, "data": found.data.name, "note": found.note}
     kept |= {key: first[key] for key in SHARED}
+    if init := kept["recipe"]["model"].get("init"):
+        kept["recipe"]["model"]["init"] = Path(init).name
     kept["runs"] = [
         {
             "seed": result["recipe"]["loop"]["seed"],
