@@ -157,7 +157,7 @@ def test_a_dead_process_ends_the_others_and_the_run_goes_on(tmp_path, how):
         f"settings = loop(steps={STEPS}, log_every=1, device='auto', clip_grad=0.5)\n"
         f"run({str(tmp_path / 'broken')!r}, settings, task=Task(Noisy()), data=Dies({how!r}, 4 * 9))\n"
     )
-    done = launch(tmp_path, code, timeout=60)
+    done = launch(tmp_path, code)
     assert done.returncode != 0
     assert ("the disk of process 1 is gone" if how == "raise" else "SIGKILL") in done.stderr
     assert latest(tmp_path / "broken").name == "step_00000007"

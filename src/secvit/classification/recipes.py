@@ -119,6 +119,7 @@ def cifar10_secvit_nano() -> Recipe:
 
     secvit train classification.cifar10_secvit_nano --data cifar10 --output runs/cifar10
 
+    Reached (seed 0, 103 minutes of one shared CPU core): 87.2 % of the 9,000 test images.
     Muon (with Nesterov momentum), because 1,000 steps of 64 images reached 71.4 % of the val images
     with Muon at 1e-2 and 59.1 % with AdamW at 1e-3.
     """
