@@ -39,7 +39,7 @@ def trainings() -> str:
         rows.append(
             f"| `{result['name']}` | {result['data']} | {_spread(tests)} | {_spread(vals)} "
             f"| {100 * runs[0]['test']['majority_floor']:.2f} % | {len(runs)} "
-            f"| {min(run['seconds'] for run in runs) / 60:.0f}-{max(run['seconds'] for run in runs) / 60:.0f} "
+            f"| {sum(run['seconds'] for run in runs) / 60 / len(runs):.0f} "
             f"| {result['hardware']} | {result['date']} |"
         )
     return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"

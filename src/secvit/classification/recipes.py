@@ -146,8 +146,9 @@ def clothing10_secvit_nano() -> Recipe:
 
     secvit train classification.clothing10_secvit_nano --data clothing10_160 --output runs/clothing10
 
-    Bf16, compiled (needs a C++ compiler).  The size and the length are what three seeds of this and
-    of the recipe below may cost on two CPU cores.
+    Bf16, compiled (needs a C++ compiler).  The size and the length are what several seeds may cost
+    on two CPU cores.  Reached: 75.6 % of the 335 test images (73.7 to 77.3, three seeds); with
+    --model.init and a CIFAR-10 run of cifar10_secvit_nano 84.8 % (seed 0), which is what ships.
     """
     recipe = folder()
     return replace(
@@ -162,6 +163,9 @@ def clothing10_secvit_nano_simmim() -> Recipe:
 
     secvit train classification.clothing10_secvit_nano_simmim --data clothing10_160 \
         --model.init runs/simmim --output runs/clothing10_simmim
+
+    Reached: 67.3 % of the test images (65.7 and 69.0, two seeds), worse than from random weights;
+    with --optim.layer_decay null 76.2 % (74.0 to 77.9, three seeds), no clear difference.
     """
     recipe = clothing10_secvit_nano()
     return replace(recipe, optim=replace(recipe.optim, layer_decay=0.85))
