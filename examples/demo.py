@@ -86,6 +86,7 @@ def compare(output: Path, epochs: float) -> dict[str, dict[str, Any]] | None:
     """Three trainings that differ in the partition only.  None if they were interrupted."""
     if not sys.stderr.isatty():  # no progress bar there: lines instead
         logging.basicConfig(level=logging.INFO, format="    %(message)s", stream=sys.stdout)
+    logging.getLogger("timm").setLevel(logging.WARNING)
     recipe = digits()
     recipe = replace(recipe, loop=replace(recipe.loop, epochs=epochs, save_every=10**9))
     print(
