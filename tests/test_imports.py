@@ -26,7 +26,7 @@ LIBRARIES = {
     "ops": {"torch"},
     "connectors": {"torch"},
     "train": {"torch", "accelerate", "safetensors", "numpy", "tqdm", "yaml", "timm", "wandb"},  # timm.optim; a tracker
-    "images": {"PIL", "numpy", "torch", "tqdm", "sklearn", "datasets"},  # the digits; hfds/
+    "images": {"PIL", "numpy", "torch", "tqdm", "timm", "sklearn", "datasets"},  # timm.data; the digits; hfds/
 }
 
 

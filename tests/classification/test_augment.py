@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from secvit.classification.augment import Augment, training_transform
 from secvit.classification.data import EvalView, TrainView
-from secvit.images import Images, centre_crop
+from secvit.images import Images, middle
 from secvit.train.sampler import Keys
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.1)
@@ -112,7 +112,7 @@ def test_unknown_augmentation_is_refused():
 def test_crops_have_the_right_size_whatever_the_image(size):
     image = Image.new("RGB", size)
     assert training_transform(Augment(crop="resized"), 24, MEAN, STD)(image).shape == (3, 24, 24)
-    assert centre_crop(image, 24, 0.875).size == (24, 24)
+    assert middle(24, MEAN, STD, 0.875)(image).shape == (3, 24, 24)
 
 
 def test_training_and_evaluation_normalise_alike():

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from secvit.images import View, centre_crop, seeded
+from secvit.images import View, middle, seeded, skipped_in
 from secvit.images.folders import read_folder
 from tests.images.make import picture, save
 
@@ -12,9 +12,7 @@ class Middle(View):
     """The middle of each image, broken ones left out."""
 
     def __getitems__(self, keys):
-        opened = [image for key in keys if (image := self.open(key)) is not None]
-        views = [np.asarray(centre_crop(image, self.size)) for image in opened]
-        return {"image": self.normalise(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2))}
+        return {"image": self.whole_ones(keys)[1]}
 
 
 def test_every_kind_of_image_becomes_a_view_and_broken_ones_are_counted(tmp_path):
@@ -35,7 +33,7 @@ def test_every_kind_of_image_becomes_a_view_and_broken_ones_are_counted(tmp_path
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(kinds / "sixteen.png")
     (kinds / "truncated.png").write_bytes((root / "whole" / "0.png").read_bytes()[:200])
     every = read_folder(root, "all")
-    view = Middle(every, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    view = Middle(every, middle(8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))
     odd = [i for i, name in enumerate(every.names) if "/odd/odd/" in name]
     batch = view.__getitems__(odd)["image"]
     assert batch.shape == (7, 3, 8, 8) and batch.isfinite().all() and batch.abs().max() <= 2
@@ -44,8 +42,18 @@ def test_every_kind_of_image_becomes_a_view_and_broken_ones_are_counted(tmp_path
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (8, 8), (7, 9)])
 @pytest.mark.parametrize("crop_pct", [0.875, 1.0])
-def test_centre_crop_has_the_size_that_was_asked_for(size, crop_pct):
-    assert centre_crop(picture(0, size), 8, crop_pct).size == (8, 8)
+def test_the_middle_has_the_size_that_was_asked_for(size, crop_pct):
+    assert middle(8, (0.0,) * 3, (1.0,) * 3, crop_pct)(picture(0, size)).shape == (3, 8, 8)
+
+
+def test_batches_hold_each_whole_image_once(tmp_path):
+    for name in ("a", "b"):
+        for i in range(60):
+            save(tmp_path / name / f"{i}.png")
+    (tmp_path / "a" / "7.png").write_bytes(b"no image")
+    view = Middle(read_folder(tmp_path, "all"), middle(8, (0.0,) * 3, (1.0,) * 3))
+    assert sum(len(batch["image"]) for batch in view.batches(7)) == 119
+    assert skipped_in(view) == [str(tmp_path / "a" / "7.png")]
 
 
 def test_random_numbers_come_from_the_seed_and_are_put_back():

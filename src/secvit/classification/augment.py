@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from timm.data import Mixup, create_transform
 from torch import Tensor
 from torchvision.transforms import RandomCrop
 
-Transform = Callable[[Image.Image], Tensor]
+from secvit.images import Transform
 
 
 @dataclass(frozen=True)

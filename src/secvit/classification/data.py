@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from secvit.classification.augment import Augment, mixing, training_transform
-from secvit.images import Images, View, centre_crop, seeded
+from secvit.images import Images, View, middle, seeded
 from secvit.train.sampler import mix
 
 
@@ -29,12 +28,11 @@ class TrainView(View):
         std: Sequence[float],
         seed: int = 0,
     ) -> None:
-        super().__init__(images, size, mean, std)
+        super().__init__(images, training_transform(augment, size, mean, std))
         pixels = images.pixels
         if augment.crop == "pad" and (pixels is None or pixels.shape[-2:] != (size, size)):
             raise ValueError(f'crop="pad" needs images of {size}x{size} px in memory; use crop="resized"')
         self.seed = seed
-        self.transform = training_transform(augment, size, mean, std)
         self.mixing = mixing(augment, len(images.classes))
 
     def __getitems__(self, keys: list[int]) -> dict[str, Tensor]:
@@ -64,12 +62,8 @@ class EvalView(View):
         std: Sequence[float],
         crop_pct: float = 1.0,
     ) -> None:
-        super().__init__(images, size, mean, std)
-        self.crop_pct = crop_pct
+        super().__init__(images, middle(size, mean, std, crop_pct))
 
     def __getitems__(self, keys: list[int]) -> dict[str, Tensor]:
-        opened = {i: image for i in keys if (image := self.open(i)) is not None}
-        views = [np.array(centre_crop(image, self.size, self.crop_pct)) for image in opened.values()]
-        pixels = np.stack(views) if views else np.empty((0, self.size, self.size, 3), np.uint8)
-        images = self.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        return {"image": images, "target": self.images.labels[torch.tensor(list(opened), dtype=torch.long)]}
+        index, images = self.whole_ones(keys)
+        return {"image": images, "target": self.images.labels[torch.tensor(index, dtype=torch.long)]}

@@ -8,13 +8,11 @@ from typing import Any
 import timm
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from secvit.classification.data import EvalView
 from secvit.images import Images, load_split
 from secvit.models.saved import load_model
-from secvit.train.shares import is_first, share, sum_over_processes
+from secvit.train.shares import sum_over_processes
 
 
 @torch.no_grad()  # not inference_mode: a network may keep tables for its next training step
@@ -33,19 +31,8 @@ def evaluate(
     model = model.to(device).eval()
     classes = len(dataset.images.classes)
     hits, seen, top5 = torch.zeros(classes), torch.zeros(classes), torch.zeros(1)
-    loader: DataLoader[Any] = DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_size,
-        sampler=share(len(dataset)),
-        num_workers=workers,
-        collate_fn=dataset.collate,
-        generator=torch.Generator(),
-    )
-    silent = None if is_first() else True
-    for batch in tqdm(loader, desc=f"evaluating {dataset.images.name}", disable=silent, leave=False):
+    for batch in dataset.batches(batch_size, workers):
         target = batch["target"]
-        if not len(target):
-            continue
         logits = model(batch["image"].to(device)).float().cpu()
         if logits.shape[1] != classes:
             raise ValueError(
@@ -56,7 +43,6 @@ def evaluate(
         seen += target.bincount(minlength=classes)
         if classes > 5:
             top5 += (logits.topk(5).indices == target[:, None]).any(1).sum()
-    dataset.gather_broken()
     hits, seen, top5 = sum_over_processes(torch.cat([hits, seen, top5])).split([classes, classes, 1])
     count = int(seen.sum())
     result = {"top1": float(hits.sum()) / count}

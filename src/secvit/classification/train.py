@@ -16,7 +16,7 @@ from secvit.classification.config import Recipe
 from secvit.classification.data import TrainView
 from secvit.classification.evaluate import eval_view, evaluate
 from secvit.classification.task import ClassificationTask
-from secvit.images import check_splits, load_split, splits
+from secvit.images import load_checked, skipped_in
 from secvit.models.saved import create
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
@@ -41,9 +41,7 @@ def train(
     """
     output = Path(output)
     files.check_writable(output)
-    held_out = "val" if "val" in splits(data) else "test"
-    train_images, val_images = load_split(data, "train"), load_split(data, held_out)
-    check_splits(train_images, val_images)
+    train_images, val_images, held_out = load_checked(data)
     model = start(recipe, len(train_images.classes))
     cfg = timm.data.resolve_data_config(model=model)
     dataset = TrainView(
@@ -74,10 +72,6 @@ def train(
         config=config,
         resume=resume,
     )
-    dataset.gather_broken()
-    skipped = [*dataset.skipped, *view.skipped]
-    if skipped:
-        logger.warning("%d broken images were skipped: %s", len(skipped), ", ".join(skipped[:5]))
     own = {
         "summary": summary(done.metrics, held_out),
         "model": recipe.model.name,
@@ -89,7 +83,7 @@ def train(
         "best_step": done.best_step,
         "images": {"train": len(train_images), held_out: len(val_images)},
         "parameters": sum(p.numel() for p in model.parameters()),
-        "skipped": skipped,
+        "skipped": skipped_in(dataset, view),
     }
     return write_result(output, done, config, own, asdict(recipe))
 

@@ -1,23 +1,25 @@
 """Images that every application trains on: files read safely, labelled sources, fixed splits."""
 
-from secvit.images.check import check_examples, check_overlap, check_splits, describe
+from secvit.images.check import check_examples, check_overlap, describe, load_checked
 from secvit.images.labelled import Images, check_skipped
 from secvit.images.read import EXTENSIONS, read_image
 from secvit.images.sources import load_split, splits
-from secvit.images.view import View, centre_crop, seeded
+from secvit.images.view import Transform, View, middle, seeded, skipped_in
 
 __all__ = [
     "EXTENSIONS",
     "Images",
+    "Transform",
     "View",
-    "centre_crop",
     "check_examples",
     "check_overlap",
     "check_skipped",
-    "check_splits",
     "describe",
+    "load_checked",
     "load_split",
+    "middle",
     "read_image",
     "seeded",
+    "skipped_in",
     "splits",
 ]

@@ -10,18 +10,25 @@ from pathlib import Path
 
 from secvit.images.labelled import Images, check_skipped
 from secvit.images.read import read_image
+from secvit.images.sources import load_split, splits
 
 logger = logging.getLogger(__name__)
 
 FEW_FILES = 5000  # read as a whole to find copies: seconds; beyond, names alone are compared
 
 
-def check_splits(train: Images, held_out: Images) -> None:
-    """Before the first step: counts to the log, some images opened, held-out ones looked for in train."""
-    for images in (train, held_out):
+def load_checked(data: str | Path) -> tuple[Images, Images, str]:
+    """What a run needs to begin: train, the held-out images, and which split those are ("val", else "test").
+
+    Counts go to the log, some images are opened, and held-out ones are looked for in train.
+    """
+    held_out = "val" if "val" in splits(data) else "test"
+    train, other = load_split(data, "train"), load_split(data, held_out)
+    for images in (train, other):
         logger.info(describe(images))
         check_examples(images)
-    check_overlap(train, held_out)
+    check_overlap(train, other)
+    return train, other, held_out
 
 
 def describe(images: Images) -> str:

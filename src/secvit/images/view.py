@@ -5,29 +5,34 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from timm.data import create_transform
 from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from secvit.images.labelled import Images, check_skipped
-from secvit.train.shares import sum_over_processes
+from secvit.train.shares import is_first, share, sum_over_processes
 
 logger = logging.getLogger(__name__)
 
 
-class View:
-    """Images as tensors of one size and normalisation, with a count of the broken ones.
+Transform = Callable[[Image.Image], Tensor]
 
-    A subclass makes batches in `__getitems__`.
+
+class View:
+    """Images through a transform, as batches, with a count of the broken ones.
+
+    A subclass makes a batch in `__getitems__`.
     """
 
-    def __init__(self, images: Images, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.images, self.size = images, size
-        self.mean, self.std = tuple(mean), tuple(std)
+    def __init__(self, images: Images, transform: Transform) -> None:
+        self.images, self.transform = images, transform
         # one byte per image in memory that the loading processes share with this one
         self.broken = torch.zeros(len(images), dtype=torch.uint8).share_memory_()
 
@@ -43,6 +48,25 @@ class View:
     @staticmethod
     def collate(batch: Any) -> Any:
         return batch
+
+    def batches(self, batch_size: int, workers: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Each image once, in batches without the broken ones; of many processes, each gets a share.
+
+        In the end all know what any of them found broken, so each has to come to the end.
+        """
+        loader: DataLoader[Any] = DataLoader(
+            self,  # type: ignore[arg-type]
+            batch_size,
+            sampler=share(len(self)),
+            num_workers=workers,
+            collate_fn=self.collate,
+            generator=torch.Generator(),
+        )
+        silent = None if is_first() else True
+        for batch in tqdm(loader, desc=f"evaluating {self.images.name}", disable=silent, leave=False):
+            if len(batch["image"]):
+                yield batch
+        self.gather_broken()
 
     @property
     def skipped(self) -> list[str]:
@@ -71,23 +95,28 @@ class View:
             index = (index + 1) % len(self)
         return image, index
 
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 (..., 3, H, W) -> float32, by mean and std."""
-        scale = 255 * torch.tensor(self.std).view(3, 1, 1)
-        shift = (torch.tensor(self.mean) / torch.tensor(self.std)).view(3, 1, 1)
-        return pixels.float().div_(scale).sub_(shift)
+    def whole_ones(self, keys: Sequence[int]) -> tuple[list[int], Tensor]:
+        """Those of some indices that are not broken, and what the transform makes of them, (n, 3, H, W)."""
+        opened = {i: image for i in keys if (image := self.open(i)) is not None}
+        views = [self.transform(image) for image in opened.values()]
+        return list(opened), torch.stack(views) if views else torch.empty(0, 3, 1, 1)
 
 
-def centre_crop(image: Image.Image, size: int, crop_pct: float = 1.0) -> Image.Image:
-    """Short side to size / crop_pct (bicubic), then the middle size x size."""
-    width, height = image.size
-    if (width, height) == (size, size) and crop_pct == 1:
-        return image
-    factor = round(size / crop_pct) / min(width, height)
-    width, height = max(size, round(width * factor)), max(size, round(height * factor))
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+def middle(size: int, mean: Sequence[float], std: Sequence[float], crop_pct: float = 1.0) -> Transform:
+    """timm's view for evaluation: short side to size / crop_pct (bicubic), the middle square, normalised."""
+    return create_transform(
+        size, is_training=False, interpolation="bicubic", mean=tuple(mean), std=tuple(std), crop_pct=crop_pct
+    )
+
+
+def skipped_in(*views: View) -> list[str]:
+    """Names of what was found broken in some views, by any process; a warning if there are any."""
+    for view in views:
+        view.gather_broken()
+    names = [name for view in views for name in view.skipped]
+    if names:
+        logger.warning("%d broken images were skipped: %s", len(names), ", ".join(names[:5]))
+    return names
 
 
 @contextlib.contextmanager

@@ -6,14 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image
-from timm.data.transforms import RandomResizedCropAndInterpolation
+from timm.data import create_transform
 from torch import Tensor
-from torchvision.transforms import Compose, RandomHorizontalFlip
 
-from secvit.images import Images, View, centre_crop, seeded
+from secvit.images import Images, View, middle, seeded
 from secvit.train.sampler import mix
 
 
@@ -83,14 +80,19 @@ class TrainView(View):
         std: Sequence[float],
         seed: int = 0,
     ) -> None:
-        super().__init__(images, size, mean, std)
-        self.side, self.ratio, self.seed = masking.grid(size), masking.ratio, seed
-        self.transform = Compose(
-            [
-                RandomResizedCropAndInterpolation(size, augment.scale, augment.ratio, "bilinear"),
-                RandomHorizontalFlip(augment.flip),
-            ]
+        transform = create_transform(
+            size,
+            is_training=True,
+            scale=augment.scale,
+            ratio=augment.ratio,
+            hflip=augment.flip,
+            color_jitter=None,
+            interpolation="bilinear",
+            mean=tuple(mean),
+            std=tuple(std),
         )
+        super().__init__(images, transform)
+        self.side, self.ratio, self.seed = masking.grid(size), masking.ratio, seed
 
     def __getitems__(self, keys: list[int]) -> dict[str, Tensor]:
         views, masks = [], []
@@ -99,7 +101,7 @@ class TrainView(View):
             with seeded(mix(self.seed, key)):
                 views.append(self.transform(image))
                 masks.append(random_mask(self.side, self.ratio))
-        return {"image": self.normalise(_stack(views, self.size)), "mask": torch.stack(masks)}
+        return {"image": torch.stack(views), "mask": torch.stack(masks)}
 
 
 class EvalView(View):
@@ -111,20 +113,14 @@ class EvalView(View):
     def __init__(
         self, images: Images, masking: Masking, size: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
-        super().__init__(images, size, mean, std)
+        super().__init__(images, middle(size, mean, std))
+        self.mean, self.std = tuple(mean), tuple(std)
         self.side, self.ratio = masking.grid(size), masking.ratio
 
     def __getitems__(self, keys: list[int]) -> dict[str, Tensor]:
-        opened = {i: image for i in keys if (image := self.open(i)) is not None}
-        masks = torch.zeros(len(opened), self.side, self.side, dtype=torch.bool)
-        for row, index in enumerate(opened):
-            with seeded(index):
+        index, images = self.whole_ones(keys)
+        masks = torch.zeros(len(index), self.side, self.side, dtype=torch.bool)
+        for row, i in enumerate(index):
+            with seeded(i):
                 masks[row] = random_mask(self.side, self.ratio)
-        views = [centre_crop(image, self.size) for image in opened.values()]
-        return {"image": self.normalise(_stack(views, self.size)), "mask": masks}
-
-
-def _stack(views: list[Image.Image], size: int) -> Tensor:
-    """Pictures of one size as uint8 (B, 3, size, size)."""
-    pixels = np.stack([np.asarray(v) for v in views]) if views else np.empty((0, size, size, 3), np.uint8)
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        return {"image": images, "mask": masks}

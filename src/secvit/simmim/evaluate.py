@@ -5,17 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from secvit.simmim.data import EvalView
 from secvit.simmim.task import MaskedImageTask, stretch
-from secvit.train.shares import is_first, share, sum_over_processes
+from secvit.train.shares import sum_over_processes
 from secvit.weights import write_atomically
 
 
@@ -32,25 +29,12 @@ def evaluate(
     Of many processes each measures a share of the images, and all return the numbers of all of them.
     """
     task.to(device).eval()
-    loader: DataLoader[Any] = DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_size,
-        sampler=share(len(dataset)),
-        num_workers=workers,
-        collate_fn=dataset.collate,
-        generator=torch.Generator(),
-    )
     sums = torch.zeros(3, dtype=torch.float64)  # loss, mean_baseline, images
-    for batch in tqdm(
-        loader, desc=f"evaluating {dataset.images.name}", disable=None if is_first() else True, leave=False
-    ):
+    for batch in dataset.batches(batch_size, workers):
         count = len(batch["image"])
-        if not count:
-            continue
         # .forward: a task compiled for training would be compiled once more for evaluation
         found = task.forward({name: value.to(device) for name, value in batch.items()})
         sums += torch.tensor([count * float(found["loss"]), count * float(found["mean_baseline"]), count])
-    dataset.gather_broken()
     loss, baseline, seen = sum_over_processes(sums).tolist()
     if not seen:
         raise ValueError(f"{dataset.images.name}: no readable image to evaluate on; repair the data")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 
 import timm
 import torch
-from accelerate import PartialState
 from torch import nn
 
-from secvit.images import check_splits, load_split, splits
+from secvit.images import load_checked, skipped_in
 from secvit.models.saved import create
 from secvit.simmim.data import EvalView, TrainView
 from secvit.simmim.evaluate import draw_reconstructions, evaluate
@@ -23,8 +21,7 @@ from secvit.train import checkpoint as files
 from secvit.train.engine import fit
 from secvit.train.optim import create_optimizer
 from secvit.train.result import write_result
-
-logger = logging.getLogger(__name__)
+from secvit.train.shares import is_first
 
 
 def train(
@@ -48,9 +45,7 @@ def train(
         )
     if recipe.loop.sharding == "fsdp":
         raise ValueError("sharding='fsdp': reconstructions are drawn by one process with whole weights; choose ddp")
-    held_out = "val" if "val" in splits(data) else "test"
-    train_images, val_images = load_split(data, "train"), load_split(data, held_out)
-    check_splits(train_images, val_images)
+    train_images, val_images, held_out = load_checked(data)
     task = create_seeded(recipe)
     cfg = timm.data.resolve_data_config(model=task.model)
     size, mean, std = recipe.model.image_size, cfg["mean"], cfg["std"]
@@ -59,7 +54,7 @@ def train(
 
     def score(model: nn.Module) -> dict[str, float]:
         """The model is the task's own, since no weights are averaged."""
-        if PartialState().is_main_process:
+        if is_first():
             draw_reconstructions(task, view, output / "reconstructions.png")
         return evaluate(task, view, recipe.loop.batch_size, task.mask_token.device, recipe.loop.workers)
 
@@ -75,10 +70,6 @@ def train(
         config=config,
         resume=resume,
     )
-    dataset.gather_broken()
-    skipped = [*dataset.skipped, *view.skipped]
-    if skipped:
-        logger.warning("%d broken images were skipped: %s", len(skipped), ", ".join(skipped[:5]))
     own = {
         "summary": summary(done.metrics, held_out),
         "model": recipe.model.name,
@@ -87,7 +78,7 @@ def train(
         **done.metrics,
         "images": {"train": len(train_images), held_out: len(val_images)},
         "parameters": sum(p.numel() for p in task.model.parameters()),
-        "skipped": skipped,
+        "skipped": skipped_in(dataset, view),
     }
     return write_result(output, done, config, own, asdict(recipe))
 

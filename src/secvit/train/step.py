@@ -15,8 +15,9 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from secvit.train.buffers import Buffers
 from secvit.train.config import Loop
-from secvit.train.nonfinite import Buffers, first_nonfinite, nonfinite_gradient
+from secvit.train.nonfinite import first_nonfinite, nonfinite_gradient
 from secvit.train.sampler import mix
 from secvit.train.sharding import shard, whole
 
