@@ -141,6 +141,23 @@ def cifar10_secvit_nano() -> Recipe:
     )
 
 
+def cifar10_vit() -> Recipe:
+    """A small plain ViT on CIFAR-10: 8x8 patches of 4 px and [cls], six blocks of 128 channels, 5 epochs.
+
+    secvit train classification.cifar10_vit --data cifar10 --output runs/vit
+
+    What `secvit.patch` is tried on (benchmarks/patching.py): its length is what several seeds may cost
+    on two CPU cores, not what a ViT needs.
+    """
+    recipe = cifar10_secvit_nano()
+    small = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4}
+    return replace(
+        recipe,
+        model=Model("vit_tiny_patch16_224", small, image_size=32),
+        loop=replace(recipe.loop, epochs=5, save_every=1000),
+    )
+
+
 def clothing10_secvit_nano() -> Recipe:
     """SECViT-nano from scratch on clothing10: 2,761 photos of ten kinds of clothes, 96 px, 15 epochs.
 
