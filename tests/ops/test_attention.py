@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import secvit
-from secvit.ops import PARTITIONS, reference, sec_attention, sec_attention_packed
+from secvit.ops import PARTITIONS, attend_sorted, reference, sec_attention, sec_attention_packed
 from secvit.ops.attention import token_order
 
 # float64 sums in another order: 1e-16 each, at most 3136 terms, softmax included
@@ -297,3 +297,63 @@ def test_values_may_be_wider_than_keys():
     out = sec_attention(q, k, v, 3)
     assert out.shape == (2, 2, 20, 6)
     torch.testing.assert_close(out, reference.sec_attention(q, k, v, 3), **EXACT)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("prefix", [1, 5])
+@pytest.mark.parametrize(("length", "clusters"), [(1, 1), (7, 3), (63, 4), (64, 4), (63, 63)])
+def test_prefix_tokens_are_keys_of_every_cluster_and_see_all_tokens(length, clusters, prefix, masked):
+    inputs = qkv(prefix + length)
+    mask = padding(2, prefix + length) if masked else None
+    if masked:
+        mask[:, :prefix] = True
+    options = dict(num_clusters=clusters, mask=mask, num_prefix_tokens=prefix)
+    out = sec_attention(*inputs, **options)
+    assert_same_with_gradients(out, sec_attention(*inputs, backend="reference", **options), inputs)
+
+
+def test_one_cluster_with_a_prefix_is_full_attention():
+    q, k, v = qkv(18)
+    out = sec_attention(q, k, v, num_clusters=1, num_prefix_tokens=2)
+    torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v), **EXACT)
+
+
+@pytest.mark.parametrize("partition", ["window", "kmeans"])
+def test_a_plan_with_a_prefix_speaks_of_the_other_tokens(partition):
+    """Each cluster with its prefix, by hand."""
+    q, k, v = qkv(2 + 16)
+    plan = secvit.cluster(k[:, :, 2:], num_clusters=4, partition=partition)
+    out = sec_attention(q, k, v, plan=plan, num_prefix_tokens=2)
+    full = (q @ k.mT) * 4**-0.5
+    labels = plan.labels
+    together = labels.unsqueeze(-1) == labels.unsqueeze(-2)
+    together = F.pad(together, (2, 0, 2, 0), value=True)
+    torch.testing.assert_close(out, full.masked_fill(~together, -torch.inf).softmax(-1) @ v, **EXACT)
+
+
+def test_prefix_tokens_need_others_and_their_own_queries():
+    with pytest.raises(ValueError, match="num_prefix_tokens=4 for 4 queries"):
+        sec_attention(*qkv(4), num_clusters=1, num_prefix_tokens=4)
+    with pytest.raises(ValueError, match="none in cross-attention"):
+        sec_attention(*qkv(4, keys=6), num_clusters=1, num_prefix_tokens=1)
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("clusters", [1, 4, 5])
+def test_attention_of_sorted_tokens_needs_no_order(clusters, prefix):
+    q, k, v = inputs = qkv(prefix + 32)
+    plan = secvit.cluster(k[:, :, prefix:], clusters)
+    taken = [torch.cat([x[:, :, :prefix], plan.take(x[:, :, prefix:])], dim=2) for x in inputs]
+    out = attend_sorted(*taken, clusters, num_prefix_tokens=prefix)
+    out = torch.cat([out[:, :, :prefix], plan.put_back(out[:, :, prefix:])], dim=2)
+    expected = sec_attention(q, k, v, num_clusters=clusters, num_prefix_tokens=prefix)
+    assert_same_with_gradients(out, expected, inputs)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "math"])
+def test_dropout_drops_weights_and_keeps_the_mean(backend):
+    q, k, v = (torch.randn(1, 1, 64, 4) for _ in range(3))
+    v = torch.ones_like(v)
+    out = sec_attention(q, k, v, num_clusters=4, dropout_p=0.5, backend=backend)
+    assert out.std() > 0.05  # without dropout every output is exactly 1
+    assert abs(float(out.mean()) - 1) < 0.5  # 64 rows of 16 weights each

@@ -1,6 +1,6 @@
 """The method: scores, one sort, equal clusters, attention inside them.  Imports torch only."""
 
-from secvit.ops.attention import BACKENDS, sec_attention, sec_attention_packed
+from secvit.ops.attention import BACKENDS, attend_sorted, sec_attention, sec_attention_packed
 from secvit.ops.cluster import (
     Plan,
     cluster_order,
@@ -15,6 +15,7 @@ __all__ = [
     "BACKENDS",
     "PARTITIONS",
     "Plan",
+    "attend_sorted",
     "cluster",
     "cluster_order",
     "inverse_order",

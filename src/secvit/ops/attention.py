@@ -41,6 +41,8 @@ def sec_attention(
     shared: bool = False,
     cross: bool = False,
     is_causal: bool = False,
+    num_prefix_tokens: int = 0,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Eqs. 1 to 4: attention of each token within its cluster.  q (B, h, Lq, D), k v (B, h, L, D) -> (B, h, Lq, D).
 
@@ -53,14 +55,24 @@ def sec_attention(
     shared: one order for all heads, from the keys of all heads side by side.
     cross: queries are other tokens than the keys.  Both are ranked by the mean key, and queries of
         rank group m attend to keys of rank group m.  Implied where Lq differs from L.
+    num_prefix_tokens: the first P tokens ([cls], registers) are outside the partition: keys and
+        values in every cluster, and their own queries attend to all tokens.  Counts, sizes and plans
+        speak of the other L - P tokens; a mask (B, L) covers all and is True for the prefix.
+    dropout_p: dropout of the attention weights.
     No gradient flows through scores or order.  Causal attention is refused: the centre and every
     rank depend on later tokens.
     """
     _check(q, k, v, backend, is_causal)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     cross = cross or q.shape[-2] != k.shape[-2]
+    prefix = num_prefix_tokens
+    if prefix and (cross or not 0 < prefix < k.shape[-2]):
+        raise ValueError(
+            f"num_prefix_tokens={prefix} for {q.shape[-2]} queries and {k.shape[-2]} keys; "
+            "give fewer prefix tokens than tokens, and none in cross-attention"
+        )
     if plan is None:
-        num_clusters = resolve_num_clusters(k.shape[-2], num_clusters, cluster_size)
+        num_clusters = resolve_num_clusters(k.shape[-2] - prefix, num_clusters, cluster_size)
         if cross:
             resolve_num_clusters(q.shape[-2], num_clusters, None)
     elif num_clusters is not None or cluster_size is not None:
@@ -72,13 +84,43 @@ def sec_attention(
     if backend == "reference":
         if plan is not None or shared:
             raise ValueError('backend="reference" is the paper\'s partition per head; drop plan= and shared=')
+        if dropout_p:
+            raise ValueError('backend="reference" drops no weights; drop dropout_p=')
         assert num_clusters is not None
         if cross:
             if mask is not None:
                 raise ValueError('backend="reference" takes no mask in cross-attention')
             return reference.sec_cross_attention(q, k, v, num_clusters, scale)
-        return reference.sec_attention(q, k, v, num_clusters, check_mask_2d(mask, k), scale)
+        return reference.sec_attention(q, k, v, num_clusters, check_mask_2d(mask, k), scale, prefix)
+    if prefix:
+        return _attend_with_prefix(q, k, v, num_clusters, mask, scale, backend, plan, shared, prefix, dropout_p)
+    return _attend_plan(q, k, v, num_clusters, mask, scale, backend, plan, shared, cross, dropout_p)
 
+
+def _attend_with_prefix(
+    q: Tensor, k: Tensor, v: Tensor, num_clusters: int | None, mask: Tensor | None, scale: float, backend: str,
+    plan: Plan | None, shared: bool, prefix: int, dropout_p: float,
+) -> Tensor:  # fmt: skip
+    lead = (k[:, :, :prefix], v[:, :, :prefix])
+    key_mask = check_mask(mask, k)
+    if key_mask is not None:  # what is padded may be NaN, which a weight of zero does not stop
+        v = v.masked_fill(~key_mask.unsqueeze(-1), 0)
+    elif plan is not None and plan.unequal_sizes is not None:
+        real = _per_head(plan, k[:, :, prefix:]).labels >= 0
+        key_mask = torch.cat([real.new_ones(*real.shape[:-1], prefix), real], dim=-1)
+    across = None if key_mask is None else key_mask.unsqueeze(-2)
+    first = _attend(q[:, :, :prefix], k, v, scale, backend, across, dropout_p)
+    q, k, v = (x[:, :, prefix:] for x in (q, k, v))
+    mask = None if mask is None else mask[:, prefix:]
+    rest = _attend_plan(q, k, v, num_clusters, mask, scale, backend, plan, shared, False, dropout_p, lead)
+    return torch.cat([first, rest], dim=2)
+
+
+def _attend_plan(
+    q: Tensor, k: Tensor, v: Tensor, num_clusters: int | None, mask: Tensor | None, scale: float, backend: str,
+    plan: Plan | None, shared: bool, cross: bool, dropout_p: float, lead: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention within clusters.  lead: keys and values (B, h, P, D) that are in every cluster."""
     key_mask = check_mask(mask, k)
     if plan is None:
         ranked = k.transpose(1, 2).flatten(2) if shared else k
@@ -92,10 +134,42 @@ def sec_attention(
     if cross:
         centre = mean_key(_scoring_dtype(k), key_mask)
         q_order = order_by(_cross_scores(q, centre, shared))
-        return _attend_slots(q, k, v, Plan.equal(q_order, plan.num_clusters), plan, scale, backend)
+        return _attend_slots(q, k, v, Plan.equal(q_order, plan.num_clusters), plan, scale, backend, None, dropout_p)
     if plan.unequal_sizes is not None or _exporting():
-        return _attend_slots(q, k, v, plan, plan, scale, backend)
-    return _attend_rows(q, k, v, plan, scale, backend)
+        return _attend_slots(q, k, v, plan, plan, scale, backend, lead, dropout_p)
+    return _attend_rows(q, k, v, plan, scale, backend, lead, dropout_p)
+
+
+def attend_sorted(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_clusters: int,
+    scale: float | None = None,
+    num_prefix_tokens: int = 0,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Eqs. 3, 4 on tokens that are in cluster order already.  q k v (B, h, P + L, D) -> (B, h, P + L, D).
+
+    For layers that go by another layer's order: `Plan.take` once, any number of these, `Plan.put_back`.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    prefix = num_prefix_tokens
+    first, lead = None, None
+    if prefix:
+        first = _attend(q[:, :, :prefix], k, v, scale, "auto", None, dropout_p)
+        lead = (k[:, :, :prefix], v[:, :, :prefix])
+    q, k, v = (x[:, :, prefix:] for x in (q, k, v))
+    if _exporting():
+        order = torch.arange(q.shape[2], device=q.device).expand(q.shape[:3])
+        plan = Plan.equal(order, num_clusters)
+        out = _attend_slots(q, k, v, plan, plan, scale, "auto", lead, dropout_p)
+    else:
+        flat = None if lead is None else (lead[0].flatten(0, 1), lead[1].flatten(0, 1))
+        out = _attend_equal(
+            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), num_clusters, scale, "auto", flat, dropout_p
+        ).unflatten(0, q.shape[:2])
+    return out if first is None else torch.cat([first, out], dim=2)
 
 
 def sec_attention_packed(qkv: Tensor, num_clusters: int, scale: float, backend: str = "auto") -> Tensor:
@@ -151,7 +225,10 @@ def permute_rows(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         return _PermuteRows.apply(rows, index, inverse)
 
 
-def _attend_rows(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, backend: str) -> Tensor:
+def _attend_rows(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, backend: str,
+    lead: tuple[Tensor, Tensor] | None, dropout_p: float,
+) -> Tensor:  # fmt: skip
     """Equal clusters: sort rows, attend in slices, sort back."""
     batch, heads, length, _ = q.shape
     sequence = torch.arange(batch * heads, device=q.device).view(batch, heads, 1) * length
@@ -160,41 +237,64 @@ def _attend_rows(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, back
         permute_rows(x.reshape(-1, x.shape[-1]), to_sorted, from_sorted).view(batch * heads, length, x.shape[-1])
         for x in (q, k, v)
     )
-    out = _attend_equal(q, k, v, plan.num_clusters, scale, backend)
+    if lead is not None:
+        lead = (lead[0].flatten(0, 1), lead[1].flatten(0, 1))
+    out = _attend_equal(q, k, v, plan.num_clusters, scale, backend, lead, dropout_p)
     return permute_rows(out.reshape(-1, out.shape[-1]), from_sorted, to_sorted).view(batch, heads, length, v.shape[-1])
 
 
-def _attend_equal(q: Tensor, k: Tensor, v: Tensor, num_clusters: int, scale: float, backend: str) -> Tensor:
-    """Eqs. 3, 4 on sorted tokens: plain attention per slice, two calls where M does not divide L.  (S, L, D)"""
+def _attend_equal(
+    q: Tensor, k: Tensor, v: Tensor, num_clusters: int, scale: float, backend: str,
+    lead: tuple[Tensor, Tensor] | None = None, dropout_p: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Eqs. 3, 4 on sorted tokens: plain attention per slice, two calls where M does not divide L.  (S, L, D)
+
+    lead: keys and values (S, P, D) that are in every cluster.
+    """
     length = q.shape[1]
     size, remainder = length // num_clusters, length % num_clusters
     if remainder == 0:
-        return _attend_slices(q, k, v, num_clusters, size, scale, backend)
-    cut = remainder * (size + 1)
-    larger = _attend_slices(q[:, :cut], k[:, :cut], v[:, :cut], remainder, size + 1, scale, backend)
-    rest = num_clusters - remainder
-    return torch.cat([larger, _attend_slices(q[:, cut:], k[:, cut:], v[:, cut:], rest, size, scale, backend)], dim=1)
+        return _attend_slices(q, k, v, num_clusters, size, scale, backend, lead, dropout_p)
+    cut, rest = remainder * (size + 1), num_clusters - remainder
+    larger = _attend_slices(q[:, :cut], k[:, :cut], v[:, :cut], remainder, size + 1, scale, backend, lead, dropout_p)
+    smaller = _attend_slices(q[:, cut:], k[:, cut:], v[:, cut:], rest, size, scale, backend, lead, dropout_p)
+    return torch.cat([larger, smaller], dim=1)
 
 
-def _attend_slices(q: Tensor, k: Tensor, v: Tensor, num_clusters: int, size: int, scale: float, backend: str) -> Tensor:
+def _attend_slices(
+    q: Tensor, k: Tensor, v: Tensor, num_clusters: int, size: int, scale: float, backend: str,
+    lead: tuple[Tensor, Tensor] | None, dropout_p: float,
+) -> Tensor:  # fmt: skip
     # clusters take the place of heads: 4-D, because a 5-D call falls back to the slow math kernel
     q = q.unflatten(1, (num_clusters, size))
     k = k.unflatten(1, (num_clusters, size))
     v = v.unflatten(1, (num_clusters, size))
-    return _attend(q, k, v, scale, backend).flatten(1, 2)
+    if lead is not None:
+        k = torch.cat([lead[0].unsqueeze(1).expand(-1, num_clusters, -1, -1), k], dim=2)
+        v = torch.cat([lead[1].unsqueeze(1).expand(-1, num_clusters, -1, -1), v], dim=2)
+    return _attend(q, k, v, scale, backend, None, dropout_p).flatten(1, 2)
 
 
-def _attend_slots(q: Tensor, k: Tensor, v: Tensor, q_plan: Plan, k_plan: Plan, scale: float, backend: str) -> Tensor:
+def _attend_slots(
+    q: Tensor, k: Tensor, v: Tensor, q_plan: Plan, k_plan: Plan, scale: float, backend: str,
+    lead: tuple[Tensor, Tensor] | None = None, dropout_p: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Clusters of any sizes, as one masked call over padded slots.  Has no branch on a size, so it exports."""
     k_tokens, filled = k_plan.slots
     q_tokens = q_plan.slots[0]
     # an empty cluster attends to its first slot: finite, and never read
     filled = filled | (torch.arange(filled.shape[-1], device=filled.device) == 0)
     batch, heads = q.shape[:2]
-    grouped_q = _gather_slots(q, q_tokens).flatten(0, 1)
-    grouped_k = _gather_slots(k, k_tokens).flatten(0, 1)
-    grouped_v = _gather_slots(v, k_tokens).flatten(0, 1)
-    out = _attend(grouped_q, grouped_k, grouped_v, scale, backend, filled.flatten(0, 1).unsqueeze(-2))
+    grouped_q = _gather_slots(q, q_tokens)
+    grouped_k = _gather_slots(k, k_tokens)
+    grouped_v = _gather_slots(v, k_tokens)
+    if lead is not None:
+        clusters = (-1, -1, k_tokens.shape[2], -1, -1)
+        grouped_k = torch.cat([lead[0].unsqueeze(2).expand(clusters), grouped_k], dim=3)
+        grouped_v = torch.cat([lead[1].unsqueeze(2).expand(clusters), grouped_v], dim=3)
+        filled = torch.cat([filled.new_ones(*filled.shape[:-1], lead[0].shape[2]), filled], dim=-1)
+    q, k, v = (x.flatten(0, 1) for x in (grouped_q, grouped_k, grouped_v))
+    out = _attend(q, k, v, scale, backend, filled.flatten(0, 1).unsqueeze(-2), dropout_p)
     out = out.reshape(batch, heads, -1, v.shape[-1])
     index = q_plan.slot_of_token
     out = out.gather(2, index.unsqueeze(-1).expand(*index.shape, out.shape[-1]))
@@ -209,18 +309,21 @@ def _gather_slots(x: Tensor, tokens: Tensor) -> Tensor:
     return x.gather(2, index).unflatten(2, tokens.shape[2:])
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str, mask: Tensor | None = None) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str, mask: Tensor | None = None, dropout_p: float = 0.0
+) -> Tensor:
     """softmax(q k^T scale) v on 4-D tensors (S, M, N, D)."""
     if backend == "auto":
         # on a CPU the fused kernel loses to plain products for short clusters in half precision
         short = k.shape[-2] <= 256 and q.device.type == "cpu"
         backend = "math" if short and q.dtype in (torch.bfloat16, torch.float16) else "sdpa"
     if backend == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
     scores = (q * scale) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.softmax(scores, dim=-1) @ v
+    weights = torch.softmax(scores, dim=-1)
+    return (F.dropout(weights, dropout_p) if dropout_p > 0 else weights) @ v
 
 
 def _cross_scores(q: Tensor, centre: Tensor, shared: bool) -> Tensor:

@@ -65,23 +65,37 @@ def pooled_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
 
 def sec_attention(
-    q: Tensor, k: Tensor, v: Tensor, num_clusters: int, mask: Tensor | None = None, scale: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    num_clusters: int,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+    num_prefix_tokens: int = 0,
 ) -> Tensor:
     """Eqs. 1 to 4 for a batch with heads, by loops.  q k v (B, h, L, D), mask (B, L) -> (B, h, L, D).
 
     Padded tokens (mask False) are no part of the centre and of no cluster; their output is zero.
+    The first `num_prefix_tokens` are no part of the centre either: every cluster attends to them, and
+    they attend to all tokens.
     """
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     out = torch.zeros_like(v)
+    prefix = torch.arange(num_prefix_tokens)
     for b in range(q.shape[0]):
         real = torch.arange(q.shape[2]) if mask is None else mask[b].nonzero()[:, 0]
+        real = real[num_prefix_tokens:]
+        everything = torch.cat([prefix, real])
         for head in range(q.shape[1]):
-            q1, k1, v1 = q[b, head, real], k[b, head, real], v[b, head, real]
-            idx = sort_by_similarity(k1, k1.mean(dim=0))
+            q1, k1, v1 = q[b, head], k[b, head], v[b, head]
+            if num_prefix_tokens:
+                out[b, head, prefix] = attention(q1[prefix], k1[everything], v1[everything], scale)
+            idx = real[sort_by_similarity(k1[real], k1[real].mean(dim=0))]
             for ranks in cluster_slices(len(real), num_clusters):
                 m = idx[ranks]
                 if len(m):
-                    out[b, head, real[m]] = attention(q1[m], k1[m], v1[m], scale)
+                    keys = torch.cat([prefix, m])
+                    out[b, head, m] = attention(q1[m], k1[keys], v1[keys], scale)
     return out
 
 
