@@ -18,8 +18,8 @@ MAY_IMPORT = {
     "train": {"weights"},
     "images": {"train"},
     "weights": set(),
-    **{name: {"ops", "models", "train", "images", "weights"} for name in SLICES},
-    "vlm": {"ops", "models", "train", "images", "weights", "connectors", "adapt"},
+    **{name: {"ops", "models", "adapt", "train", "images", "weights"} for name in SLICES},
+    "vlm": {"ops", "models", "adapt", "train", "images", "weights", "connectors"},
 }
 TOP = {"vis", "measure", "cli", "app", "__init__"}  # may import all of the above; nothing imports them
 LIBRARIES = {

@@ -1,7 +1,8 @@
 """Semantic Equitable Clustering (ICCV 2025) for PyTorch.  `import secvit` registers the models with timm."""
 
 from secvit import models
+from secvit.adapt import patch, unpatch
 from secvit.ops import Plan, cluster, sec_attention, sec_pool
 
 __version__ = "0.1.0"
-__all__ = ["Plan", "cluster", "models", "sec_attention", "sec_pool"]
+__all__ = ["Plan", "cluster", "models", "patch", "sec_attention", "sec_pool", "unpatch"]
