@@ -92,52 +92,31 @@ def sec_attention(
                 raise ValueError('backend="reference" takes no mask in cross-attention')
             return reference.sec_cross_attention(q, k, v, num_clusters, scale)
         return reference.sec_attention(q, k, v, num_clusters, check_mask_2d(mask, k), scale, prefix)
-    if prefix:
-        return _attend_with_prefix(q, k, v, num_clusters, mask, scale, backend, plan, shared, prefix, dropout_p)
-    return _attend_plan(q, k, v, num_clusters, mask, scale, backend, plan, shared, cross, dropout_p)
-
-
-def _attend_with_prefix(
-    q: Tensor, k: Tensor, v: Tensor, num_clusters: int | None, mask: Tensor | None, scale: float, backend: str,
-    plan: Plan | None, shared: bool, prefix: int, dropout_p: float,
-) -> Tensor:  # fmt: skip
-    lead = (k[:, :, :prefix], v[:, :, :prefix])
-    key_mask = check_mask(mask, k)
-    if key_mask is not None:  # what is padded may be NaN, which a weight of zero does not stop
-        v = v.masked_fill(~key_mask.unsqueeze(-1), 0)
-    elif plan is not None and plan.unequal_sizes is not None:
-        real = _per_head(plan, k[:, :, prefix:]).labels >= 0
-        key_mask = torch.cat([real.new_ones(*real.shape[:-1], prefix), real], dim=-1)
-    across = None if key_mask is None else key_mask.unsqueeze(-2)
-    first = _attend(q[:, :, :prefix], k, v, scale, backend, across, dropout_p)
-    q, k, v = (x[:, :, prefix:] for x in (q, k, v))
-    mask = None if mask is None else mask[:, prefix:]
-    rest = _attend_plan(q, k, v, num_clusters, mask, scale, backend, plan, shared, False, dropout_p, lead)
-    return torch.cat([first, rest], dim=2)
+    return _attend_plan(q, k, v, num_clusters, mask, scale, backend, plan, shared, cross, prefix, dropout_p)
 
 
 def _attend_plan(
     q: Tensor, k: Tensor, v: Tensor, num_clusters: int | None, mask: Tensor | None, scale: float, backend: str,
-    plan: Plan | None, shared: bool, cross: bool, dropout_p: float, lead: tuple[Tensor, Tensor] | None = None,
+    plan: Plan | None, shared: bool, cross: bool, prefix: int, dropout_p: float,
 ) -> Tensor:  # fmt: skip
-    """Attention within clusters.  lead: keys and values (B, h, P, D) that are in every cluster."""
     key_mask = check_mask(mask, k)
+    patches = k[:, :, prefix:]
     if plan is None:
-        ranked = k.transpose(1, 2).flatten(2) if shared else k
-        plan = _per_head(cluster(ranked, num_clusters, mask=mask), k)
+        ranked = patches.transpose(1, 2).flatten(2) if shared else patches
+        plan = _per_head(cluster(ranked, num_clusters, mask=None if mask is None else mask[:, prefix:]), patches)
     else:
-        plan = _per_head(plan, k)
-        key_mask = None if plan.unequal_sizes is None else plan.labels >= 0
+        plan = _per_head(plan, patches)
+        key_mask = None if plan.unequal_sizes is None else F.pad(plan.labels >= 0, (prefix, 0), value=True)
     if key_mask is not None:  # padded rows may hold anything, NaN included
         k, v = (x.masked_fill(~key_mask.unsqueeze(-1), 0) for x in (k, v))
         q = q if cross else q.masked_fill(~key_mask.unsqueeze(-1), 0)
     if cross:
         centre = mean_key(_scoring_dtype(k), key_mask)
         q_order = order_by(_cross_scores(q, centre, shared))
-        return _attend_slots(q, k, v, Plan.equal(q_order, plan.num_clusters), plan, scale, backend, None, dropout_p)
-    if plan.unequal_sizes is not None or _exporting():
-        return _attend_slots(q, k, v, plan, plan, scale, backend, lead, dropout_p)
-    return _attend_rows(q, k, v, plan, scale, backend, lead, dropout_p)
+        return _attend_slots(q, k, v, Plan.equal(q_order, plan.num_clusters), plan, scale, backend, 0, dropout_p)
+    if plan.unequal_sizes is None and not _exporting():
+        return _attend_rows(q, k, v, plan, scale, backend, prefix, dropout_p)
+    return _attend_padded(q, k, v, plan, scale, backend, prefix, dropout_p, key_mask)
 
 
 def attend_sorted(
@@ -155,21 +134,12 @@ def attend_sorted(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     prefix = num_prefix_tokens
-    first, lead = None, None
-    if prefix:
-        first = _attend(q[:, :, :prefix], k, v, scale, "auto", None, dropout_p)
-        lead = (k[:, :, :prefix], v[:, :, :prefix])
-    q, k, v = (x[:, :, prefix:] for x in (q, k, v))
     if _exporting():
-        order = torch.arange(q.shape[2], device=q.device).expand(q.shape[:3])
-        plan = Plan.equal(order, num_clusters)
-        out = _attend_slots(q, k, v, plan, plan, scale, "auto", lead, dropout_p)
-    else:
-        flat = None if lead is None else (lead[0].flatten(0, 1), lead[1].flatten(0, 1))
-        out = _attend_equal(
-            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), num_clusters, scale, "auto", flat, dropout_p
-        ).unflatten(0, q.shape[:2])
-    return out if first is None else torch.cat([first, out], dim=2)
+        order = torch.arange(q.shape[2] - prefix, device=q.device).expand(*q.shape[:2], -1)
+        return _attend_padded(q, k, v, Plan.equal(order, num_clusters), scale, "auto", prefix, dropout_p, None)
+    keys, values = (_grouped(x.flatten(0, 1), num_clusters, prefix) for x in (k, v))
+    out = _attend_groups(q.flatten(0, 1), keys, values, num_clusters, scale, "auto", prefix, dropout_p)
+    return out.unflatten(0, q.shape[:2])
 
 
 def sec_attention_packed(qkv: Tensor, num_clusters: int, scale: float, backend: str = "auto") -> Tensor:
@@ -194,7 +164,7 @@ def sec_attention_packed(qkv: Tensor, num_clusters: int, scale: float, backend: 
     from_sorted = ((image * heads + head) * length + inverse_order(order)).transpose(1, 2).flatten()
     rows = permute_rows(qkv.reshape(-1, 3 * dim), to_sorted, from_sorted)
     q, k, v = rows.view(batch * heads, length, 3, dim).unbind(2)
-    out = _attend_equal(q, k, v, num_clusters, scale, backend)
+    out = _attend_groups(q, _grouped(k, num_clusters), _grouped(v, num_clusters), num_clusters, scale, backend)
     return permute_rows(out.reshape(-1, dim), from_sorted, to_sorted).view(batch, length, heads, dim)
 
 
@@ -226,75 +196,118 @@ def permute_rows(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
 
 
 def _attend_rows(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, backend: str,
-    lead: tuple[Tensor, Tensor] | None, dropout_p: float,
-) -> Tensor:  # fmt: skip
-    """Equal clusters: sort rows, attend in slices, sort back."""
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, backend: str, prefix: int, dropout_p: float
+) -> Tensor:
+    """Equal clusters: sort rows, attend in slices, sort back.  (B, h, P + L, D), plan of the L tokens"""
     batch, heads, length, _ = q.shape
+    order, inverse = plan.order, plan.inverse
+    if prefix:
+        stay = torch.arange(prefix, device=q.device).expand(batch, heads, prefix)
+        order, inverse = (torch.cat([stay, prefix + index], dim=-1) for index in (order, inverse))
     sequence = torch.arange(batch * heads, device=q.device).view(batch, heads, 1) * length
-    to_sorted, from_sorted = ((sequence + index).flatten() for index in (plan.order, plan.inverse))
-    q, k, v = (
-        permute_rows(x.reshape(-1, x.shape[-1]), to_sorted, from_sorted).view(batch * heads, length, x.shape[-1])
-        for x in (q, k, v)
-    )
-    if lead is not None:
-        lead = (lead[0].flatten(0, 1), lead[1].flatten(0, 1))
-    out = _attend_equal(q, k, v, plan.num_clusters, scale, backend, lead, dropout_p)
+    to_sorted, from_sorted = ((sequence + index).flatten() for index in (order, inverse))
+
+    def ranked(x: Tensor) -> Tensor:
+        return permute_rows(x.reshape(-1, x.shape[-1]), to_sorted, from_sorted).view(-1, length, x.shape[-1])
+
+    keys, values = (_grouped(ranked(x), plan.num_clusters, prefix) for x in (k, v))
+    out = _attend_groups(ranked(q), keys, values, plan.num_clusters, scale, backend, prefix, dropout_p)
+    del keys, values  # before rows move back: this is where memory peaks
     return permute_rows(out.reshape(-1, out.shape[-1]), from_sorted, to_sorted).view(batch, heads, length, v.shape[-1])
 
 
-def _attend_equal(
-    q: Tensor, k: Tensor, v: Tensor, num_clusters: int, scale: float, backend: str,
-    lead: tuple[Tensor, Tensor] | None = None, dropout_p: float = 0.0,
-) -> Tensor:  # fmt: skip
-    """Eqs. 3, 4 on sorted tokens: plain attention per slice, two calls where M does not divide L.  (S, L, D)
+def _grouped(x: Tensor, num_clusters: int, prefix: int = 0) -> list[Tensor]:
+    """Eq. 3: sorted tokens, cluster by cluster, and the prefix in each.  (S, P + L, D) -> one or two (S, m, P + N, D).
 
-    lead: keys and values (S, P, D) that are in every cluster.
+    Two where M does not divide L: the first clusters hold one token more.
     """
-    length = q.shape[1]
+    length = x.shape[1] - prefix
     size, remainder = length // num_clusters, length % num_clusters
-    if remainder == 0:
-        return _attend_slices(q, k, v, num_clusters, size, scale, backend, lead, dropout_p)
-    cut, rest = remainder * (size + 1), num_clusters - remainder
-    larger = _attend_slices(q[:, :cut], k[:, :cut], v[:, :cut], remainder, size + 1, scale, backend, lead, dropout_p)
-    smaller = _attend_slices(q[:, cut:], k[:, cut:], v[:, cut:], rest, size, scale, backend, lead, dropout_p)
-    return torch.cat([larger, smaller], dim=1)
-
-
-def _attend_slices(
-    q: Tensor, k: Tensor, v: Tensor, num_clusters: int, size: int, scale: float, backend: str,
-    lead: tuple[Tensor, Tensor] | None, dropout_p: float,
-) -> Tensor:  # fmt: skip
+    cut = prefix + remainder * (size + 1)
     # clusters take the place of heads: 4-D, because a 5-D call falls back to the slow math kernel
-    q = q.unflatten(1, (num_clusters, size))
-    k = k.unflatten(1, (num_clusters, size))
-    v = v.unflatten(1, (num_clusters, size))
-    if lead is not None:
-        k = torch.cat([lead[0].unsqueeze(1).expand(-1, num_clusters, -1, -1), k], dim=2)
-        v = torch.cat([lead[1].unsqueeze(1).expand(-1, num_clusters, -1, -1), v], dim=2)
-    return _attend(q, k, v, scale, backend, None, dropout_p).flatten(1, 2)
+    groups = [x[:, cut:].unflatten(1, (num_clusters - remainder, size))]
+    if remainder > 0:
+        groups.insert(0, x[:, prefix:cut].unflatten(1, (remainder, size + 1)))
+    if prefix == 0:
+        return groups
+    lead = x[:, :prefix].unsqueeze(1)
+    return [torch.cat([lead.expand(-1, group.shape[1], -1, -1), group], dim=2) for group in groups]
+
+
+def _attend_groups(
+    q: Tensor, keys: list[Tensor], values: list[Tensor], num_clusters: int, scale: float, backend: str,
+    prefix: int = 0, dropout_p: float = 0.0,
+) -> Tensor:  # fmt: skip
+    """Eq. 4 on sorted tokens, plain attention per cluster.  q (S, P + L, D), keys values `_grouped` -> as q."""
+    groups = _grouped(q[:, prefix:], num_clusters)
+    outs: list[Tensor] = []
+    if prefix > 0:
+        outs.append(_attend_all(q[:, :prefix], keys, values, scale, dropout_p))
+    for i in range(len(groups)):
+        outs.append(_attend(groups[i], keys[i], values[i], scale, backend, None, dropout_p).flatten(1, 2))
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+
+
+def _attend_all(q: Tensor, keys: list[Tensor], values: list[Tensor], scale: float, dropout_p: float) -> Tensor:
+    """Attention of prefix tokens to all tokens, over keys that are grouped already: no second copy of them is kept.
+
+    q (S, P, D), keys values (S, m, P + N, D) -> (S, P, D).  Of the prefix's copies, one a cluster, the first counts.
+    """
+    prefix = q.shape[1]
+    pieces: list[Tensor] = []
+    for i in range(len(keys)):
+        score = (q * scale).unsqueeze(1) @ keys[i].transpose(-2, -1)
+        copies = torch.arange(score.shape[-1], device=q.device) < prefix
+        later = torch.arange(score.shape[1], device=q.device) + i > 0
+        again = copies & later.view(-1, 1, 1)
+        pieces.append(score.masked_fill(again, float("-inf")).transpose(1, 2).flatten(2))
+    weights = torch.softmax(torch.cat(pieces, dim=2), dim=-1)
+    if dropout_p > 0:
+        weights = F.dropout(weights, dropout_p)
+    parts: list[Tensor] = []
+    start = 0
+    for value in values:
+        clusters, size = value.shape[1], value.shape[2]
+        weight = weights[:, :, start : start + clusters * size].unflatten(2, (clusters, size)).transpose(1, 2)
+        parts.append((weight @ value).sum(dim=1))
+        start += clusters * size
+    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+
+def _attend_padded(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float, backend: str, prefix: int, dropout_p: float,
+    key_mask: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """`_attend_slots` with prefix tokens, whose queries attend to all tokens that key_mask (B, h, P + L) has."""
+    if prefix == 0:
+        return _attend_slots(q, k, v, plan, plan, scale, backend, 0, dropout_p)
+    across = None if key_mask is None else key_mask.unsqueeze(-2)
+    first = _attend(q[:, :, :prefix], k, v, scale, backend, across, dropout_p)
+    rest = _attend_slots(q[:, :, prefix:], k, v, plan, plan, scale, backend, prefix, dropout_p)
+    return torch.cat([first, rest], dim=2)
 
 
 def _attend_slots(
     q: Tensor, k: Tensor, v: Tensor, q_plan: Plan, k_plan: Plan, scale: float, backend: str,
-    lead: tuple[Tensor, Tensor] | None = None, dropout_p: float = 0.0,
+    prefix: int = 0, dropout_p: float = 0.0,
 ) -> Tensor:  # fmt: skip
-    """Clusters of any sizes, as one masked call over padded slots.  Has no branch on a size, so it exports."""
+    """Clusters of any sizes, as one masked call over padded slots.  Has no branch on a size, so it exports.
+
+    The first `prefix` keys and values are in every cluster; plans speak of the others.
+    """
     k_tokens, filled = k_plan.slots
     q_tokens = q_plan.slots[0]
     # an empty cluster attends to its first slot: finite, and never read
     filled = filled | (torch.arange(filled.shape[-1], device=filled.device) == 0)
     batch, heads = q.shape[:2]
-    grouped_q = _gather_slots(q, q_tokens)
-    grouped_k = _gather_slots(k, k_tokens)
-    grouped_v = _gather_slots(v, k_tokens)
-    if lead is not None:
-        clusters = (-1, -1, k_tokens.shape[2], -1, -1)
-        grouped_k = torch.cat([lead[0].unsqueeze(2).expand(clusters), grouped_k], dim=3)
-        grouped_v = torch.cat([lead[1].unsqueeze(2).expand(clusters), grouped_v], dim=3)
-        filled = torch.cat([filled.new_ones(*filled.shape[:-1], lead[0].shape[2]), filled], dim=-1)
-    q, k, v = (x.flatten(0, 1) for x in (grouped_q, grouped_k, grouped_v))
-    out = _attend(q, k, v, scale, backend, filled.flatten(0, 1).unsqueeze(-2), dropout_p)
+    if prefix:
+        lead = torch.arange(prefix, device=q.device).expand(*k_tokens.shape[:3], -1)
+        k_tokens = torch.cat([lead, prefix + k_tokens], dim=-1)
+        filled = F.pad(filled, (prefix, 0), value=True)
+    grouped_q = _gather_slots(q, q_tokens).flatten(0, 1)
+    grouped_k = _gather_slots(k, k_tokens).flatten(0, 1)
+    grouped_v = _gather_slots(v, k_tokens).flatten(0, 1)
+    out = _attend(grouped_q, grouped_k, grouped_v, scale, backend, filled.flatten(0, 1).unsqueeze(-2), dropout_p)
     out = out.reshape(batch, heads, -1, v.shape[-1])
     index = q_plan.slot_of_token
     out = out.gather(2, index.unsqueeze(-1).expand(*index.shape, out.shape[-1]))
