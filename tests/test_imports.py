@@ -12,7 +12,7 @@ SOURCE = ROOT / "src" / "secvit"
 SLICES = {"classification", "simmim", "detection", "segmentation", "vlm"}
 MAY_IMPORT = {
     "ops": set(),
-    "models": {"ops", "weights"},
+    "models": {"ops", "adapt", "weights"},
     "adapt": {"ops"},
     "connectors": {"ops"},
     "train": {"weights"},

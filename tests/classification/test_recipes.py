@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from secvit.classification import ClassificationTask, recipes, tiny, train
 from secvit.classification.config import Recipe
 from secvit.cli import _recipes
+from secvit.models.saved import load_model
 from secvit.train.config import Schedule
 from secvit.train.optim import create_optimizer
 from secvit.weights import load_backbone, weight_bytes
@@ -170,3 +171,11 @@ def test_odd_batches_cannot_be_mixed(tmp_path):
     recipe = small(RECIPES["imagenet_secvit_tiny"], batch_size=7)
     with pytest.raises(ValueError, match="choose an even"):
         train(recipe, "digits", tmp_path)
+
+
+def test_a_patched_run_is_scored_patched(tmp_path):
+    """Weights alone do not say that attention was clustered; config.yaml does."""
+    result = train(small(RECIPES["cifar10_vit_patched"]), "digits", tmp_path)
+    model = load_model(result["model"], tmp_path)
+    assert model.secvit_patch.clustering.num_clusters == 4
+    assert set(model.state_dict()) == set(load_file(tmp_path / "model.safetensors"))

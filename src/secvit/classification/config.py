@@ -22,6 +22,7 @@ class Model:
         pretrained: start from the weights that timm knows under the name, with a new head.
         init: weights to start from, a file or the folder of a run; the head is new where it does
             not fit.
+        patch: arguments of secvit.patch for a plain ViT, {"cluster_size": 49}; empty for none.
         frozen: parts of the network that do not learn, "stem", "stages.0", ...; their batch norms
             keep their statistics.
     """
@@ -32,6 +33,7 @@ class Model:
     crop_pct: float = 1.0
     pretrained: bool = False
     init: str | None = None
+    patch: dict[str, Any] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
 
 

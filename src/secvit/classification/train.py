@@ -12,6 +12,7 @@ import timm
 import torch
 from torch import nn
 
+from secvit.adapt import patch
 from secvit.classification.config import Recipe
 from secvit.classification.data import TrainView
 from secvit.classification.evaluate import eval_view, evaluate
@@ -110,4 +111,4 @@ def start(recipe: Recipe, classes: int) -> nn.Module:
         head = model.pretrained_cfg["classifier"].split(".")[0]
         new = load_backbone(model, chosen.init, head)
         logger.info("starting from %s; new: %s", chosen.init, ", ".join(new) or "nothing")
-    return model
+    return patch(model, **chosen.patch) if chosen.patch else model

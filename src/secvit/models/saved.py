@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch import nn
 
+from secvit.adapt import patch
 from secvit.models.convert import checkpoint_filter_fn, fitting_models
 from secvit.models.secvit import SECViT
 from secvit.weights import misfit, read_weights
@@ -76,6 +77,8 @@ def load_model(
             f"{path} does not fit {name} with {num_classes} classes; models that it fits: {fits}.  It has {report}"
         )
     network.load_state_dict(state)
+    if known.get("patch"):
+        patch(network, **known["patch"])
     if known:  # what timm.data.resolve_data_config and whoever names the classes go by
         size = known.get("image_size", network.pretrained_cfg["input_size"][-1])
         seen = {"input_size": (3, size, size), "label_names": config.get("classes")}

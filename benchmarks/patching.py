@@ -1,0 +1,83 @@
+"""What `secvit.patch` costs a trained ViT in accuracy, and how much a tenth of its training brings back.
+
+python benchmarks/patching.py runs/vit_0 runs/vit_1 runs/vit_2 --data cifar10 --output runs/patched
+
+The runs are those of classification.cifar10_vit, one a seed.  Each is scored on the test images as it is;
+with its attention in clusters, by SEC, windows and random partitions of the same sizes, without any training;
+and after the steps of classification.cifar10_vit_patched with each partition, and with none: further training
+alone may help.  Writes results/patching.<data>_<hardware>_<torch>_<date>.json; a second call goes on where the
+first one stopped.
+"""
+
+import argparse
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import secvit
+from secvit.classification import evaluate, recipes, train
+from secvit.classification.evaluate import eval_view
+from secvit.images import load_split
+from secvit.models.saved import load_model
+from secvit.train.provenance import provenance
+
+RESULTS = Path(__file__).parent / "results"
+PARTITIONS = ("sec", "window", "random")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="output folders of classification.cifar10_vit, one a seed")
+    parser.add_argument("--data", type=Path, required=True, help="the images it was trained on")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the runs that follow")
+    parser.add_argument("--clusters", type=int, nargs="+", default=[2, 4, 16], help="numbers to score untrained")
+    found = parser.parse_args()
+    recipe = recipes.cifar10_vit_patched()
+    trained_clusters = recipe.model.patch["num_clusters"]
+    images = load_split(str(found.data), "test")
+    rows: list[dict[str, Any]] = []
+
+    def score(model: Any, seed: int, partition: str, clusters: int, tuned: bool) -> None:
+        scores = evaluate(model, eval_view(images, model), batch_size=256)
+        row = {"seed": seed, "partition": partition, "clusters": clusters, "tuned": tuned, "top1": scores["top1"]}
+        rows.append(row)
+        print(row, flush=True)
+
+    for run in found.runs:
+        base = json.loads((run / "result.json").read_text())
+        seed = base["recipe"]["loop"]["seed"]
+        model = load_model(base["model"], run)
+        score(model, seed, "none", 1, False)
+        for clusters in found.clusters:
+            for partition in PARTITIONS:
+                secvit.patch(model, clusters, partition=partition)
+                score(model, seed, partition, clusters, False)
+                secvit.unpatch(model)
+        for partition in ("none", *PARTITIONS):
+            patched = {} if partition == "none" else {"num_clusters": trained_clusters, "partition": partition}
+            chosen = replace(
+                recipe,
+                model=replace(recipe.model, init=str(run), patch=patched),
+                loop=replace(recipe.loop, seed=seed),
+            )
+            output = found.output / f"{partition}_{seed}"
+            if not (output / "result.json").is_file():
+                train(chosen, found.data, output)
+            score(load_model(base["model"], output), seed, partition, 1 if partition == "none" else trained_clusters, True)
+    about = provenance()
+    result = {
+        "kind": "secvit patch accuracy", "data": found.data.name, "images": len(images),
+        "recipes": ["classification.cifar10_vit", "classification.cifar10_vit_patched"],
+        "base_steps": base["steps"], "steps": recipe.loop.steps, "tokens": 64, "rows": rows, **about,
+    }  # fmt: skip
+    hardware = re.sub(r"\W+", "-", str(about["hardware"]).split(",")[0]).strip("-").lower()
+    version = about["versions"]["torch"].split("+")[0]  # type: ignore[index]
+    path = RESULTS / f"patching.{found.data.name}_{hardware}_torch{version}_{about['date']}.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
