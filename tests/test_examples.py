@@ -17,6 +17,7 @@ MAKES = {
     "04_train_your_folder": ["runs/mine/model.safetensors", "runs/mine/curves.png"],
     "05_convert_checkpoint": ["secvit.safetensors"],
     "06_export": ["secvit_nano.pt2"],
+    "07_patch_a_vit": [],
 }
 SLOW = {"06_export"}  # the exporters take most of a minute
 NEEDS_DIGITS = {"01_cluster_an_image", "04_train_your_folder"}
