@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,11 @@ def misfit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
         "unexpected": [key for key in found if key not in wanted],
         "of another shape": reshaped,
     }
-    return "; ".join(f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items() if names)
+    return "; ".join(f"{len(names)} {kind} ({few(names)})" for kind, names in kinds.items() if names)
 
 
-def _few(names: list[str], most: int = 3) -> str:
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first of many names, and how many more there are."""
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

@@ -18,8 +18,9 @@ from secvit.train.optim import Optim
 def tiny(recipe: Recipe) -> Recipe:
     """The same recipe for a few small steps of a small network: to see that it runs, not what it reaches."""
     model = replace(recipe.model, image_size=min(recipe.model.image_size, 64))
-    if model.name.startswith("secvit_") and not model.pretrained:
-        model = replace(model, args={**model.args, **HALF_WIDTH})
+    if not model.pretrained:
+        family = next((name for name in SMALL if model.name.startswith(name)), "")
+        model = replace(model, args={**model.args, **SMALL.get(family, {})})
     return replace(
         recipe,
         model=model,
@@ -89,6 +90,13 @@ HALF_WIDTH: dict[str, Any] = {
     "embed_dims": [32, 64, 96, 128],
     "num_heads": [2, 4, 6, 8],
     "head_hidden_size": 256,
+}
+
+
+SMALL: dict[str, dict[str, Any]] = {  # what `tiny` makes of a network, by family
+    "secvit_": HALF_WIDTH,
+    "sec_swin_": {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [2, 2, 4, 8]},
+    "sec_deit_": {"embed_dim": 48, "depth": 2, "num_heads": 4},
 }
 
 
@@ -271,6 +279,37 @@ def imagenet_secvit_base_release() -> Recipe:
 def imagenet_secvit_large_release() -> Recipe:
     """L as in the authors' released code on ImageNet-1k, the network of their logs.  Not run."""
     return imagenet("secvit_large_release", 0.5)
+
+
+# -- Table 1: DeiT and Swin with SEC for their attention --------------------------------------------
+
+
+def imagenet_sec_deit_small() -> Recipe:
+    """SEC-DeiT-S on ImageNet-1k (Table 1: 80.5 % top-1 in the paper, DeiT-S 79.8).  Not run."""
+    return imagenet("sec_deit_small", 0.1)
+
+
+def imagenet_sec_deit_base() -> Recipe:
+    """SEC-DeiT-B on ImageNet-1k (Table 1: 82.4 % top-1 in the paper, DeiT-B 81.8).  Not run."""
+    return imagenet("sec_deit_base", 0.1)
+
+
+def imagenet_sec_swin_tiny() -> Recipe:
+    """SEC-Swin-T on ImageNet-1k (Table 1: 83.8 % top-1 in the paper, Swin-T 81.3).  Not run."""
+    return imagenet("sec_swin_tiny", 0.2)
+
+
+def imagenet_sec_swin_small() -> Recipe:
+    """SEC-Swin-S on ImageNet-1k (Table 1: 85.0 % top-1 in the paper, Swin-S 83.0).  Not run."""
+    return imagenet("sec_swin_small", 0.3)
+
+
+def imagenet_sec_swin_base() -> Recipe:
+    """SEC-Swin-B on ImageNet-1k (Table 2: 85.3 % top-1 in the paper without pre-training).  Not run.
+
+    After simmim.imagenet_sec_swin_base: --model.init runs/simmim_sec_swin_base (85.9 % in the paper).
+    """
+    return imagenet("sec_swin_base", 0.5)
 
 
 # -- Table 10: tokens per cluster.  98 is imagenet_secvit_tiny -----------------------------------

@@ -18,7 +18,8 @@ from secvit.classification.data import TrainView
 from secvit.classification.evaluate import eval_view, evaluate
 from secvit.classification.task import ClassificationTask
 from secvit.images import load_checked, skipped_in
-from secvit.models.saved import create
+from secvit.models import SECDeiT, SECSwin
+from secvit.models.saved import create, load_pretrained
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
 from secvit.train.optim import create_optimizer
@@ -107,7 +108,9 @@ def start(recipe: Recipe, classes: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
         model = create(chosen.name, classes, {**chosen.args, "pretrained": chosen.pretrained})
-    if chosen.init:
+    if chosen.init and isinstance(model, (SECDeiT, SECSwin)):  # from DeiT and Swin, too
+        logger.info("starting from %s", load_pretrained(model, chosen.init))
+    elif chosen.init:
         head = model.pretrained_cfg["classifier"].split(".")[0]
         new = load_backbone(model, chosen.init, head)
         logger.info("starting from %s; new: %s", chosen.init, ", ".join(new) or "nothing")

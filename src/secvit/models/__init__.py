@@ -1,5 +1,8 @@
 """The backbones.  Importing this registers them with timm."""
 
+from secvit.models.saved import Loaded, load_pretrained
+from secvit.models.sec_deit import SECDeiT
+from secvit.models.sec_swin import SECSwin
 from secvit.models.secvit import SECViT
 
-__all__ = ["SECViT"]
+__all__ = ["Loaded", "SECDeiT", "SECSwin", "SECViT", "load_pretrained"]

@@ -67,6 +67,11 @@ def to_authors(state: Mapping[str, Tensor], num_heads: tuple[int, ...]) -> dict[
     return theirs
 
 
+def to_packed_rows(value: Tensor, heads: int) -> Tensor:
+    """Rows of a qkv weight or bias from (q | k | v, head, channel) to (head, q | k | v, channel)."""
+    return _move_rows(value, heads, to_packed=True)
+
+
 def _move_rows(value: Tensor, heads: int, to_packed: bool) -> Tensor:
     """Rows (3, h, D) <-> (h, 3, D) of a qkv weight or bias."""
     lead = (3, heads) if to_packed else (heads, 3)
@@ -142,9 +147,9 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], mode
 
 
 def fitting_models(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the SECViT presets that a state dict in our layout fills."""
+    """Names of our presets that a state dict in our layout fills."""
     names = []
-    for name in timm.list_models("secvit_*"):
+    for name in timm.list_models("sec*"):
         expected = timm.create_model(name, num_classes=1, device="meta").state_dict()
         same = all(key in state and state[key].shape[1:] == value.shape[1:] for key, value in expected.items())
         if same and len(expected) == len(state):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import yaml
-from torch import nn
+from timm.models import vision_transformer
+from torch import Tensor, nn
 
 from secvit.adapt import patch
+from secvit.models import sec_swin
 from secvit.models.convert import checkpoint_filter_fn, fitting_models
 from secvit.models.secvit import SECViT
-from secvit.weights import misfit, read_weights
+from secvit.weights import few, misfit, read_weights
 
 
 def create(name: str, num_classes: int, args: Mapping[str, Any] | None = None) -> nn.Module:
@@ -69,8 +72,7 @@ def load_model(
         found = [state[k].shape[0] for k in ("head.fc.weight", "head.weight", "fc.weight") if k in state]
         num_classes = found[0] if found else 0
     network = create(name, num_classes, known.get("args"))
-    if isinstance(network, SECViT):
-        state = checkpoint_filter_fn(state, network)
+    state = in_our_layout(state, network)
     if report := misfit(state, network.state_dict()):
         fits = (config.get("model") or {}).get("name") or ", ".join(fitting_models(state)) or "none known"
         raise ValueError(
@@ -84,6 +86,67 @@ def load_model(
         seen = {"input_size": (3, size, size), "label_names": config.get("classes")}
         network.pretrained_cfg = {**network.pretrained_cfg, "crop_pct": known.get("crop_pct", 1.0), **seen}
     return network.eval()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Which tensors of a model came from pretrained weights.
+
+    loaded: filled.  new: not in the source (`zeroed` among them: LePE, so that the network starts as the
+    pretrained one).  reshaped: there in another shape, and new too.  unused: of the source alone.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    new: tuple[str, ...]
+    zeroed: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        kinds = {
+            "new": self.new, "zero, as the source has none": self.zeroed,
+            "new, of another shape in the source": self.reshaped, "unused": self.unused,
+        }  # fmt: skip
+        lines = [f"{self.source}: {len(self.loaded)} tensors loaded"]
+        return "; ".join(lines + [f"{len(names)} {kind} ({few(names)})" for kind, names in kinds.items() if names])
+
+
+def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> Loaded:
+    """Fill a model with the weights that fit, and say what did not: DeiT's into SEC-DeiT, Swin's into SEC-Swin, ...
+
+    source: a weight file or run, or one of timm's pretrained models ("deit_small_patch16_224.fb_in1k", with
+        or without "timm/"), which timm downloads.
+    Position tables of another size are resampled.  LePE, which the originals lack, becomes zero.
+    Raises ValueError where nothing fits.
+    """
+    name = str(source).removeprefix("timm/")
+    if Path(source).exists() or not timm.is_model(name):
+        found = read_weights(source)
+    else:
+        found = create(name, timm.get_pretrained_cfg(name).num_classes, {"pretrained": True}).state_dict()
+    found, wanted = in_our_layout(found, model), model.state_dict()
+    fits = {key: value for key, value in found.items() if key in wanted and value.shape == wanted[key].shape}
+    if not any(key.endswith(".weight") for key in fits):
+        raise ValueError(f"{source} does not fit {type(model).__name__}: it has {misfit(found, wanted)}")
+    zeroed = {key: torch.zeros_like(wanted[key]) for key in wanted if ".lepe." in key and key not in found}
+    model.load_state_dict({**fits, **zeroed}, strict=False)
+    reshaped = tuple(key for key in wanted if key in found and key not in fits)
+    return Loaded(
+        str(source), tuple(fits), tuple(key for key in wanted if key not in {**found, **zeroed}), tuple(zeroed),
+        reshaped, tuple(key for key in found if key not in wanted),
+    )  # fmt: skip
+
+
+def in_our_layout(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The authors' or the original networks' tensors under the names and in the order of the model."""
+    if isinstance(model, SECViT):
+        return checkpoint_filter_fn(dict(state), model)
+    if isinstance(model, sec_swin.SECSwin):
+        return sec_swin.checkpoint_filter_fn(state, model)
+    if isinstance(model, vision_transformer.VisionTransformer):
+        return vision_transformer.checkpoint_filter_fn(dict(state), model)
+    return dict(state)
 
 
 def saved_config(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:

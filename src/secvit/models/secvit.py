@@ -226,6 +226,23 @@ class Head(nn.Module):
         return x if pre_logits else self.fc(x)
 
 
+def check_clusters(
+    num_clusters: Optional[Sequence[int]], cluster_size: Optional[int], partition: str
+) -> Optional[Sequence[int]]:
+    """M of stages 1 to 3, (32, 8, 2) where neither numbers nor a size are given, None where a size is."""
+    if num_clusters is not None and cluster_size is not None:
+        raise ValueError(f"num_clusters={num_clusters} and cluster_size={cluster_size}; give one of them")
+    if num_clusters is None and cluster_size is None:
+        num_clusters = (32, 8, 2)
+    if num_clusters is not None and (len(num_clusters) != 3 or min(num_clusters) < 1):
+        raise ValueError(f"num_clusters={num_clusters}; give three numbers >= 1, for stages 1 to 3")
+    if cluster_size is not None and cluster_size < 1:
+        raise ValueError(f"cluster_size={cluster_size}; choose cluster_size >= 1")
+    if partition not in PARTITIONS:
+        raise ValueError(f"partition={partition!r}; choose one of {', '.join(PARTITIONS)}")
+    return num_clusters
+
+
 class SECViT(nn.Module):
     """Section 3.1, figure 3 (a), supplement table 1.  Images (B, in_chans, H, W) of any size -> (B, num_classes).
 
@@ -260,16 +277,7 @@ class SECViT(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        if num_clusters is not None and cluster_size is not None:
-            raise ValueError(f"num_clusters={num_clusters} and cluster_size={cluster_size}; give one of them")
-        if num_clusters is None and cluster_size is None:
-            num_clusters = (32, 8, 2)
-        if num_clusters is not None and (len(num_clusters) != 3 or min(num_clusters) < 1):
-            raise ValueError(f"num_clusters={num_clusters}; give three numbers >= 1, for stages 1 to 3")
-        if cluster_size is not None and cluster_size < 1:
-            raise ValueError(f"cluster_size={cluster_size}; choose cluster_size >= 1")
-        if partition not in PARTITIONS:
-            raise ValueError(f"partition={partition!r}; choose one of {', '.join(PARTITIONS)}")
+        num_clusters = check_clusters(num_clusters, cluster_size, partition)
         if stem_stride not in (2, 4):
             raise ValueError(f"stem_stride={stem_stride}; choose 4, or 2 for small images")
         self.num_classes = num_classes
