@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from secvit.measure.patching import patch_markdown
 from secvit.measure.report import report
 
 HERE = Path(__file__).parent
@@ -61,12 +62,55 @@ def pretrainings() -> str:
     return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
 
 
+def patchings() -> str:
+    """Test accuracy of a trained ViT with clusters put into its attention: at once, and after further training."""
+    lines = []
+    for _, result in results("secvit patch accuracy"):
+        rows = result["rows"]
+        seeds = len({row["seed"] for row in rows})
+        lines += [
+            f"{result['data']}, {result['images']:,} test images, {seeds} seeds, {result['tokens']} tokens, "
+            f"{result['base_steps']:,} steps of training, {result['steps']} more where it says so; "
+            f"{result['hardware']}, {result['date']}.",
+            "",
+            "| attention | clusters | patched, not trained | patched, trained a tenth more |",
+            "|---|---|---|---|",
+        ]
+        for partition, clusters in dict.fromkeys((row["partition"], row["clusters"]) for row in rows):
+            cells = []
+            for tuned in (False, True):
+                same = [
+                    100 * row["top1"]
+                    for row in rows
+                    if (row["partition"], row["clusters"], row["tuned"]) == (partition, clusters, tuned)
+                ]
+                cells.append(_spread(same) if same else "not run")
+            name = "full, as trained" if partition == "none" else partition
+            lines.append(f"| {name} | {clusters} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines) + "\n" if lines else "No result yet.\n"
+
+
+def patch_reports() -> str:
+    """What `secvit patch-report` measured."""
+    texts = [
+        patch_markdown(result).replace("\n### ", "\n#### ").replace("## ", "### ", 1)
+        for _, result in results("secvit patch-report")
+    ]
+    return "\n".join(texts) or "No result yet.\n"
+
+
 def _spread(values: list[float]) -> str:
     mean = sum(values) / len(values)
     return f"{mean:.2f} %" + (f" ({min(values):.2f} to {max(values):.2f})" if len(values) > 1 else "")
 
 
-SECTIONS = {"speeds": speeds, "trainings": trainings, "pretrainings": pretrainings}
+SECTIONS = {
+    "speeds": speeds,
+    "trainings": trainings,
+    "pretrainings": pretrainings,
+    "patchings": patchings,
+    "patch_reports": patch_reports,
+}
 
 
 def with_tables(page: str) -> str:

@@ -304,6 +304,59 @@ def bench(words: Sequence[str]) -> int:
     return run(list(words))
 
 
+# -- patch-report --------------------------------------------------------------------------------
+
+
+def patch_report(words: Sequence[str]) -> int:
+    """Say what clusters in the attention of a ViT cost and save, by image size."""
+    parser = _parser(
+        "secvit patch-report",
+        "Work, speed, peak memory and features of a vision transformer with its attention in clusters\n"
+        "(secvit.patch) beside the original, and the size from which on it is faster on this machine.\n\n"
+        "secvit patch-report vit_base_patch16_224 --size 224 512 1024          random weights: speed and memory\n"
+        "secvit patch-report deit3_small_patch16_384 --pretrained --images *.jpg   and what becomes of features\n"
+        "secvit patch-report deit_small_patch16_224 --num_clusters 4 --layers 6 7 8 9 10 11\n"
+        "secvit patch-report FOLDER --size 256 512 --training --json out.json --plot out.png\n\n"
+        "At a small size the original is usually the faster one, and the report says so.",
+    )
+    parser.add_argument("model", type=str, help="a name of timm's, or the folder of a transformers vision model")
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[224, 448, 896], help="height and width in px, one or more"
+    )
+    parser.add_argument("--cluster_size", type=int | None, help="most tokens of a cluster (196 without num_clusters)")
+    parser.add_argument("--num_clusters", type=int | None, help="clusters at every size, instead of a cluster_size")
+    parser.add_argument("--layers", type=int, nargs="+", help="layers to patch, counted from 0; else all")
+    parser.add_argument("--partition", type=str, default="sec", help="sec, or a rival: window, raster, random, ...")
+    parser.add_argument("--shared", action="store_true", help="one order for all heads")
+    parser.add_argument("--share_order_every", type=int, default=1, help="so many layers go by one order")
+    parser.add_argument("--batch_size", type=int, default=1, help="images at a time")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each speed, after a warm-up")
+    parser.add_argument("--threads", type=int, default=1, help="1 measures processor time, more measure wall clock")
+    parser.add_argument("--dtype", type=Literal["float32", "bfloat16"], default="float32", help="of the arithmetic")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    parser.add_argument("--training", action="store_true", help="training steps too")
+    parser.add_argument("--unfused", action="store_true", help="also the original with its L x L weights written out")
+    parser.add_argument("--pretrained", action="store_true", help="weights from timm's hub, which downloads them")
+    parser.add_argument("--checkpoint", type=str | None, help="weights from a file or the folder of a run")
+    parser.add_argument("--images", type=str, nargs="+", default=[], help="photos to compare the features on")
+    parser.add_argument("--json", type=str | None, help="also write all numbers to this file")
+    parser.add_argument("--plot", type=str | None, help="also draw speed and memory over the size, PNG, PDF, ...")
+    found = parser.parse_args(list(words))
+    from secvit.measure.patching import patch_markdown
+    from secvit.measure.patching import patch_report as run
+    from secvit.vis import draw_patch_report
+    from secvit.vis.picture import check_output
+
+    if found.plot:
+        check_output(found.plot)
+    options = {key: value for key, value in found.as_dict().items() if key not in ("model", "size", "plot")}
+    result = run(found.model, found.size, progress=sys.stderr.isatty(), **options)
+    print(patch_markdown(result), end="")
+    if found.plot:
+        print(f"\nwrote {draw_patch_report(result, found.plot)}")
+    return 0
+
+
 # -- all of them -------------------------------------------------------------------------------
 
 COMMANDS: dict[str, Command] = {
@@ -313,6 +366,7 @@ COMMANDS: dict[str, Command] = {
     "cluster": cluster,
     "convert": convert,
     "bench": bench,
+    "patch-report": patch_report,
 }
 
 
@@ -322,7 +376,7 @@ def _silent() -> bool:
 
 
 def _overview() -> str:
-    lines = [f"  {name:10} {_doc(command).splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:12} {_doc(command).splitlines()[0]}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: secvit COMMAND ...", "", *lines, "", "secvit COMMAND --help says more."])
 
 

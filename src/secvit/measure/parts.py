@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from statistics import median
 
 import torch
@@ -16,48 +15,55 @@ from secvit.measure.wrap import Function, wrapped
 
 ATTENTION = "secvit.ops.attention"
 PARTS = ("score and sort", "gather", "inverse", "restore", "indices", "attention")
+# "indices" is what the functions of that row do outside all others: index arithmetic, joining of groups
+SPENT_IN = {
+    "score and sort": (f"{ATTENTION}:token_order", "secvit.adapt.attend:cluster"),
+    "gather": (f"{ATTENTION}:permute_rows", f"{ATTENTION}:_gather_slots", "secvit.ops.cluster:Plan.take"),
+    "inverse": (f"{ATTENTION}:inverse_order", "secvit.ops.cluster:inverse_order"),
+    "restore": ("secvit.ops.cluster:Plan.put_back",),
+    "indices": (
+        "secvit.models.secvit:sec_attention_packed",
+        "secvit.adapt.attend:sec_attention",
+        "secvit.adapt.attend:attend_sorted",
+    ),
+    "attention": (f"{ATTENTION}:_attend", f"{ATTENTION}:_attend_all"),
+}
 
 
 @contextmanager
 def timed_parts(clock: Clock) -> Iterator[dict[str, float]]:
-    """Seconds of each of PARTS, summed over all calls inside the context.  Eager mode only.
+    """Seconds of each of PARTS, summed over all calls inside the context, in our models and patched ones.  Eager only.
 
-    "indices" is what `sec_attention_packed` spends outside all others: index arithmetic, joining of remainders.
+    A function's time is its own: what it spends in another of SPENT_IN counts there.
     """
-    seconds: dict[str, float] = defaultdict(float)
+    seconds = dict.fromkeys(PARTS, 0.0)
+    inner: list[float] = [0.0]  # time that the running functions have spent in others, the outermost first
+    attended = False
 
-    def timing(function: Function) -> Function:
-        def timed(*args: object, **kwargs: object) -> object:
-            start = clock()
-            result = function(*args, **kwargs)
-            seconds[function.__name__] += clock() - start
-            return result
+    def timing(part: str) -> Callable[[Function], Function]:
+        def wrapper(function: Function) -> Function:
+            def timed(*args: object, **kwargs: object) -> object:
+                nonlocal attended
+                # the same function gathers rows before the attention and restores them after it
+                own = "restore" if part == "gather" and attended else part
+                attended = attended and part != "indices"
+                inner.append(0.0)
+                start = clock()
+                result = function(*args, **kwargs)
+                spent = clock() - start
+                seconds[own] += spent - inner.pop()
+                inner[-1] += spent
+                attended = part == "attention" or (attended and part != "gather")
+                return result
 
-        return timed
+            return timed
 
-    def timing_rows(permute_rows: Function) -> Function:
-        def timed(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-            start = clock()
-            result = permute_rows(rows, index, inverse)
-            moved.append(clock() - start)
-            return result
+        return wrapper
 
-        return timed
-
-    moved: list[float] = []  # calls come in pairs: rows into clusters, rows back into place
-    with (
-        wrapped(timing, f"{ATTENTION}:token_order", f"{ATTENTION}:inverse_order", f"{ATTENTION}:_attend"),
-        wrapped(timing, "secvit.models.secvit:sec_attention_packed"),
-        wrapped(timing_rows, f"{ATTENTION}:permute_rows"),
-    ):
-        parts: dict[str, float] = {}
-        yield parts
-    parts["score and sort"] = seconds["token_order"]
-    parts["gather"] = sum(moved[0::2])
-    parts["inverse"] = seconds["inverse_order"]
-    parts["restore"] = sum(moved[1::2])
-    parts["attention"] = seconds["_attend"]
-    parts["indices"] = max(0.0, seconds["sec_attention_packed"] - sum(parts.values()))
+    with ExitStack() as stack:
+        for part, places in SPENT_IN.items():
+            stack.enter_context(wrapped(timing(part), *places))
+        yield seconds
 
 
 def forward_parts(

@@ -140,10 +140,10 @@ def training_step(model: nn.Module, images: Tensor, dtype: str) -> Callable[[], 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     with torch.no_grad():
         classes = model(images[:2]).shape[-1]
-    labels = torch.arange(len(images)) % classes
+    labels = torch.arange(len(images), device=images.device) % classes
     casting: Callable[[], AbstractContextManager[Any]] = nullcontext
     if dtype != "float32":
-        casting = lambda: torch.autocast("cpu", DTYPES[dtype])  # noqa: E731
+        casting = lambda: torch.autocast(images.device.type, DTYPES[dtype])  # noqa: E731
 
     def call() -> Tensor:
         with casting():

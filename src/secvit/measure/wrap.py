@@ -12,9 +12,8 @@ Function = Callable[..., Any]
 
 @contextmanager
 def wrapped(wrapper: Callable[[Function], Function], *places: str) -> Iterator[None]:
-    """Replace the function at each place, "package.module:name", by wrapper(function); undone at the end."""
-    # by import_module: secvit.ops.cluster, as an attribute, is the function of that name
-    found = [(import_module(module), name) for module, name in (place.split(":") for place in places)]
+    """Replace the function at each place, "module:name" or "module:Class.name", by wrapper(function); undone after."""
+    found = [_owner_and_name(place) for place in places]
     originals = [getattr(module, name) for module, name in found]
     try:
         for (module, name), original in zip(found, originals):
@@ -23,3 +22,11 @@ def wrapped(wrapper: Callable[[Function], Function], *places: str) -> Iterator[N
     finally:
         for (module, name), original in zip(found, originals):
             setattr(module, name, original)
+
+
+def _owner_and_name(place: str) -> tuple[Any, str]:
+    module, _, path = place.partition(":")
+    inside, _, name = path.rpartition(".")
+    # by import_module: secvit.ops.cluster, as an attribute, is the function of that name
+    owner = import_module(module)
+    return getattr(owner, inside) if inside else owner, name

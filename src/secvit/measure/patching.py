@@ -1,0 +1,368 @@
+"""`secvit patch-report`: what `secvit.patch` does to a given model, size by size, on this machine.
+
+Speeds are ratios within a round, see `rounds`; memory is that of fresh processes, see `peak`.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import math
+import os
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from secvit.measure.bench import MATTERS, cpu, using_threads
+from secvit.measure.macs import count_macs
+from secvit.measure.parts import PARTS, forward_parts
+from secvit.measure.peak import peak_memory
+from secvit.measure.report import _ratio, _table
+from secvit.measure.rounds import NULL, Clock, clock_for, interleave, is_quiet, speed_ratio
+from secvit.measure.speed import DTYPES, inference, pictures, training_step
+from secvit.measure.variants import clustering, features, load, num_heads, photographs, variant
+from secvit.train.provenance import hardware, provenance
+
+BASES = ("original", "patched")
+
+
+def patch_report(
+    model: str | nn.Module,
+    sizes: Sequence[int] = (224, 448, 896),
+    num_clusters: int | None = None,
+    cluster_size: int | None = None,
+    *,
+    layers: Sequence[int] | None = None,
+    partition: str = "sec",
+    shared: bool = False,
+    share_order_every: int = 1,
+    batch_size: int = 1,
+    rounds: int = 7,
+    threads: int = 1,
+    dtype: str = "float32",
+    device: str = "cpu",
+    training: bool = False,
+    unfused: bool = False,
+    pretrained: bool = False,
+    checkpoint: str | None = None,
+    images: Sequence[str] = (),
+    json: str | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Compare a model with its patched self; `patch_markdown` and `secvit.vis.draw_patch_report` show the result.
+
+    model: a timm name, the folder of a transformers vision model, or a model.
+    sizes: height and width of square images in pixels; position tables are resampled to each.
+    num_clusters | cluster_size, layers, partition, shared, share_order_every: of `secvit.patch`; clusters
+        of at most 196 tokens where neither of the first two is given.
+    rounds, threads: one thread measures processor time, more measure wall clock, as a GPU does.
+    dtype: float32 or bfloat16 (weights in it for inference, autocast for training).
+    training: training steps too.
+    unfused: the original with its L x L weights written out too, where memory suffices.
+    pretrained, checkpoint: weights from timm's hub or from a file; otherwise random ones of seed 0.
+    images: photos to compare features on; made-up squares and noise without them.
+    json: write the result to this file.
+    Raises ValueError for models that cannot be patched and for sizes that their patches do not fill.
+    """
+    if not sizes or rounds < 1 or batch_size < 1:
+        raise ValueError(f"sizes={list(sizes)}, rounds={rounds}, batch_size={batch_size}; give one or more of each")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}; choose from {', '.join(DTYPES)}")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}, but torch finds no GPU; choose device='cpu'")
+    if json is not None and not Path(json).resolve().parent.is_dir():
+        raise ValueError(f"{Path(json).resolve().parent}: no such folder; make it first")
+    sizes = sorted(set(sizes))
+    if num_clusters is None and cluster_size is None:
+        cluster_size = 196
+    options = {
+        "num_clusters": num_clusters, "cluster_size": cluster_size, "layers": layers, "partition": partition,
+        "shared": shared, "share_order_every": share_order_every,
+    }  # fmt: skip
+    original, weights = load(model, pretrained, checkpoint)
+    for size in sizes:  # whatever cannot be should be said before minutes of work
+        variant(original, "patched", size, options)
+        photographs(images, size, original) if images else None
+    on_gpu = torch.device(device).type == "cuda"
+    setting = {
+        "options": options, "batch_size": batch_size, "dtype": dtype, "device": device, "threads": threads,
+    }  # fmt: skip
+    result: dict[str, Any] = {
+        "kind": "secvit patch-report",
+        "model": type(model).__name__ if isinstance(model, nn.Module) else Path(model).name,
+        "recipe": {
+            "sizes": sizes, **options, "batch_size": batch_size, "rounds": rounds, "threads": threads,
+            "dtype": dtype, "device": device, "training": training, "unfused": unfused, "pretrained": pretrained,
+            "checkpoint": Path(checkpoint).name if checkpoint else None, "images": [Path(path).name for path in images],
+        },
+        **provenance(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "hardware": hardware() if on_gpu else cpu(threads),
+        "load_before": os.getloadavg()[0],
+        "clock": "processor time" if threads == 1 and not on_gpu else "wall clock",
+        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(MATTERS)},
+        "weights": weights, "notes": [], "sizes": [],
+    }  # fmt: skip
+    clock = _gpu_clock if on_gpu else clock_for(threads)
+    with using_threads(threads), tqdm(total=len(sizes) * 4, desc="patch-report", disable=not progress) as bar:
+        for size in sizes:
+            found, note = _at_size(original, size, setting, rounds, clock, training, unfused, images, bar)
+            result["sizes"].append(found)
+            # the smallest size that loads the code of clustering too
+            warm = next((at["size"] for at in result["sizes"] if at["clusters"] > 1), size)
+            for mode in ("inference", "training")[: 1 + training]:
+                found["peak"][mode] = {
+                    name: peak_memory(original, name, size, mode=mode, warm_size=warm, **setting)
+                    for name in (found["inference"]["speeds"] if mode == "inference" else BASES)
+                }
+            bar.update()
+            result["notes"] += note
+    result["break_even"] = {
+        mode: _break_even_of(result["sizes"], mode) for mode in ("inference", "training")[: 1 + training]
+    }
+    result["load_after"] = os.getloadavg()[0]
+    if json is not None:
+        Path(json).write_text(jsonlib.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _gpu_clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _at_size(
+    original: nn.Module, size: int, setting: dict[str, Any], rounds: int, clock: Clock, training: bool, unfused: bool,
+    photos: Sequence[str], bar: tqdm[Any],
+) -> tuple[dict[str, Any], list[str]]:  # fmt: skip
+    """All but the memory; and notes on what was left out."""
+    options, dtype, device, batch = (setting[name] for name in ("options", "dtype", "device", "batch_size"))
+    macs = {name: count_macs(variant(original, name, size, options), (3, size, size)) for name in BASES}
+    images = pictures(batch, size).to(device)
+    networks = {name: variant(original, name, size, options).to(device) for name in BASES}
+    seen = photographs(photos, size, original) if photos else images
+    calls = {name: inference(network, images, dtype) for name, network in networks.items()}  # also sets the dtype
+    cosines, length = _cosines(networks, seen.to(device, DTYPES[dtype]), batch)
+    settings = clustering(networks["patched"])
+    found: dict[str, Any] = {
+        "size": size, "tokens": length, "prefix_tokens": settings.num_prefix_tokens,
+        "clusters": settings.clusters_for(length),
+        "macs": {name: {**vars(count), "total": count.total} for name, count in macs.items()},
+        "cosine": cosines, "peak": {},
+    }  # fmt: skip
+    bar.update()
+    notes = []
+    if unfused:
+        needed = _unfused_bytes(original, batch, length + settings.num_prefix_tokens, dtype)
+        if needed > (free := _free_bytes(device)) / 2:
+            about = f"about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+            notes.append(f"unfused was not run at {size} px: its L x L weights would need {about}")
+        else:
+            calls["unfused"] = inference(variant(original, "unfused", size, options).to(device), images, dtype)
+    found["inference"] = _speeds(calls, rounds, clock)
+    bar.update()
+    found["parts"] = forward_parts(networks["patched"], images.to(DTYPES[dtype]), rounds, clock)
+    if training:
+        del calls, networks
+        networks = {name: variant(original, name, size, options).to(device) for name in BASES}
+        steps = {name: training_step(network, images, dtype) for name, network in networks.items()}
+        found["training"] = _speeds(steps, rounds, clock)
+    bar.update()
+    return found, notes
+
+
+def _speeds(calls: dict[str, Any], rounds: int, clock: Clock) -> dict[str, Any]:
+    # the patched model is the one that is timed twice: where a call takes long, it is the shorter one
+    seconds = interleave(calls, "patched", rounds, clock)
+    return {
+        "speeds": {name: vars(speed_ratio(seconds, name, "original")) for name in calls},
+        "null": vars(speed_ratio(seconds, "patched" + NULL, "patched")),
+        "quiet": is_quiet(seconds, "patched"), "seconds": seconds,
+    }  # fmt: skip
+
+
+def _cosines(networks: dict[str, nn.Module], images: Tensor, batch_size: int) -> tuple[dict[str, float], int]:
+    """Cosine of patched to original features: mean over patch tokens and images, and of the pooled ones; and L."""
+    prefix = clustering(networks["patched"]).num_prefix_tokens
+    tokens, pooled, length = [], [], 0
+    with torch.inference_mode():
+        for some in images.split(batch_size):
+            (x, x_pooled), (y, y_pooled) = (features(networks[name], some) for name in BASES)
+            tokens.append(F.cosine_similarity(x[:, prefix:].float(), y[:, prefix:].float(), dim=-1).mean(dim=1))
+            pooled.append(F.cosine_similarity(x_pooled.float(), y_pooled.float(), dim=-1))
+            length = x.shape[1] - prefix
+    return {"tokens": float(torch.cat(tokens).mean()), "pooled": float(torch.cat(pooled).mean())}, length
+
+
+def _unfused_bytes(model: nn.Module, batch_size: int, length: int, dtype: str) -> int:
+    # products, their softmax, and one copy on the way
+    return 3 * batch_size * num_heads(model) * length**2 * DTYPES[dtype].itemsize
+
+
+def _free_bytes(device: str) -> int:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+# -- what a user wants to know -----------------------------------------------------------------
+
+
+def break_even(sizes: Sequence[int], speeds: Sequence[float]) -> float | None:
+    """The size from which on the ratio of speeds stays above 1, between measured sizes by log-log interpolation.
+
+    None where it is above 1 at all sizes, or not at the last.
+    """
+    slower = [i for i, speed in enumerate(speeds) if speed <= 1]
+    if not slower or slower[-1] == len(sizes) - 1:
+        return None
+    i = slower[-1]
+    below, above = math.log(speeds[i]), math.log(speeds[i + 1])
+    return sizes[i] * (sizes[i + 1] / sizes[i]) ** (-below / (above - below))
+
+
+def _break_even_of(found: Sequence[dict[str, Any]], mode: str) -> dict[str, Any]:
+    # with one cluster it is the same model, and its ratio is noise
+    clustered = [at for at in found if at["clusters"] > 1]
+    sizes = [at["size"] for at in clustered]
+    speeds = [at[mode]["speeds"]["patched"]["median"] for at in clustered]
+    at = break_even(sizes, speeds)
+    faster = [size for size, speed in zip(sizes, speeds) if speed > 1]
+    if not clustered:
+        sentence = "one cluster holds all tokens at every size measured, so the patched model is the original"
+    elif at is not None:
+        sentence = f"faster from about {round(at, -1):.0f} px on"
+    elif not faster:
+        sentence = f"not faster at any size measured: leave this model as it is at {_and(sizes)} px"
+    elif len(faster) == len(sizes):
+        sentence = f"faster at all sizes measured ({_and(sizes)} px)"
+    else:
+        sentence = f"faster only at {_and(faster)} px, and not at {sizes[-1]} px: there is no size from which on it is"
+    noisy = [at["size"] for at in clustered if not at[mode]["quiet"]]
+    if noisy:
+        sentence += f" (too noisy to quote at {_and(noisy)} px)"
+    return {"size": at, "sentence": sentence}
+
+
+def _and(sizes: Sequence[int]) -> str:
+    return " and ".join(filter(None, [", ".join(map(str, sizes[:-1])), str(sizes[-1])]))
+
+
+# -- as Markdown -------------------------------------------------------------------------------
+
+
+def patch_markdown(result: dict[str, Any]) -> str:
+    """What `patch_report` returned, as the tables and sentences of a page or a terminal."""
+    recipe, versions, found = result["recipe"], result["versions"], result["sizes"]
+    made_with = ", ".join(f"{name} {versions[name]}" for name in ("secvit", "torch", "timm") if name in versions)
+    environment = ", ".join(f"{name}={value}" for name, value in result["environment"].items())
+    batch = "one image" if recipe["batch_size"] == 1 else f"{recipe['batch_size']} images"
+    lines = [
+        f"## {result['model']}, patched: {_patched_how(recipe)}",
+        "",
+        f"{result['hardware']}; {made_with}; commit {result['commit'] or 'unknown'}; {result['date'][:10]}.",
+        f"{batch}, {recipe['dtype']}; {recipe['rounds']} rounds, {result['clock']}; median (least .. greatest) of the "
+        "ratios within a round; above 1 the patched model is the faster one.",
+        *([f"Environment: {environment}."] if environment else []),
+    ]
+    verdict = [f"**{mode}: {at['sentence']}.**" for mode, at in result["break_even"].items()]
+    verdict += [line for at in found for line in _advice(at, result["break_even"])]
+    verdict += [f"{note}." for note in result["notes"]]
+    blocks = [lines, verdict, _speed_table(result), _memory_table(found), _parts_table(found)]
+    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+
+
+def _patched_how(recipe: dict[str, Any]) -> str:
+    parts = [
+        f"{recipe['num_clusters']} clusters" if recipe["num_clusters"] else f"clusters of {recipe['cluster_size']}",
+        f"by {recipe['partition']}" if recipe["partition"] != "sec" else "",
+        f"one order for {recipe['share_order_every']} layers" if recipe["share_order_every"] > 1 else "",
+        "one order for all heads" if recipe["shared"] else "",
+        f"layers {', '.join(map(str, recipe['layers']))}" if recipe["layers"] else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _advice(at: dict[str, Any], modes: Iterable[str]) -> list[str]:
+    if at["clusters"] == 1:
+        return [f"At {at['size']} px one cluster holds all {at['tokens']} tokens: nothing changes."]
+    ratios = {mode: at[mode]["speeds"]["patched"]["median"] for mode in modes}
+    slower = [f"{ratio:.2f} of the original's speed ({mode})" for mode, ratio in ratios.items() if ratio <= 1]
+    if not slower:
+        return []
+    verdict = "not worth it there" if len(slower) == len(ratios) else "there it is worth it for the other only"
+    return [f"At {at['size']} px the patched model has {', '.join(slower)}: {verdict}."]
+
+
+def _speed_table(result: dict[str, Any]) -> list[str]:
+    found = result["sizes"]
+    modes = [mode for mode in ("inference", "training") if mode in found[0]]
+    unfused = any("unfused" in at["inference"]["speeds"] for at in found)
+    columns = [
+        "px", "tokens", "clusters", "GMAC, original", "patched", *(f"{mode}, original = 1" for mode in modes),
+        *(["unfused original"] if unfused else []), "null pair", "cosine of tokens", "of pooled",
+    ]  # fmt: skip
+    rows = []
+    for at in found:
+        speeds = at["inference"]["speeds"]
+        nulls = [f"{at[mode]['null']['median']:.2f}" for mode in modes]
+        macs = [f"{at['macs'][name]['total'] / 1e9:.2f}" for name in BASES]
+        cosines = [f"{at['cosine'][name]:.3f}" for name in ("tokens", "pooled")]
+        rows.append(
+            [str(at["size"]), f"{at['prefix_tokens']} + {at['tokens']}", str(at["clusters"]), *macs]
+            + [_ratio(at[mode]["speeds"]["patched"]) for mode in modes]
+            + ([_ratio(speeds["unfused"]) if "unfused" in speeds else "not run"] if unfused else [])
+            + [", ".join(nulls), *cosines]
+        )
+    photos = result["recipe"]["images"]
+    seen = f"{len(photos)} photo{'s' * (len(photos) > 1)}" if photos else "made-up images"
+    remark = f"Cosine of patched to original features on {seen}"
+    if result["weights"] == "random":
+        remark += "; the weights are random, so it says little about a trained model"
+    return ["### Work, speed and features", "", *_table(columns, rows), "", remark + "."]
+
+
+def _memory_table(found: list[dict[str, Any]]) -> list[str]:
+    modes = list(found[0]["peak"])
+    unfused = any("unfused" in at["peak"]["inference"] for at in found)
+    columns = ["px"]
+    for mode in modes:
+        columns += [f"{mode}, original", "patched", "patched / original"]
+        columns += ["unfused original"] if unfused and mode == "inference" else []
+    rows = []
+    for at in found:
+        row = [str(at["size"])]
+        for mode in modes:
+            peak = at["peak"][mode]
+            ratio = memory_ratio(at, mode)
+            row += [_mebibytes(peak["original"]), _mebibytes(peak["patched"]), f"{ratio:.2f}" if ratio else "not known"]
+            if unfused and mode == "inference":
+                row.append(_mebibytes(peak["unfused"]) if "unfused" in peak else "not run")
+        rows.append(row)
+    over = "Over what weights (in training also their gradients) and images take, each in a fresh process; "
+    over += "the fused attention of the original holds no L x L weights either."
+    return ["### Peak memory, MiB", "", *_table(columns, rows), "", over]
+
+
+def memory_ratio(at: dict[str, Any], mode: str) -> float | None:
+    """Peak of the patched model over that of the original; None where a process was killed."""
+    original, patched = (at["peak"][mode][name] for name in BASES)
+    return patched / original if original and patched else None
+
+
+def _mebibytes(count: int | None) -> str:
+    return "out of memory" if count is None else f"{count / 2**20:,.1f}"
+
+
+def _parts_table(found: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for at in found:
+        rows.append([str(at["size"]), *(f"{100 * at['parts'][part]:.1f} %" for part in ("partition", *PARTS))])
+    columns = ["px", "all but the attention", *PARTS]
+    return ["### Share of a patched forward pass", "", *_table(columns, rows)]

@@ -1,0 +1,144 @@
+"""One model in the variants that are compared: as it is, patched, or with its attention written out; at any size."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform, resolve_data_config
+from torch import Tensor, nn
+
+from secvit.adapt import patch, unpatch
+from secvit.images import read_image
+from secvit.models.saved import create, has_weights, load_model
+
+
+class Tower(nn.Module):
+    """A vision tower of transformers that is called as timm's models are.  images (B, 3, H, W) -> pooled (B, C)."""
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.pretrained_cfg = {"mean": mean, "std": std}
+        settings = model.config
+        self.options = {"interpolate_pos_encoding": True} if settings.model_type in FIXED_POSITIONS else {}
+
+    def tokens_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.model(pixel_values=images, **self.options)
+        tokens, pooled = out.last_hidden_state, getattr(out, "pooler_output", None)
+        return tokens, tokens.mean(dim=1) if pooled is None else pooled
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens_and_pooled(images)[1]
+
+
+# their position tables are resampled only when asked to
+FIXED_POSITIONS = (
+    "vit", "deit", "clip", "clip_vision_model", "siglip", "siglip_vision_model", "vit_mae", "vit_msn",
+)  # fmt: skip
+
+
+def load(model: str | nn.Module, pretrained: bool = False, checkpoint: str | None = None) -> tuple[nn.Module, str]:
+    """The model, unpatched and in eval mode, and whether its weights are "random" or "given".
+
+    model: a timm name, the folder of a transformers vision model, or a model (which is copied).
+    """
+    if isinstance(model, nn.Module):
+        if any(hasattr(module, "secvit_patch") for module in model.modules()):
+            raise ValueError("the model is patched already; secvit.unpatch(model) first")
+        inner = _tower(model, None) if hasattr(model, "config") and hasattr(model.config, "model_type") else model
+        return copy.deepcopy(inner).eval(), "given"
+    if Path(model, "config.json").is_file():
+        return _load_tower(Path(model))
+    if pretrained:
+        return create(model, 1000, {"pretrained": True}).eval(), "given"
+    network = load_model(model, checkpoint)
+    if hasattr(network, "secvit_patch"):
+        unpatch(network)
+    return network, "given" if checkpoint or has_weights(model) else "random"
+
+
+def _load_tower(folder: Path) -> tuple[nn.Module, str]:
+    try:
+        from transformers import AutoConfig, AutoModel
+    except ImportError:
+        raise ValueError(f"{folder} is a transformers model; pip install transformers") from None
+    if any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*")):
+        return _tower(AutoModel.from_pretrained(folder, local_files_only=True), folder).eval(), "given"
+    torch.manual_seed(0)
+    return _tower(AutoModel.from_config(AutoConfig.from_pretrained(folder)), folder).eval(), "random"
+
+
+def _tower(model: nn.Module, folder: Path | None) -> Tower:
+    """The vision tower alone where a text tower stands beside it."""
+    settings = folder / "preprocessor_config.json" if folder else None
+    known = json.loads(settings.read_text()) if settings and settings.is_file() else {}
+    mean, std = known.get("image_mean", IMAGENET_DEFAULT_MEAN), known.get("image_std", IMAGENET_DEFAULT_STD)
+    return Tower(getattr(model, "vision_model", model), mean, std)
+
+
+def variant(model: nn.Module, name: str, size: int, options: Mapping[str, Any]) -> nn.Module:
+    """A copy of the model for images of size x size pixels.
+
+    name: "original", "patched", by `secvit.patch` with `options`, or "unfused", with L x L weights written out.
+    """
+    side = patch_side(model)
+    if size < side or size % side:
+        near = max(side, round(size / side) * side)
+        raise ValueError(f"size {size} is no multiple of the patches' {side} px; choose for example {near}")
+    network = copy.deepcopy(model)
+    if hasattr(network, "set_input_size"):
+        network.set_input_size(img_size=(size, size))
+    inner = network.model if isinstance(network, Tower) else network
+    if name == "patched":
+        patch(inner, **options)
+    elif name == "unfused" and isinstance(network, Tower):
+        inner.set_attn_implementation("eager")
+    elif name == "unfused":
+        for module in inner.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+    return network
+
+
+def patch_side(model: nn.Module) -> int:
+    """Height and width of a patch in pixels, 1 if the model does not say it."""
+    if isinstance(model, Tower):
+        side = getattr(model.model.config, "patch_size", 1)
+    else:
+        side = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    return max(side) if isinstance(side, (tuple, list)) else int(side)
+
+
+def num_heads(model: nn.Module) -> int:
+    names = ("num_heads", "num_attention_heads")
+    return max(n for m in model.modules() for name in names if isinstance(n := getattr(m, name, 1), int))
+
+
+def clustering(network: nn.Module) -> Any:
+    """The `Clustering` of a patched variant."""
+    inner = network.model if isinstance(network, Tower) else network
+    return inner.secvit_patch.clustering
+
+
+def features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What the model makes of images, before any classifier: tokens (B, P + L, C), pooled (B, C)."""
+    if isinstance(network, Tower):
+        return network.tokens_and_pooled(images)
+    if not hasattr(network, "forward_head"):
+        raise ValueError(f"{type(network).__name__} has no forward_features and forward_head, as timm's models have")
+    tokens = network.forward_features(images)
+    return tokens, network.forward_head(tokens, pre_logits=True)
+
+
+def photographs(paths: Sequence[str], size: int, model: nn.Module) -> Tensor:
+    """Photos as the model wants them, the largest square of each.  (B, 3, size, size)"""
+    known = resolve_data_config({}, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
+    transform = create_transform(
+        (3, size, size), mean=known["mean"], std=known["std"], interpolation="bicubic", crop_pct=1.0
+    )
+    return torch.stack([transform(read_image(path)) for path in paths])

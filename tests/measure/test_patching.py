@@ -1,0 +1,362 @@
+import json
+import platform
+import re
+import subprocess
+import time
+
+import pytest
+import timm
+import torch
+
+import secvit.adapt.attend as attend
+from secvit.cli import main
+from secvit.measure import count_macs, patching, peak, variants
+from secvit.measure.parts import PARTS, forward_parts, timed_parts
+from secvit.measure.patching import break_even, patch_markdown, patch_report
+from secvit.ops.cluster import Plan, partition_sizes
+from secvit.vis.patching import draw_patch_report
+
+TIMM = {
+    "vit": ("vit_tiny_patch16_224", {}),
+    "deit": ("deit_tiny_patch16_224", {}),
+    "deit distilled": ("deit_tiny_distilled_patch16_224", {}),
+    "deit3": ("deit3_small_patch16_224", {}),
+    "registers, no class token": ("vit_little_patch16_reg1_gap_256", {}),
+    "rope": ("eva02_tiny_patch14_224", {}),
+    "siglip": ("vit_base_patch16_siglip_224", {"embed_dim": 96, "num_heads": 3}),
+    "clip": ("vit_base_patch16_clip_224", {"embed_dim": 96, "num_heads": 3}),
+    "dinov3": ("vit_small_patch16_dinov3", {"embed_dim": 96, "num_heads": 3}),
+}
+
+
+def small(name, **options):
+    return timm.create_model(name, depth=2, **options).eval()
+
+
+@pytest.fixture
+def no_processes(monkeypatch):
+    """Peaks without the seconds that a process takes to start."""
+    monkeypatch.setattr(patching, "peak_memory", lambda *args, **kwargs: 1000)
+
+
+@pytest.fixture(scope="module")
+def report():
+    options = {"cluster_size": 9, "rounds": 1, "training": True, "unfused": True}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(patching, "peak_memory", lambda model, name, size, *a, **kw: {"original": 1000}.get(name, 2000))
+        return patch_report(small("deit_tiny_patch16_224", num_classes=5), [64, 32, 96], **options)
+
+
+# -- the work --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_clusters", [2, 5])
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_macs_of_a_patched_model_are_those_of_the_formula(name, num_clusters):
+    model = small(name)
+    prefix, channels = model.num_prefix_tokens, 192
+    options = {"num_clusters": num_clusters}
+    original, patched = (count_macs(variants.variant(model, v, 112, options), (3, 112, 112)) for v in patching.BASES)
+    tokens = 7 * 7
+    assert original.matmul == 2 * 2 * (prefix + tokens) ** 2 * channels
+    assert original.scores == 0
+    sizes = partition_sizes(tokens, num_clusters)
+    within = sum(size * (size + prefix) for size in sizes)
+    across = prefix * (tokens + num_clusters * prefix)  # prefix queries meet each cluster's copy of the prefix keys
+    assert patched.matmul == 2 * 2 * (within + across) * channels
+    assert patched.scores == 2 * tokens * channels
+    assert patched.without_attention == original.without_attention
+
+
+# -- where the time goes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"shared": True}, {"share_order_every": 2}, {"partition": "kmeans"}])
+def test_parts_of_a_patched_model_sum_to_less_than_the_whole(options):
+    network = variants.variant(small("deit_tiny_patch16_224"), "patched", 112, {"num_clusters": 4, **options})
+    shares = forward_parts(network, torch.randn(2, 3, 112, 112), rounds=1, clock=time.perf_counter)
+    # clusters of unequal sizes are gathered into slots and out of them
+    never = {"restore", "inverse"} if options.get("partition") == "kmeans" else set()
+    assert all(0 < shares[part] < 1 for part in set(PARTS) - never)
+    assert shares["partition"] + shares["attention"] < 1
+
+
+def test_time_counts_once_where_timed_functions_call_each_other():
+    network = variants.variant(small("deit_tiny_patch16_224"), "patched", 112, {"num_clusters": 4})
+    ticks = iter(range(10**6))
+    with torch.inference_mode(), timed_parts(lambda: float(next(ticks))) as parts:
+        network(torch.randn(1, 3, 112, 112))
+    # a clock that ticks when it is read: a function alone takes 1, one that calls n such 1 + 2 n
+    calls = {"score and sort": 1, "gather": 3, "inverse": 1, "restore": 1, "attention": 3}
+    assert {part: parts[part] for part in calls} == {part: 2 * count for part, count in calls.items()}
+    assert parts["indices"] == 2 * (1 + sum(calls.values()) - calls["score and sort"])
+
+
+def test_timing_leaves_methods_and_functions_as_they_were():
+    def found():
+        return attend.cluster, attend.sec_attention, Plan.take, Plan.__dict__["put_back"]
+
+    before = found()
+    with pytest.raises(RuntimeError), timed_parts(time.perf_counter):
+        assert all(a is not b for a, b in zip(found(), before))
+        raise RuntimeError
+    assert found() == before
+
+
+# -- the report --------------------------------------------------------------------------------------
+
+
+def test_the_report_has_every_number_of_every_size(report):
+    assert [at["size"] for at in report["sizes"]] == [32, 64, 96]
+    assert [(at["prefix_tokens"], at["tokens"], at["clusters"]) for at in report["sizes"]] == [
+        (1, 4, 1), (1, 16, 2), (1, 36, 4),
+    ]  # fmt: skip
+    for at in report["sizes"]:
+        assert at["inference"]["speeds"].keys() == {"original", "patched", "unfused"}
+        assert at["training"]["speeds"]["patched"]["median"] > 0
+        assert len(at["inference"]["seconds"]["original"]) == 1
+        assert at["peak"]["inference"]["unfused"] == 2000
+        assert at["parts"].keys() == {*PARTS, "partition"}
+    first, last = report["sizes"][0], report["sizes"][-1]
+    # float32 sums in another order
+    assert first["cosine"]["tokens"] == pytest.approx(1, abs=1e-5)
+    assert last["cosine"]["tokens"] < 1 - 1e-5
+    assert last["macs"]["patched"]["matmul"] < last["macs"]["original"]["matmul"]
+
+
+def test_the_report_can_be_written_and_names_no_machine(report):
+    text = json.dumps(report)
+    assert {"recipe", "versions", "commit", "hardware", "date", "clock"} <= report.keys()
+    assert not platform.node() or platform.node() not in text
+
+
+def test_the_tables_show_the_report(report):
+    text = patch_markdown(report)
+    for line in (
+        "VisionTransformer",
+        "clusters of 9",
+        "### Peak memory",
+        "| 1 + 36 ",
+        "2.00",
+        "### Share of a patched",
+    ):
+        assert line in text
+    assert "At 32 px one cluster holds all 4 tokens: nothing changes." in text
+    assert "inference: " in text and "training: " in text
+
+
+def test_the_plot_is_drawn_whole(report, tmp_path):
+    for name in ("all", "one size"):
+        few = report if name == "all" else {**report, "sizes": report["sizes"][:1]}
+        target = draw_patch_report(few, tmp_path / f"{name}.png")
+        assert target.read_bytes().startswith(b"\x89PNG")
+
+
+def test_random_weights_are_said_to_be_random(no_processes, monkeypatch):
+    monkeypatch.setattr(variants, "load_model", lambda name, checkpoint: small(name))
+    found = patch_report("deit_tiny_patch16_224", [32], num_clusters=2, rounds=1, unfused=True)
+    assert "weights are random" in patch_markdown(found)
+
+
+def test_unfused_attention_without_memory_is_left_out_visibly(no_processes, monkeypatch):
+    monkeypatch.setattr(patching, "_free_bytes", lambda device: 1000)
+    found = patch_report(small("deit_tiny_patch16_224"), [32], num_clusters=2, rounds=1, unfused=True)
+    assert "unfused" not in found["sizes"][0]["inference"]["speeds"]
+    assert "unfused was not run at 32 px" in patch_markdown(found)
+
+
+def test_reporting_leaves_the_model_as_it_was(no_processes):
+    model = small("deit_tiny_patch16_224").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    patch_report(model, [32], num_clusters=2, rounds=1, training=True)
+    assert model.training
+    assert not hasattr(model, "secvit_patch")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_half_precision_is_measured_in_inference_and_training(no_processes):
+    found = patch_report(
+        small("deit_tiny_patch16_224"), [64], num_clusters=4, rounds=1, dtype="bfloat16", training=True
+    )
+    assert 0.9 < found["sizes"][0]["cosine"]["tokens"] <= 1.01
+
+
+@pytest.mark.parametrize("family", TIMM)
+def test_each_family_of_timm_is_reported_at_two_sizes(family, no_processes):
+    name, options = TIMM[family]
+    model = small(name, **options)
+    side = variants.patch_side(model)
+    found = patch_report(model, [2 * side, 5 * side], num_clusters=3, rounds=1)
+    assert [at["tokens"] for at in found["sizes"]] == [4, 25]
+    assert found["sizes"][1]["macs"]["patched"]["scores"] > 0
+
+
+# -- transformers --------------------------------------------------------------------------------------
+
+
+def tower(kind):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 64}
+    sizes |= {"image_size": 64, "patch_size": 16}
+    configs = {
+        "vit": lambda: transformers.ViTConfig(**sizes),
+        "clip": lambda: transformers.CLIPVisionConfig(**sizes),
+        "siglip": lambda: transformers.SiglipVisionConfig(**sizes),
+        "dinov2": lambda: transformers.Dinov2Config(**sizes),
+        "dinov3": lambda: transformers.DINOv3ViTConfig(**sizes),
+    }
+    return transformers.AutoModel.from_config(configs[kind]()).eval()
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip", "siglip", "dinov2", "dinov3"])
+def test_towers_of_transformers_are_reported_at_other_sizes_than_theirs(kind, no_processes):
+    found = patch_report(tower(kind), [64, 96], num_clusters=4, rounds=1, unfused=True)
+    assert [at["tokens"] for at in found["sizes"]] == [16, 36]
+    assert found["sizes"][1]["macs"]["patched"]["scores"] == 2 * 36 * 48
+    assert found["sizes"][1]["cosine"]["tokens"] < 1
+
+
+def test_a_folder_of_a_tower_is_reported_with_its_weights(tmp_path, no_processes):
+    model = tower("vit")
+    model.save_pretrained(tmp_path / "my_tower")
+    found = patch_report(str(tmp_path / "my_tower"), [64], num_clusters=4, rounds=1)
+    assert found["weights"] == "given"
+    assert found["model"] == "my_tower"
+    assert str(tmp_path) not in json.dumps(found)
+    expected = patch_report(model, [64], num_clusters=4, rounds=1)
+    assert found["sizes"][0]["cosine"] == expected["sizes"][0]["cosine"]
+
+
+# -- break-even ----------------------------------------------------------------------------------------
+
+
+def test_break_even_lies_where_the_line_between_sizes_crosses_one():
+    # log-log: half way between 1 / 2 and 2 is the geometric mean of the sizes
+    assert break_even([200, 800], [0.5, 2.0]) == pytest.approx(400)
+    assert break_even([100, 200, 800], [1.5, 0.5, 2.0]) == pytest.approx(400)
+    assert break_even([200, 800], [1.5, 2.0]) is None
+    assert break_even([200, 800], [0.5, 0.9]) is None
+    assert break_even([200, 800], [1.5, 0.9]) is None
+
+
+@pytest.mark.parametrize(
+    "speeds, said",
+    [
+        ([0.5, 2.0], "faster from about 400 px on"),
+        ([0.5, 0.9], "not faster at any size measured: leave this model as it is at 200 and 800 px"),
+        ([1.5, 2.0], "faster at all sizes measured (200 and 800 px)"),
+        ([1.5, 0.9], "faster only at 200 px, and not at 800 px"),
+    ],
+)
+def test_the_verdict_is_a_sentence(speeds, said):
+    found = [
+        {"size": size, "clusters": 4, "inference": {"speeds": {"patched": {"median": speed}}, "quiet": True}}
+        for size, speed in zip([200, 800], speeds)
+    ]
+    assert patching._break_even_of(found, "inference")["sentence"].startswith(said)
+    found[0]["inference"]["quiet"] = False
+    assert "too noisy to quote at 200 px" in patching._break_even_of(found, "inference")["sentence"]
+
+
+def test_a_size_with_one_cluster_decides_nothing():
+    found = [
+        {"size": 200, "clusters": 1, "inference": {"speeds": {"patched": {"median": 1.1}}, "quiet": True}},
+        {"size": 800, "clusters": 4, "inference": {"speeds": {"patched": {"median": 0.9}}, "quiet": True}},
+    ]
+    assert "not faster" in patching._break_even_of(found, "inference")["sentence"]
+    assert "one cluster" in patching._break_even_of(found[:1], "inference")["sentence"]
+
+
+# -- memory --------------------------------------------------------------------------------------------
+
+
+class Holder(torch.nn.Module):
+    """Holds 64 MiB for a moment, and has an input size."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        held = torch.ones(16 * 2**20) * self.weight.detach()
+        return images.mean() * self.weight + held[0]
+
+
+def test_a_peak_is_what_the_call_holds():
+    found = peak.peak_memory(Holder(), "original", 32, {})
+    # the product of 64 MiB beside its input of 64 MiB; the kernel counts pages in lots, and the interpreter has needs
+    assert 126 < found / 2**20 < 136
+
+
+def test_a_killed_process_is_no_number(monkeypatch):
+    killed = subprocess.CompletedProcess([], -9, "", "")
+    monkeypatch.setattr(peak.subprocess, "run", lambda *args, **kwargs: killed)
+    assert peak.peak_memory(Holder(), "original", 32, {}) is None
+
+
+# -- what cannot be used ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        ("deit_tinny_patch16_224", "no model 'deit_tinny_patch16_224'"),
+        ("resnet18", "no attention that can be clustered in ResNet"),
+        (
+            "deit_tiny_patch16_224 --size 224 230",
+            "size 230 is no multiple of the patches' 16 px; choose for example 224",
+        ),
+        ("deit_tiny_patch16_224 --num_clusters 2 --cluster_size 9", "not both"),
+        ("deit_tiny_patch16_224 --rounds 0", "rounds=0"),
+        ("deit_tiny_patch16_224 --layers 99", "choose from 0 to 11"),
+        ("deit_tiny_patch16_224 --json nowhere/out.json", "no such folder"),
+        ("deit_tiny_patch16_224 --plot nowhere/out.png", "no such folder"),
+        ("deit_tiny_patch16_224 --images nowhere.jpg --size 32", "nowhere.jpg: cannot be read"),
+        ("deit_tiny_patch16_224 --checkpoint nowhere.safetensors", "nowhere.safetensors"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(words, reason, capsys):
+    assert main(["patch-report", *words.split()]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("secvit patch-report: ") and reason in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_patched_model_is_refused():
+    network = variants.variant(small("deit_tiny_patch16_224"), "patched", 32, {"num_clusters": 2})
+    with pytest.raises(ValueError, match="unpatch"):
+        patch_report(network, [32])
+
+
+def test_the_command_writes_numbers_and_pictures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(variants, "load_model", lambda name, checkpoint: small(name))
+    target, plot = tmp_path / "out.json", tmp_path / "out.png"
+    photo = tmp_path / "photo.png"
+    from PIL import Image
+
+    Image.new("RGB", (50, 40), (200, 30, 30)).save(photo)
+    words = (
+        f"deit_tiny_patch16_224 --size 32 --num_clusters 2 --rounds 1 --images {photo} --json {target} --plot {plot}"
+    )
+    assert main(["patch-report", *words.split()]) == 0
+    said = capsys.readouterr().out
+    assert "features on 1 photo" in said
+    assert plot.is_file()
+    found = json.loads(target.read_text())
+    assert found["recipe"]["images"] == ["photo.png"]
+    assert str(tmp_path) not in target.read_text()
+    assert found["sizes"][0]["peak"]["inference"]["original"] > 0
+
+
+def test_the_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        main(["patch-report", "--help"])
+    said = capsys.readouterr().out
+    assert "secvit patch-report vit_base_patch16_224 --size 224 512 1024" in said
+    assert not re.search(r"^  --\w+ \w+\s*$\n  --", said, flags=re.MULTILINE), "an option without a word about it"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_is_measured_too(no_processes):
+    found = patch_report(small("deit_tiny_patch16_224"), [64], num_clusters=4, rounds=1, device="cuda", training=True)
+    assert found["sizes"][0]["training"]["speeds"]["patched"]["median"] > 0
