@@ -86,7 +86,8 @@ class ClusteredAttention:
         x = self.attend(q, k, v, scale=self.scale)  # was F.scaled_dot_product_attention(q, k, v, scale=self.scale)
 
     attn_mask: only padding, (B | 1, h | 1, P + L | 1, P + L), boolean or additive: keys that some query may
-        see are real.  A mask or bias that depends on the pair of tokens is refused, is_causal too.
+        see are real.  A mask or bias that depends on the pair of tokens is refused, is_causal too (a compiled
+        graph cannot look: there every mask is taken for padding).  M follows from the padded length.
     order, leads: a `SharedOrder` that this layer writes (leads) or goes by.
     """
 
@@ -118,6 +119,9 @@ class ClusteredAttention:
                 f"queries {tuple(query.shape)} and keys {tuple(key.shape)} with {prefix} prefix tokens are no "
                 "self-attention of image tokens (B, h, L, D); leave this layer out (layers=, modules=)"
             )
+        if self.order is not None and self.leads:
+            # a forward that failed midway may have left its own
+            self.order.plan, self.order.sorted_stream = None, False
         if enable_gqa and key.shape[1] != query.shape[1]:
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
         num_clusters = c.clusters_for(key.shape[2] - prefix)
@@ -126,10 +130,9 @@ class ClusteredAttention:
         mask = None if attn_mask is None else padding_mask(attn_mask, key)
         if c.backend == "reference":
             return sec_attention(
-                query, key, value, num_clusters, mask=mask, scale=scale, backend=c.backend, num_prefix_tokens=prefix
-            )
-        if self.order is not None and self.leads:
-            self.order.sorted_stream = False  # a forward that failed midway may have left it on
+                query, key, value, num_clusters, mask=mask, scale=scale, backend=c.backend,
+                num_prefix_tokens=prefix, dropout_p=dropout_p,
+            )  # fmt: skip
         if self.order is not None and self.order.sorted_stream:
             return attend_sorted(query, key, value, num_clusters, scale, prefix, dropout_p)
         plan = self.plan(query, key, value, num_clusters, None if mask is None else mask[:, prefix:])

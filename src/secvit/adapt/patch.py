@@ -40,16 +40,17 @@ TIMM_ATTENTION = (
 class Patch:
     """What `patch` did to a model, kept as its attribute `secvit_patch` and undone by `unpatch`.
 
-    layers: names of the attention modules that are clustered.
+    layers, left_out: names of the attention modules that are clustered, and of the others in transformers.
     owner: name of the module whose blocks pass on sorted tokens.
-    implementation: transformers' attention before.
+    configs: transformers' configs before, by module; the patched model has its own.
     """
 
     clustering: Clustering
     layers: list[str]
+    left_out: list[str] = field(default_factory=list)
     handles: list[RemovableHandle] = field(default_factory=list)
     owner: str | None = None
-    implementation: str | None = None
+    configs: list[tuple[nn.Module, Any]] = field(default_factory=list)
 
 
 def patch(
@@ -91,20 +92,28 @@ def patch(
         raise ValueError(f"partition={partition!r}, backend={backend!r} cannot be shared; use share_order_every=1")
     transformers = sys.modules.get("transformers")
     from_transformers = transformers is not None and isinstance(model, transformers.PreTrainedModel)
-    if modules is not None:
-        sites, prefix = _named(model, modules), _timm_prefix(model)
-    elif from_transformers:
+    if from_transformers:
         from secvit.adapt import hf
 
-        sites, prefix = hf.attention_modules(model), hf.num_prefix_tokens(model)
+    if modules is not None:
+        sites = _named(model, modules)
     else:
-        sites, prefix = _timm_attention(model), _timm_prefix(model)
+        sites = hf.attention_modules(model) if from_transformers else _timm_attention(model)
+    if num_prefix_tokens is None:
+        num_prefix_tokens = hf.num_prefix_tokens(model) if from_transformers else _timm_prefix(model)
     clustering = Clustering(
-        num_clusters, cluster_size, prefix if num_prefix_tokens is None else num_prefix_tokens,
-        score, centre, partition, shared or share_order_every > 1, grid, backend,
+        num_clusters, cluster_size, num_prefix_tokens, score, centre,
+        partition, shared or share_order_every > 1, grid, backend,
     )  # fmt: skip
     chosen = _chosen(sites, layers)
+    if patched := [name for name, module in sites if hasattr(module, "secvit")]:
+        raise ValueError(f"{patched[0]} is patched already, as part of another model; secvit.unpatch that first")
+    if hooked := [name for name, module in chosen if "forward" in vars(module)]:
+        raise ValueError(f"{hooked[0]} has a forward of its own, set by another tool; patch the model before that does")
     done = Patch(clustering, [name for name, _ in chosen])
+    recomputing = [
+        m for m in model.modules() if hasattr(m, "grad_checkpointing") or hasattr(m, "gradient_checkpointing")
+    ]
     for start in range(0, len(chosen), share_order_every):
         group = chosen[start : start + share_order_every]
         order = SharedOrder() if len(group) > 1 else None
@@ -113,6 +122,7 @@ def patch(
             if not from_transformers or modules is not None:
                 module.forward = partial(_clustered_forward, module)
         if order is not None:
+            done.handles.append(group[0][1].register_forward_pre_hook(partial(_refuse_recomputing, recomputing)))
             handles, owner = _carry_order(model, [name for name, _ in group], order, clustering.num_prefix_tokens)
             done.handles += handles
             done.owner = done.owner if owner is None else owner
@@ -121,7 +131,12 @@ def patch(
         owner_module.secvit_tapped = False
         owner_module.forward_intermediates = partial(_tapped_intermediates, owner_module)
     if from_transformers and modules is None:
-        done.implementation = hf.use(model)
+        for name, module in sites:
+            if name not in done.layers:
+                module.secvit = None
+                done.left_out.append(name)
+        done.configs = hf.use(model)
+        done.handles.append(model.register_forward_pre_hook(hf.refuse_weights, with_kwargs=True))
     model.secvit_patch = done
     return model
 
@@ -130,18 +145,19 @@ def unpatch(model: nn.Module) -> nn.Module:
     """Undo `patch`: the model is what it was, with the weights it has now."""
     done = getattr(model, "secvit_patch", None)
     if not isinstance(done, Patch):
-        raise ValueError("the model is not patched")
-    for name in done.layers:
-        module = model.get_submodule(name)
-        del module.secvit
-        module.__dict__.pop("forward", None)
+        inside = [f"secvit.unpatch(model.{name})" for name, m in model.named_modules() if hasattr(m, "secvit_patch")]
+        raise ValueError("the model is not patched" + (f"; a part of it is: {inside[0]}" if inside else ""))
+    present = dict(model.named_modules())  # layers may have been pruned
+    for module in (present[name] for name in done.layers + done.left_out if name in present):
+        vars(module).pop("secvit", None)
+        vars(module).pop("forward", None)
     for handle in done.handles:
         handle.remove()
     if done.owner is not None:
         owner = model.get_submodule(done.owner)
         del owner.secvit_tapped, owner.forward_intermediates
-    if done.implementation is not None:
-        model.set_attn_implementation(done.implementation)
+    for module, config in done.configs:
+        module.config = config
     del model.secvit_patch
     return model
 
@@ -213,6 +229,8 @@ def _timm_prefix(model: nn.Module) -> int:
         }
     if len(counts) > 1:
         raise ValueError(f"parts of the model count {sorted(counts)} prefix tokens; give num_prefix_tokens=")
+    if not counts and any("cls_token" in name for name, _ in model.named_parameters()):
+        raise ValueError(f"{type(model).__name__} has a [cls] token and does not say where; give num_prefix_tokens=")
     return counts.pop() if counts else 0
 
 
@@ -278,6 +296,17 @@ class _Stream:
 
 def _forget(order: SharedOrder, module: nn.Module, args: Any, out: Any) -> None:
     order.plan = None
+
+
+def _refuse_recomputing(modules: Sequence[nn.Module], module: nn.Module, args: Any) -> None:
+    """Already in the forward: an error in the middle of a backward can crash torch when the process ends."""
+    if torch.is_grad_enabled() and any(
+        getattr(m, "grad_checkpointing", False) or (m.training and getattr(m, "gradient_checkpointing", False))
+        for m in modules
+    ):
+        raise ValueError(
+            "gradient checkpointing recomputes layers without the order they share; use share_order_every=1"
+        )
 
 
 def _tapped_intermediates(owner: nn.Module, *args: Any, **kwargs: Any) -> Any:

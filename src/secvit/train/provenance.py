@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("secvit", "torch", "torchvision", "timm", "accelerate", "numpy", "pillow")
+PACKAGES = ("secvit", "torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "pillow")
 
 
 def provenance() -> dict[str, object]:
