@@ -12,6 +12,7 @@ from timm.models import group_parameters, save_for_hf
 
 import secvit
 from secvit.measure import count_macs
+from secvit.models.convert import convert
 from secvit.models.saved import load_model, load_pretrained
 from secvit.simmim.task import MaskedImageTask
 
@@ -136,8 +137,31 @@ def test_timms_pretrained_models_load_by_name(monkeypatch):
     asked = []
     monkeypatch.setattr("secvit.models.saved.create", lambda *a: asked.append(a) or deit)
     report = load_pretrained(small("sec_deit_small"), "timm/deit_small_patch16_224.fb_in1k")
-    assert asked == [("deit_small_patch16_224.fb_in1k", 1000, {"pretrained": True})]
+    assert asked == [("deit_small_patch16_224.fb_in1k", None, {"pretrained": True})]
     assert len(report.loaded) == len(deit.state_dict())
+
+
+def test_weights_that_cannot_be_had_are_named(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"deit_small_patch16_224\.none .*Invalid pretrained tag"):
+        load_pretrained(small("sec_deit_small"), "deit_small_patch16_224.none")
+    two = timm.create_model("deit_small_distilled_patch16_224", embed_dim=48, depth=3, num_heads=4)
+    with pytest.raises(ValueError, match="does not fit SECDeiT"):  # [cls] and [dist] have positions of their own
+        load_from(two, small("sec_deit_small"), tmp_path)
+
+    model = small("sec_deit_small")
+
+    def unreachable(*args, **kwargs):
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(ValueError, match=r"deit_small_patch16_224\.fb_in1k .*no route to the hub"):
+        load_pretrained(model, "deit_small_patch16_224.fb_in1k")
+
+
+def test_the_authors_layout_is_that_of_secvit_alone(tmp_path):
+    save_file(small("sec_swin_tiny").state_dict(), tmp_path / "ours.safetensors")
+    with pytest.raises(ValueError, match="SECSwin has no layout of the authors'; only SECViT has"):
+        convert(tmp_path / "ours.safetensors", tmp_path / "theirs.pth", "sec_swin_tiny", reverse=True)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -170,6 +194,61 @@ def test_timms_habits_hold(name, tmp_path):
         small(name, no_such_argument=1)
     with pytest.raises(ValueError, match="partition="):
         small(name, partition="none such")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_copy_has_a_grid_of_its_own(name):
+    model = small(name).eval()
+    x = image(48, 32)
+    with torch.no_grad():
+        model(image(64, 80))
+        copied = copy.deepcopy(model)
+        found = copied(x)
+        model(image(32, 32))
+        assert torch.equal(copied(x), found) and torch.equal(model(x), found)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_size_may_be_set_at_creation_or_later(name):
+    model = small(name, img_size=(96, 64)).eval()
+    assert model.patch_embed.grid_size == ((6, 4) if name == "sec_deit_small" else (24, 16))
+    model.set_input_size((64, 96))
+    assert model.patch_embed.grid_size == ((4, 6) if name == "sec_deit_small" else (16, 24))
+    with torch.no_grad():
+        assert model(image(64, 96)).shape == model(image(96, 64)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("index", range(3))
+def test_pruning_keeps_the_maps(name, index):
+    model, x = small(name).eval(), image()
+    with torch.no_grad():
+        expected = model.forward_intermediates(x, indices=[index], intermediates_only=True)[0]
+        taken = model.prune_intermediate_layers([index])
+        assert torch.equal(model.forward_intermediates(x, indices=taken, intermediates_only=True)[0], expected)
+        assert model(x).isfinite().all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_init_weights_leaves_nothing_of_what_memory_held(name):
+    model = small(name, device="meta", dtype=torch.float64).to_empty(device="cpu").eval()
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(float("nan"))
+        model.init_weights()
+        assert [key for key, value in model.state_dict().items() if not value.isfinite().all()] == []
+        assert model(image().double()).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # timm's contract still asks for TorchScript
+def test_scripted_sec_swin_equals_eager():
+    model = small("sec_swin_tiny").eval()
+    scripted = torch.jit.script(model)
+    for size in ((64, 64), (33, 65)):
+        x = image(*size)
+        with torch.no_grad():
+            # the same operations; complex products are written out
+            torch.testing.assert_close(scripted(x), model(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -210,7 +289,11 @@ def test_compiled_models_take_sizes_that_change(name):
 
 
 def test_sec_swin_pretrains_by_simmim():
-    task = MaskedImageTask(small("sec_swin_tiny"))
+    model, x = small("sec_swin_tiny").eval(), image(64, 64)
+    with torch.no_grad():
+        features = model.forward_stages(model.forward_stem(x))
+        assert torch.equal(features.permute(0, 2, 3, 1), model.forward_features(x))
+    task = MaskedImageTask(model)
     mask = torch.rand(2, 2, 2) < 0.6
     mask[:, 0, 0] = True
     loss = task({"image": image(64, 64), "mask": mask})["loss"]

@@ -110,7 +110,10 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str
 
 
 def heads_of(model: nn.Module) -> tuple[int, ...]:
-    return tuple(stage.blocks[0].attn.num_heads for stage in model.stages)
+    try:
+        return tuple(stage.blocks[0].attn.num_heads for stage in model.stages)
+    except AttributeError:
+        raise ValueError(f"{type(model).__name__} has no layout of the authors'; only SECViT has") from None
 
 
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], model: str, reverse: bool = False) -> int:

@@ -22,14 +22,17 @@ from secvit.models.secvit import SECViT
 from secvit.weights import few, misfit, read_weights
 
 
-def create(name: str, num_classes: int, args: Mapping[str, Any] | None = None) -> nn.Module:
-    """A timm model; a name that timm does not know is a ValueError with its nearest neighbours."""
+def create(name: str, num_classes: int | None, args: Mapping[str, Any] | None = None) -> nn.Module:
+    """A timm model; a name that timm does not know is a ValueError with its nearest neighbours.
+
+    num_classes: None for those of the pretrained weights.
+    """
     check_name(name)
     try:
         return timm.create_model(name, num_classes=num_classes, **(args or {}))
     except TypeError as error:
         raise ValueError(f"{name} with {dict(args or {})}: {error}") from None
-    except RuntimeError as error:  # timm knows no weights under the name, or cannot reach them
+    except (RuntimeError, OSError) as error:  # timm knows no weights under the name, or cannot reach them
         raise ValueError(f"{name} with {dict(args or {})}: {str(error).splitlines()[0]}") from None
 
 
@@ -92,8 +95,9 @@ def load_model(
 class Loaded:
     """Which tensors of a model came from pretrained weights.
 
-    loaded: filled.  new: not in the source (`zeroed` among them: LePE, so that the network starts as the
-    pretrained one).  reshaped: there in another shape, and new too.  unused: of the source alone.
+    loaded: filled.  new: not in the source.  zeroed: not in the source either, but LePE: at zero, the network
+    starts as near to the pretrained one as it can.  reshaped: there in another shape, and new too.
+    unused: of the source alone.
     """
 
     source: str
@@ -124,8 +128,12 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> Loaded:
     if Path(source).exists() or not timm.is_model(name):
         found = read_weights(source)
     else:
-        found = create(name, timm.get_pretrained_cfg(name).num_classes, {"pretrained": True}).state_dict()
-    found, wanted = in_our_layout(found, model), model.state_dict()
+        found = create(name, None, {"pretrained": True}).state_dict()
+    wanted = model.state_dict()
+    try:
+        found = in_our_layout(found, model)
+    except RuntimeError as error:  # position tables that belong to other prefix tokens, DeiT's distilled ones for one
+        raise ValueError(f"{source} does not fit {type(model).__name__}: {error}") from None
     fits = {key: value for key, value in found.items() if key in wanted and value.shape == wanted[key].shape}
     if not any(key.endswith(".weight") for key in fits):
         raise ValueError(f"{source} does not fit {type(model).__name__}: it has {misfit(found, wanted)}")

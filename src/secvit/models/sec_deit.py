@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from timm.layers import LayerType, trunc_normal_
+from timm.layers import LayerType, PatchEmbed, register_notrace_module, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -21,15 +21,26 @@ __all__ = ["SECDeiT"]
 
 
 class Grid:
-    """Height and width of the patch grid in the forward pass that is running; read from the patch embedding."""
+    """Height and width of the patch grid in the forward pass that is running."""
 
-    def __init__(self) -> None:
-        self.size = (0, 0)
-
-    def see(self, embed: nn.Module, args: Any, out: Tensor) -> None:
-        self.size = (out.shape[1], out.shape[2])
+    size: tuple[int, int] = (0, 0)
 
 
+@register_notrace_module  # in a traced model, too, the grid is that of the pass that is running
+class GridPatchEmbed(PatchEmbed):
+    """timm's, which keeps its grid where attention finds it.  (B, in_chans, H, W) -> (B, H / 16, W / 16, C)"""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.grid = Grid()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        self.grid.size = (x.shape[1], x.shape[2])
+        return x
+
+
+@register_notrace_module
 class SECDeiTAttention(nn.Module):
     """Eqs. 1 to 4 among patch tokens, plus LePE.  (B, P + L, C), children named as timm's `Attention`."""
 
@@ -81,6 +92,7 @@ class SECDeiT(VisionTransformer):
     num_clusters: M over the patch tokens at every resolution (4 in the paper), or cluster_size: the most
     a cluster may hold.  partition: "sec" or a rival of `secvit.ops.PARTITIONS`.
     img_size: where the position table is at home; other sizes resample it, padded to whole patches.
+    With gradient checkpointing, a forward pass of one size goes backward before another size comes.
     """
 
     def __init__(
@@ -113,12 +125,10 @@ class SECDeiT(VisionTransformer):
             global_pool=global_pool, embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio,
             drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate,
             attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate, dynamic_img_size=True,
-            dynamic_img_pad=True, attn_layer=SECDeiTAttention, device=device, dtype=dtype,
+            dynamic_img_pad=True, embed_layer=GridPatchEmbed, attn_layer=SECDeiTAttention, device=device, dtype=dtype,
         )  # fmt: skip
-        grid = Grid()
-        self.patch_embed.register_forward_hook(grid.see)
         for block in self.blocks:
-            block.attn.cluster_by(clustering, grid)
+            block.attn.cluster_by(clustering, self.patch_embed.grid)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """timm's DeiT, and LePE as in SECViT."""
