@@ -318,6 +318,9 @@ def test_causal_calls_and_biases_are_refused():
 def test_windows_biases_and_convolutions_are_refused():
     with pytest.raises(ValueError, match="windows or position biases"):
         secvit.patch(meta("SwinModel", transformers.SwinConfig(embed_dim=8, depths=[1], num_heads=[2])), num_clusters=3)
+    backbone = transformers.Sam3ViTConfig(**SMALL, **IMAGES)
+    with pytest.raises(ValueError, match=r"windows or position biases \(window_size\)"):
+        secvit.patch(meta("Sam3VisionModel", transformers.Sam3VisionConfig(backbone_config=backbone)), num_clusters=3)
     with pytest.raises(ValueError, match="windows or position biases"):
         secvit.patch(
             meta("BeitModel", transformers.BeitConfig(use_relative_position_bias=True, **SMALL, **IMAGES)),

@@ -73,7 +73,8 @@ def attention_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
             f"{name} reads {model.main_input_name}, not images.  A causal tower cannot be clustered: "
             "the centre and every token's rank depend on later tokens; patch the vision tower"
         )
-    windows = [key for key, value in model.config.to_dict().items() if "window_size" in key and value]
+    settings = [item for _, config in _configs(model) for item in vars(config).items()]
+    windows = [key for key, value in settings if "window_size" in key and value]
     biases = [key for key, _ in [*model.named_modules(), *model.named_parameters()] if "relative_position" in key]
     if windows or biases:
         raise ValueError(
@@ -87,6 +88,10 @@ def attention_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
             "patch; for an attention of your own give modules=[names]"
         )
     return found
+
+
+def _configs(model: nn.Module) -> list[tuple[nn.Module, PreTrainedConfig]]:
+    return [(m, m.config) for m in model.modules() if isinstance(getattr(m, "config", None), PreTrainedConfig)]
 
 
 def _sees_images(module: nn.Module) -> bool:
@@ -104,7 +109,7 @@ def num_prefix_tokens(model: PreTrainedModel) -> int:
 
 def use(model: PreTrainedModel) -> list[tuple[nn.Module, Any]]:
     """Set the attention to ours, in configs of the model's own: others may share those it had, which are returned."""
-    before = [(m, m.config) for m in model.modules() if isinstance(getattr(m, "config", None), PreTrainedConfig)]
+    before = _configs(model)
     copies: dict[int, Any] = {}
     for module, config in before:
         module.config = copy.deepcopy(config, copies)
