@@ -15,6 +15,7 @@ from secvit.measure import count_macs
 from secvit.models.convert import convert
 from secvit.models.saved import load_model, load_pretrained
 from secvit.simmim.task import MaskedImageTask
+from tests.models.test_timm_contract import traced
 
 # SPEC section 3, and what the paper's Table 1 prints: parameters in millions, 1e9 MAC, the paper's "FLOPs (G)"
 SIZES = {
@@ -238,6 +239,17 @@ def test_init_weights_leaves_nothing_of_what_memory_held(name):
         model.init_weights()
         assert [key for key, value in model.state_dict().items() if not value.isfinite().all()] == []
         assert model(image().double()).isfinite().all()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_traced_models_equal_eager_when_sizes_change(name):
+    model = small(name, drop_path_rate=0.0)
+    graph = traced(model)
+    for size in ((64, 64), (96, 64), (64, 96)):
+        x = image(*size)
+        with torch.no_grad():
+            (out,) = graph.eval()(x).values()
+            assert torch.equal(out, model.eval()(x))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # timm's contract still asks for TorchScript

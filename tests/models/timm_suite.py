@@ -10,7 +10,7 @@ import timm
 
 import secvit  # noqa: F401  registers the models
 
-OURS = ["secvit_nano", "secvit_tiny"]
+OURS = ["secvit_nano", "secvit_tiny", "sec_swin_tiny"]  # timm leaves plain ViTs, like SEC-DeiT, out of half of it
 
 
 def list_models(filter="", module="", pretrained=False, exclude_filters="", **kwargs):
