@@ -55,7 +55,7 @@ def test_imports_follow_the_design(path):
 
 
 def test_import_secvit_loads_no_extra():
-    heavy = ["transformers", "accelerate", "matplotlib", "gradio", "faster_coco_eval", "sklearn", "onnx"]
+    heavy = ["transformers", "accelerate", "matplotlib", "gradio", "faster_coco_eval", "pycocotools", "sklearn", "onnx"]
     code = f"import sys, secvit; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -61,9 +61,10 @@ def train(words: Sequence[str]) -> int:
         return 0
     name, words = words[0], list(words[1:])
     recipe, any_data = find_recipe(name), name.endswith(".digits")
+    part = name.partition(".")[0]
     if "--tiny" in words:
         words.remove("--tiny")
-        any_data = True
+        any_data = part != "detection"
         recipe = importlib.import_module(f"secvit.{name.rpartition('.')[0]}").tiny(recipe)
     parser = _parser(
         f"secvit train {name}",
@@ -72,6 +73,8 @@ def train(words: Sequence[str]) -> int:
     )
     parser.add_argument("--config", action="config", help="YAML file with changes of the recipe")
     about = 'images: a path, wds/..., hfds/... or "digits" (docs/data.md)'
+    if part == "detection":
+        about = "a folder in COCO's format (docs/detection.md)"
     parser.add_argument("--data", type=str | None, default="digits" if any_data else None, help=about)
     parser.add_argument("--output", type=str, default=f"runs/{name}", help="folder of the run")
     parser.add_argument("--resume", type=str, default="auto", help="auto, never or a checkpoint")
@@ -80,9 +83,10 @@ def train(words: Sequence[str]) -> int:
         _explain(parser, entry, kind if is_dataclass(kind) else type(recipe))
     found = parser.instantiate(parser.parse_args(words))
     if not found.data:
-        raise ValueError(f"{name} needs images: give --data DIR, or --data digits for a try without a download")
+        digits = "" if part == "detection" else ", or --data digits for a try without a download"
+        raise ValueError(f"{name} needs images: give --data DIR{digits}")
     changed = type(recipe)(**{entry.name: found[entry.name] for entry in fields(recipe)})
-    run = importlib.import_module(f"secvit.{name.split('.')[0]}").train
+    run = importlib.import_module(f"secvit.{part}").train
     if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun then shows the error of the process that failed first
         from torch.distributed.elastic.multiprocessing.errors import record
 

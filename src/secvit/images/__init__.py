@@ -2,7 +2,7 @@
 
 from secvit.images.check import check_examples, check_overlap, describe, load_checked
 from secvit.images.labelled import Images, check_skipped
-from secvit.images.read import EXTENSIONS, read_image
+from secvit.images.read import EXTENSIONS, read_image, upright_size
 from secvit.images.sources import load_split, splits
 from secvit.images.view import Transform, View, middle, seeded, skipped_in
 
@@ -22,4 +22,5 @@ __all__ = [
     "seeded",
     "skipped_in",
     "splits",
+    "upright_size",
 ]

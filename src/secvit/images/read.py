@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 
@@ -54,6 +54,16 @@ def read_image(source: str | os.PathLike[str] | bytes, name: str | None = None) 
         raise ValueError(f"{where}: not an image that Pillow can read; convert or delete it") from None
     except _BROKEN as error:
         raise ValueError(f"{where}: broken or truncated ({error}); restore or delete it") from None
+
+
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height in px of what `read_image` gives, from the header alone; a ValueError if there is none."""
+    try:
+        with Image.open(path) as opened:
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (opened.height, opened.width) if turned else (opened.width, opened.height)
+    except _BROKEN:
+        raise ValueError(f"{os.fspath(path)}: not an image that Pillow can read; convert or delete it") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

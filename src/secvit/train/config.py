@@ -17,13 +17,15 @@ class Schedule:
         warmup_epochs: the same in epochs; at most one of the two.
         warmup_lr: learning rate of the first step.
         min_lr: learning rate at the end of cosine and linear.
+        decay_at: for step, parts of the run after which the rate falls to a tenth, (8/12, 11/12).
     """
 
-    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    kind: Literal["cosine", "linear", "constant", "step"] = "cosine"
     warmup_steps: int = 0
     warmup_epochs: float = 0.0
     warmup_lr: float = 0.0
     min_lr: float = 0.0
+    decay_at: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.warmup_steps and self.warmup_epochs:
@@ -31,6 +33,8 @@ class Schedule:
                 f"warmup_steps={self.warmup_steps} and warmup_epochs={self.warmup_epochs} are both "
                 "set; give one of them"
             )
+        if (self.kind == "step") != bool(self.decay_at) or not all(0 < at < 1 for at in self.decay_at):
+            raise ValueError(f"kind={self.kind!r}, decay_at={self.decay_at}; step wants parts of the run in 0..1")
         for name in ("warmup_steps", "warmup_epochs", "warmup_lr", "min_lr"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number >= 0")

@@ -19,5 +19,7 @@ def learning_rate(step: int, total: int, peak: float, schedule: Schedule, steps_
     if schedule.kind == "constant":
         return peak
     done = step / total
+    if schedule.kind == "step":
+        return peak * 0.1 ** sum(done >= at for at in schedule.decay_at)
     left = 0.5 * (1 + math.cos(math.pi * done)) if schedule.kind == "cosine" else 1 - done
     return schedule.min_lr + (peak - schedule.min_lr) * left

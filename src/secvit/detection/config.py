@@ -1,0 +1,57 @@
+"""What a detection recipe says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from secvit.train.config import Loop, Schedule
+from secvit.train.optim import Optim
+
+
+@dataclass(frozen=True)
+class Model:
+    """The detector and the sizes it sees.
+
+    Args:
+        detector: its head.
+        backbone: a timm name with features_only.
+        backbone_args: further arguments of timm.create_model, {"pretrained": true}.
+        init: weights of the backbone, a file or the folder of a run.
+        min_size: short side in px, one of these at random in training and the last in evaluation.
+        max_size: most px of the long side.
+        args: further arguments of the detector, {"box_loss": "giou", "box_detections_per_img": 300}.
+        norm_eval: batch norms of the backbone keep their statistics.
+    """
+
+    detector: Literal["mask_rcnn", "cascade_mask_rcnn", "retinanet"] = "mask_rcnn"
+    backbone: str = "secvit_tiny"
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    min_size: tuple[int, ...] = (800,)
+    max_size: int = 1333
+    args: dict[str, Any] = field(default_factory=dict)
+    norm_eval: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a detection run, except where data and output lie.
+
+    Args:
+        model: the detector.
+        flip: probability of a horizontal flip.
+        max_dets: detections of an image that count in the AP.
+        drop_broken: leave broken entries of the JSON out instead of refusing it.
+        optim: the optimizer.
+        schedule: the learning rate over time.
+        loop: length, batch, precision, averaging, logging, saving.
+    """
+
+    model: Model
+    optim: Optim
+    schedule: Schedule
+    loop: Loop
+    flip: float = 0.5
+    max_dets: int = 100
+    drop_broken: bool = False

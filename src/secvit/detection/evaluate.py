@@ -1,0 +1,112 @@
+"""COCO's box and mask AP, all twelve figures and per class, with faster-coco-eval."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval.core import mask as rle
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional as tv
+from tqdm import tqdm
+
+from secvit.detection.data import Coco, encode
+from secvit.images import read_image
+from secvit.train.shares import is_first, share
+
+FIGURES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR1",
+    "AR10",
+    "AR100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
+KINDS = {"box": "bbox", "mask": "segm"}
+
+
+@torch.no_grad()
+def detect(
+    model: nn.Module, coco: Coco, batch_size: int = 1, device: torch.device | str = "cpu"
+) -> list[dict[str, Any]]:
+    """Detections of every image in COCO's result format, with masks where the model makes them.
+
+    Of many processes each looks at a share of the images, and all return what all found.
+    """
+    model.to(device).eval()
+    mine = share(len(coco.images))
+    found: list[dict[str, Any]] = []
+    title = f"evaluating {coco.file.stem}"
+    for start in tqdm(range(0, len(mine), batch_size), desc=title, disable=not is_first() or None, leave=False):
+        some = mine[start : start + batch_size]
+        images = [tv.to_dtype(tv.pil_to_tensor(read_image(coco.path(i))), torch.float32, scale=True) for i in some]
+        for i, out in zip(some, model([image.to(device) for image in images]), strict=True):
+            found += as_results(out, coco.images[i]["id"], coco.category_ids)
+    gathered = gather_object(found) if torch.distributed.is_initialized() else found
+    return sorted(gathered, key=lambda one: (one["image_id"], -one["score"]))
+
+
+def as_results(out: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """A detector's output for one image in COCO's result format: boxes (x, y, w, h), masks as run lengths."""
+    boxes = out["boxes"].float().cpu()
+    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
+    entries: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category_ids[int(label)], "bbox": box, "score": float(score)}
+        for box, label, score in zip(boxes, out["labels"], out["scores"])
+    ]
+    if "masks" in out:
+        for entry, mask in zip(entries, out["masks"]):
+            entry["segmentation"] = rle.encode(np.asfortranarray((mask[0] > 0.5).byte().cpu().numpy()))
+    return entries
+
+
+def average_precision(
+    coco: Coco, results: Sequence[dict[str, Any]], kind: str = "box", max_dets: int = 100
+) -> dict[str, Any]:
+    """COCO's twelve figures in 0..1 by name, and "per_class": AP by class name.  -1 where there is nothing to find.
+
+    kind: "box" or "mask".  max_dets: detections of an image that count, the best ones.
+    """
+    shown = [{key: value for key, value in one.items() if kind == "mask" or key != "segmentation"} for one in results]
+    if not shown:
+        return {**dict.fromkeys(FIGURES, 0.0), "per_class": dict.fromkeys(coco.classes, 0.0)}
+    truth = COCO(ground_truth(coco))
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval_faster(truth, truth.loadRes(shown), KINDS[kind])
+        evaluation.params.maxDets = [1, 10, max_dets]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class
+    per_class = {
+        name: float(values.mean()) if (values := precision[:, :, i][precision[:, :, i] > -1]).size else -1.0
+        for i, name in enumerate(coco.classes)
+    }
+    return {**dict(zip(FIGURES, map(float, evaluation.stats[:12]))), "per_class": per_class}
+
+
+def ground_truth(coco: Coco) -> dict[str, Any]:
+    """The checked split as a COCO dict, with areas where they are missing."""
+    annotations = []
+    for entry in coco.images:
+        for number, one in enumerate(coco.objects[entry["id"]]):
+            area = one.get("area")
+            if area is None and one.get("segmentation"):
+                area = float(rle.area(encode(one["segmentation"], entry["height"], entry["width"])))
+            if area is None:
+                area = one["bbox"][2] * one["bbox"][3]
+            annotations.append({"iscrowd": 0, "id": number, **one, "area": area})
+    categories = [{"id": c, "name": n} for c, n in zip(coco.category_ids, coco.classes)]
+    return {"info": {}, "images": coco.images, "annotations": annotations, "categories": categories}

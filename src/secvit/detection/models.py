@@ -1,0 +1,149 @@
+"""Tables 4 and 5: Mask R-CNN, Cascade Mask R-CNN and RetinaNet on any backbone of timm, with torchvision's parts.
+
+He et al. 2017, Cai and Vasconcelos 2018, Lin et al. 2017 (focal loss).  Head layouts are those of the
+field's reference configs, which the published counts of parameters follow.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from secvit.detection.roi_heads import AlignedRoIAlign, StagedRoIHeads
+from secvit.models.saved import check_name
+
+CHANNELS = 256
+LEVELS = ["0", "1", "2", "3"]
+
+
+class Pyramid(nn.Module):
+    """A backbone's maps and an FPN over them.  images (B, 3, H, W) -> maps (B, 256, H_l, W_l) by name.
+
+    The maps are those of the last `levels` stages, before any downsample.
+    """
+
+    def __init__(self, backbone: str, levels: int, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        check_name(backbone)
+        try:
+            body = timm.create_model(backbone, features_only=True, **arguments)
+        except (RuntimeError, AttributeError, TypeError) as error:
+            raise ValueError(f"{backbone} gives no feature pyramid: {str(error).splitlines()[0]}") from None
+        strides = body.feature_info.reduction()
+        if len(strides) < levels or strides[-levels:] != [32 // 2**i for i in reversed(range(levels))]:
+            raise ValueError(
+                f"{backbone} has maps of strides {strides}; the detectors need {levels} that end with 8, 16, 32, "
+                "as hierarchical backbones have"
+            )
+        self.body = body
+        self.levels = levels
+        self.channels_last = getattr(body, "output_fmt", None) is not None and str(body.output_fmt).endswith("NHWC")
+        channels = body.feature_info.channels()[-levels:]
+        # two-stage detectors pool the top map once more, one-stage ones make two maps of the top stage
+        extra = LastLevelMaxPool() if levels == 4 else LastLevelP6P7(channels[-1], CHANNELS)
+        self.fpn = FeaturePyramidNetwork(channels, CHANNELS, extra_blocks=extra)
+        self.out_channels = CHANNELS
+
+    def normalization(self) -> dict[str, list[float]]:
+        """Mean and deviation of the images the backbone learned from, as torchvision's detectors take them."""
+        cfg = timm.data.resolve_data_config(model=self.body)
+        return {"image_mean": list(cfg["mean"]), "image_std": list(cfg["std"])}
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        maps = self.body(images)[-self.levels :]
+        if self.channels_last:
+            maps = [x.permute(0, 3, 1, 2) for x in maps]
+        return self.fpn(OrderedDict((str(i), x) for i, x in enumerate(maps)))
+
+
+def mask_rcnn(
+    backbone: str = "secvit_tiny",
+    num_classes: int = 80,
+    *,
+    box_loss: str = "l1",
+    aligned: bool = True,
+    masks: bool = True,
+    backbone_args: dict[str, Any] | None = None,
+    **options: Any,
+) -> MaskRCNN:
+    """Tables 4, 5: Mask R-CNN (He et al. 2017) with an FPN of 256 channels, or Faster R-CNN without masks.
+
+    backbone: a timm name that offers features_only with maps of strides 4 to 32.
+    num_classes: object classes; the background is not among them.
+    box_loss: "l1", "smooth_l1" (torchvision's) or "giou".  aligned: RoIAlign with half-pixel offsets.
+    backbone_args: of timm.create_model, such as {"pretrained": True, "cluster_size": 98}.
+    options: of torchvision's MaskRCNN: min_size, max_size, box_score_thresh, box_detections_per_img, ...
+    """
+    body = Pyramid(backbone, 4, backbone_args or {})
+    heads = [TwoMLPHead(CHANNELS * 7 * 7, 1024)]
+    return _two_stage(
+        body, num_classes, heads, (0.5,), ((10.0, 10.0, 5.0, 5.0),), (1.0,), box_loss, aligned, masks, options
+    )
+
+
+def cascade_mask_rcnn(
+    backbone: str = "secvit_small",
+    num_classes: int = 80,
+    *,
+    box_loss: str = "l1",
+    aligned: bool = True,
+    masks: bool = True,
+    backbone_args: dict[str, Any] | None = None,
+    **options: Any,
+) -> MaskRCNN:
+    """Table 5: Cascade Mask R-CNN, three stages at IoU 0.5, 0.6, 0.7 with 4conv1fc box heads and a mask head each.
+
+    The layout of Swin's configs, class-specific boxes; arguments as in `mask_rcnn`.
+    """
+    body = Pyramid(backbone, 4, backbone_args or {})
+    heads = [FastRCNNConvFCHead((CHANNELS, 7, 7), [CHANNELS] * 4, [1024], norm_layer=nn.BatchNorm2d) for _ in range(3)]
+    weights = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+    return _two_stage(
+        body, num_classes, heads, (0.5, 0.6, 0.7), weights, (1.0, 0.5, 0.25), box_loss, aligned, masks, options
+    )
+
+
+def retinanet(
+    backbone: str = "secvit_tiny", num_classes: int = 80, *, backbone_args: dict[str, Any] | None = None, **options: Any
+) -> RetinaNet:
+    """Table 4: RetinaNet (Lin et al. 2017) on maps of strides 8 to 128.
+
+    Arguments as in `mask_rcnn`; options: of torchvision's RetinaNet.
+    """
+    body = Pyramid(backbone, 3, backbone_args or {})
+    sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
+    return RetinaNet(body, num_classes, anchor_generator=anchors, **{**body.normalization(), **options})
+
+
+def _two_stage(
+    body: Pyramid, num_classes: int, box_heads: list[nn.Module], ious: tuple[float, ...], weights: Any,
+    loss_weights: tuple[float, ...], box_loss: str, aligned: bool, masks: bool, options: dict[str, Any],
+) -> MaskRCNN:  # fmt: skip
+    align: Any = AlignedRoIAlign if aligned else MultiScaleRoIAlign
+    sampling = 0 if aligned else 2
+    pools = [align(LEVELS, size, sampling) for size in (7, 14)]
+    options = {**body.normalization(), **options}
+    model = MaskRCNN(body, num_classes + 1, box_roi_pool=pools[0], mask_roi_pool=pools[1], **options)
+    stages = len(box_heads)
+    old = model.roi_heads
+    model.roi_heads = StagedRoIHeads(
+        *pools,
+        box_heads,
+        [FastRCNNPredictor(1024, num_classes + 1) for _ in range(stages)],
+        [MaskRCNNHeads(CHANNELS, [CHANNELS] * 4, 1) for _ in range(stages if masks else 0)],
+        [MaskRCNNPredictor(CHANNELS, CHANNELS, num_classes + 1) for _ in range(stages if masks else 0)],
+        ious, weights, loss_weights, box_loss,
+        old.fg_bg_sampler.batch_size_per_image, old.fg_bg_sampler.positive_fraction,
+        old.score_thresh, old.nms_thresh, old.detections_per_img,
+    )  # fmt: skip
+    return model

@@ -1,0 +1,123 @@
+"""From a recipe and a COCO-format folder to a scored detector, whole, broken off and shared."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchvision.transforms import v2
+
+from secvit.cli import _recipes, main
+from secvit.detection import recipes, train
+from secvit.detection.train import create
+from secvit.train.log import read_csv
+from tests.conftest import ROOT
+from tests.detection.make import coco_folder, edit
+
+RECIPES = {name: make() for name, make in _recipes(recipes).items()}
+COCO = {name: r for name, r in RECIPES.items() if r.model.max_size == 1333}
+
+
+def small(name="mask_rcnn_1x_secvit_tiny", **changes):
+    recipe = recipes.tiny(RECIPES[name])
+    return replace(recipe, loop=replace(recipe.loop, device="cpu", **changes))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return coco_folder(tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_tiny_twin_of_a_recipe_runs(tmp_path, folder, name):
+    result = train(small(name, steps=1), folder, tmp_path / "run")
+    kinds = ("box",) if "retinanet" in name else ("box", "mask")
+    assert result["steps"] == 1 and all(-1 <= result[f"{kind}_AP"] <= 1 for kind in kinds)
+    assert all(f"{kind} AP" in result["summary"] for kind in kinds)
+    assert {"config.yaml", "model.safetensors", "result.json"} <= {p.name for p in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_coco_recipes_have_the_numbers_of_the_fields_configs(name):
+    r = COCO[name]
+    assert (r.optim.name, r.optim.lr, r.loop.batch_size, r.schedule.warmup_steps) == ("adamw", 1e-4, 16, 500)
+    epochs = 36 if "_3x_" in name else 12
+    assert r.loop.epochs == epochs and r.model.max_size == 1333
+    assert [round(at * epochs) for at in r.schedule.decay_at] == ([27, 33] if epochs == 36 else [8, 11])
+    assert r.model.min_size == (tuple(range(480, 801, 32)) if epochs == 36 else (800,))
+
+
+def test_a_run_broken_off_and_resumed_equals_the_unbroken_one_to_the_bit(tmp_path, folder):
+    whole = train(small(), folder, tmp_path / "whole")
+    stopped = train(small(time_limit_minutes=1e-9), folder, tmp_path / "broken")
+    assert stopped["stopped"] == "time limit" and stopped["steps"] == 1
+    resumed = train(small(), folder, tmp_path / "broken")
+    a, b = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "broken"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert {k: v for k, v in whole.items() if "AP" in k} == {k: v for k, v in resumed.items() if "AP" in k}
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="processes would share one GPU")
+def test_two_processes_train_and_score_like_one(tmp_path, folder):
+    edit(folder, "val", lambda c: (c["images"].pop(), [c["annotations"].pop() for _ in range(2)]))  # 3 images on two
+    words = ["train", "detection.folder", "--tiny", "--data", str(folder), "--loop.parts", "2", "--loop.log_every", "1",
+             "--loop.steps", "3", "--model.args.box_score_thresh", "0.0"]  # fmt: skip
+    assert main([*words, "--output", str(tmp_path / "one"), "--loop.device", "cpu"]) == 0
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "secvit.cli"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *words, "--output", str(tmp_path / "two")],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (read_csv(tmp_path / n / "log.csv")[1] for n in ("one", "two"))
+    # float32 sums in another order
+    assert [float(r["loss"]) for r in two] == pytest.approx([float(r["loss"]) for r in one], rel=1e-4)
+    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two")]
+    figures = [k for k in results[0] if k.startswith(("box_A", "mask_A"))]
+    assert len(figures) == 24
+    assert {k: results[1][k] for k in figures} == pytest.approx({k: results[0][k] for k in figures}, abs=1e-3)
+
+
+def test_a_broken_folder_is_refused_before_the_first_step(tmp_path, folder, capsys):
+    edit(folder, "val", lambda c: c["annotations"][0].update(bbox=[1, 2, 0, 3]))
+    assert main(["train", "detection.folder", "--tiny", "--data", str(folder), "--output", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "instances_val.json" in said and "annotation 1: of 0.png has an empty box" in said
+    assert not list((tmp_path / "run").glob("*"))
+
+
+def test_a_recipe_without_data_says_what_it_needs(capsys):
+    assert main(["train", "detection.folder", "--tiny"]) == 2
+    assert "give --data DIR" in capsys.readouterr().err
+
+
+def test_transforms_of_torchvision_reach_images_boxes_and_masks(tmp_path, folder):
+    seen = []
+
+    def look(image, target):
+        seen.append(target["boxes"].canvas_size)
+        return image, target
+
+    chain = v2.Compose([v2.RandomCrop((48, 48)), look])  # leaves some boxes empty
+    train(small(steps=2), folder, tmp_path / "run", transform=chain)
+    assert seen == [(48, 48)] * 4
+
+
+def test_a_classifiers_weights_become_a_detectors_backbone(tmp_path):
+    import timm
+
+    args = {"depths": [1, 1, 1, 1], "embed_dims": [16, 32, 48, 64], "num_heads": [1, 2, 4, 4], "stem_stride": 4}
+    classifier = timm.create_model("secvit_nano", num_classes=5, **args)
+    torch.save(classifier.state_dict(), tmp_path / "weights.pth")
+    chosen = replace(small().model, backbone="secvit_nano", backbone_args=args, init=str(tmp_path / "weights.pth"))
+    body = create(chosen, 3).backbone.body.state_dict()
+    for name, value in classifier.state_dict().items():
+        if not name.startswith("head"):
+            assert torch.equal(body[name if name in body else name.replace(".", "_", 1)], value)
+    with pytest.raises(ValueError, match="does not fit resnet18: it lacks conv1.weight"):
+        create(replace(chosen, backbone="resnet18", backbone_args={}), 3)
