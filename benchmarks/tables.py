@@ -7,11 +7,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from secvit import detection
+from secvit.measure.detectors import detector_macs
 from secvit.measure.patching import patch_markdown
 from secvit.measure.report import report
 
 HERE = Path(__file__).parent
-PAGES = (HERE / "README.md", HERE.parent / "README.md")
+PAGES = (HERE / "README.md", HERE.parent / "README.md", HERE.parent / "docs" / "detection.md")
+# Tables 4 and 5 as printed: millions of parameters and 1e9 multiply-accumulates at 800 x 1280, "FLOPs (G)" in the paper
+PRINTED = {
+    ("mask_rcnn", "secvit_tiny"): (34, 221),
+    ("mask_rcnn", "secvit_small"): (45, 262),
+    ("mask_rcnn", "secvit_base"): (76, 371),
+    ("mask_rcnn", "secvit_large"): (119, 550),
+    ("retinanet", "secvit_tiny"): (24, 202),
+    ("retinanet", "secvit_small_release"): (35, 240),
+    ("retinanet", "secvit_base_release"): (63, 349),
+    ("retinanet", "secvit_large_release"): (105, 527),
+    ("cascade_mask_rcnn", "secvit_small"): (83, 741),
+    ("cascade_mask_rcnn", "secvit_base"): (114, 849),
+}
 
 
 def results(kind: str) -> list[tuple[str, dict[str, Any]]]:
@@ -62,6 +79,43 @@ def pretrainings() -> str:
     return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
 
 
+def detections() -> str:
+    """A row for every detector that was trained: COCO's AP on val, the mean over its seeds and their range."""
+    columns = ("mask_AP", "mask_AP50", "box_AP", "box_AP50")
+    rows = [
+        "| recipe | backbone | mask AP | mask AP50 | box AP | box AP50 | seeds | minutes each | hardware | date |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for _, result in results("secvit train detection"):
+        runs = result["runs"]
+        cells = [
+            _spread([100 * run["val"][name] for run in runs]) if name in runs[0]["val"] else "" for name in columns
+        ]
+        rows.append(
+            f"| `{result['name']}` | `{result['backbone']}`, {result['note']} | {' | '.join(cells)} | {len(runs)} "
+            f"| {sum(run['seconds'] for run in runs) / 60 / len(runs):.0f} | {result['hardware']} | {result['date']} |"
+        )
+    return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
+
+
+def detector_sizes() -> str:
+    """Parameters and work of each row of tables 4 and 5, the paper's and ours in both ways of counting."""
+    rows = [
+        "| detector | backbone | parameters (paper) | MACs of modules (paper) | with attention's products |",
+        "|---|---|---|---|---|",
+    ]
+    for (detector, backbone), (parameters, work) in PRINTED.items():
+        with torch.device("meta"):
+            model = getattr(detection, detector)(backbone, 80)
+        macs = detector_macs(model)
+        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        rows.append(
+            f"| `{detector}` | `{backbone}` | {millions:.1f} M ({parameters}) "
+            f"| {macs.without_attention / 1e9:.1f} G ({work}) | {macs.total / 1e9:.1f} G |"
+        )
+    return "\n".join(rows) + "\n"
+
+
 def patchings() -> str:
     """Test accuracy of a trained ViT with clusters put into its attention: at once, and after further training."""
     lines = []
@@ -108,6 +162,8 @@ SECTIONS = {
     "speeds": speeds,
     "trainings": trainings,
     "pretrainings": pretrainings,
+    "detections": detections,
+    "detector_sizes": detector_sizes,
     "patchings": patchings,
     "patch_reports": patch_reports,
 }

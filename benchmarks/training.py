@@ -35,12 +35,14 @@ def main() -> None:
     name = found.name or recipe
     kept: dict[str, Any] = {"kind": f"secvit train {kind}", "name": name, "data": found.data.name, "note": found.note}
     kept |= {key: first[key] for key in SHARED}
+    if "backbone" in first:
+        kept["backbone"] = first["backbone"]
     if init := kept["recipe"]["model"].get("init"):
         kept["recipe"]["model"]["init"] = Path(init).name
     kept["runs"] = [
         {
             "seed": result["recipe"]["loop"]["seed"],
-            **{key: result[key] for key in OWN},
+            **{key: result[key] for key in OWN if key in result},
             **scores(kind, run, result, found.data),
         }
         for run, result in zip(found.runs, results, strict=True)
@@ -57,9 +59,11 @@ def main() -> None:
 
 
 def scores(kind: str, run: Path, result: dict[str, Any], data: Path) -> dict[str, dict[str, float]]:
-    """Numbers by split: accuracies scored here, or what SimMIM measured on its held-out images."""
+    """Numbers by split: accuracies scored here, or what SimMIM or a detector measured on its held-out images."""
     if kind == "simmim":
         return {result["split"]: {key: result[key] for key in ("loss", "mean_baseline")}}
+    if kind == "detection":
+        return {result["split"]: {key: value for key, value in result.items() if key.startswith(("box_", "mask_"))}}
     keep = ("top1", "macro", "majority_floor", "images", "skipped")
     found = {split: evaluate_checkpoint(result["model"], run, data, split) for split in ("val", "test")}
     return {split: {key: score[key] for key in keep} for split, score in found.items()}

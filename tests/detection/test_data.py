@@ -25,6 +25,13 @@ def test_boxes_labels_and_masks_belong_together(folder):
         assert all(abs(float(a) - b) <= 1 for a, b in zip(found, box))
 
 
+def test_roboflows_layout_is_found(folder):
+    for split, name in (("train", "train"), ("val", "valid")):
+        (folder / split).rename(folder / name)
+        (folder / "annotations" / f"instances_{split}.json").rename(folder / name / "_annotations.coco.json")
+    assert [len(load(folder, split).images) for split in ("train", "val")] == [4, 4]
+
+
 def test_a_flip_moves_boxes_and_masks_alike(folder):
     coco = load(folder, "train")
     (plain, before), (flipped, after) = (TrainView(coco, True, flip).pair(0) for flip in (0.0, 1.0))

@@ -115,9 +115,17 @@ def test_a_classifiers_weights_become_a_detectors_backbone(tmp_path):
     classifier = timm.create_model("secvit_nano", num_classes=5, **args)
     torch.save(classifier.state_dict(), tmp_path / "weights.pth")
     chosen = replace(small().model, backbone="secvit_nano", backbone_args=args, init=str(tmp_path / "weights.pth"))
-    body = create(chosen, 3).backbone.body.state_dict()
+    detector = create(chosen, 3)
+    body = detector.backbone.body.state_dict()
     for name, value in classifier.state_dict().items():
         if not name.startswith("head"):
             assert torch.equal(body[name if name in body else name.replace(".", "_", 1)], value)
     with pytest.raises(ValueError, match="does not fit resnet18: it lacks conv1.weight"):
         create(replace(chosen, backbone="resnet18", backbone_args={}), 3)
+    torch.save(detector.state_dict(), tmp_path / "detector.pth")
+    chosen = replace(chosen, init=str(tmp_path / "detector.pth"))
+    again, other = (create(chosen, classes).state_dict() for classes in (3, 7))
+    assert all(torch.equal(again[name], value) for name, value in detector.state_dict().items())
+    new = [name for name, value in detector.state_dict().items() if other[name].shape != value.shape]
+    assert new and all("predictors" in name for name in new)
+    assert all(torch.equal(other[name], value) for name, value in detector.state_dict().items() if name not in new)

@@ -17,7 +17,8 @@ class Model:
         detector: its head.
         backbone: a timm name with features_only.
         backbone_args: further arguments of timm.create_model, {"pretrained": true}.
-        init: weights of the backbone, a file or the folder of a run.
+        init: weights to start from, a file or the folder of a run: a classifier's, for the backbone, or a detector's,
+            of which predictors of other classes stay new.
         min_size: short side in px, one of these at random in training and the last in evaluation.
         max_size: most px of the long side.
         args: further arguments of the detector, {"box_loss": "giou", "box_detections_per_img": 300}.

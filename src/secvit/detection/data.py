@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -87,10 +88,10 @@ def encode(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 def find(root: str | Path, split: str) -> tuple[Path, Path]:
     """The JSON and the image folder of a split: COCO's own layout, without the year, or Roboflow's."""
     root = Path(root)
-    for layout in LAYOUTS:
-        file = root / layout.format(split=split)
+    for layout, name in itertools.product(LAYOUTS, (split, "valid") if split == "val" else (split,)):
+        file = root / layout.format(split=name)
         if file.is_file():
-            folder = file.parent if file.parent.name == split else root / file.stem.removeprefix("instances_")
+            folder = file.parent if file.parent.name == name else root / file.stem.removeprefix("instances_")
             if not folder.is_dir():
                 raise ValueError(f"{file} is there, but not its folder of images {folder}")
             return file, folder

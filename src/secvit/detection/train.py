@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +16,14 @@ from secvit.detection.config import Model, Recipe
 from secvit.detection.data import TrainView, find, load
 from secvit.detection.evaluate import average_precision, detect
 from secvit.detection.task import DetectionTask
-from secvit.models.saved import in_our_layout
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
 from secvit.train.optim import create_optimizer
 from secvit.train.result import write_result
 from secvit.weights import few, read_weights
+
+logger = logging.getLogger(__name__)
+BODY = "backbone.body."
 
 
 def train(
@@ -93,20 +96,26 @@ def create(chosen: Model, classes: int) -> nn.Module:
     options = {"min_size": chosen.min_size, "max_size": chosen.max_size, **chosen.args}
     model = make(chosen.backbone, classes, backbone_args=dict(chosen.backbone_args), **options)
     if chosen.init:
-        body = model.backbone.body
-        # FeatureListNet flattens names: stages.0 becomes stages_0
-        wanted = body.state_dict()
-        plain = timm_names(in_our_layout(read_weights(chosen.init), body), wanted)
-        if missing := [key for key in wanted if key not in plain or plain[key].shape != wanted[key].shape]:
-            raise ValueError(f"{chosen.init} does not fit {chosen.backbone}: it lacks {few(missing)}")
-        body.load_state_dict({key: plain[key] for key in wanted})
+        new = start_from(model, chosen.init, chosen.backbone)
+        logger.info("starting from %s; new: %s", chosen.init, few(new) or "nothing")
     return model
 
 
-def timm_names(state: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A classifier's names as timm's feature networks have them."""
-    flat = {key.replace(".", "_", 1): value for key, value in state.items()}
-    return {key: state[key] if key in state else flat[key] for key in wanted if key in state or key in flat}
+def start_from(model: nn.Module, source: str | Path, backbone: str) -> list[str]:
+    """Load a classifier's weights into the backbone, or all of a detector's that fit; names of what stays new.
+
+    Of a detector with other classes the predictors stay new.
+    """
+    state, wanted = read_weights(source), model.state_dict()
+    if not any(key.startswith(BODY) for key in state):
+        # timm's feature networks write stages_0 for the stages.0 of a classifier
+        state = {BODY + name: value for key, value in state.items() for name in (key, key.replace(".", "_", 1))}
+    fitting = {key: state[key] for key in wanted if key in state and state[key].shape == wanted[key].shape}
+    new = [key for key in wanted if key not in fitting]
+    if missing := [key.removeprefix(BODY) for key in new if key.startswith(BODY)]:
+        raise ValueError(f"{source} does not fit {backbone}: it lacks {few(missing)}")
+    model.load_state_dict(fitting, strict=False)
+    return new
 
 
 def summary(metrics: Mapping[str, float]) -> str:

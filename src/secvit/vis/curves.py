@@ -1,4 +1,4 @@
-"""Loss and accuracy over a training, from the CSV files that it writes."""
+"""Loss and score over a training, from the CSV files that it writes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from matplotlib.axes import Axes
 from secvit.train.log import read_csv
 from secvit.vis.picture import FAINT, INK, check_output, new_figure, save
 
+SCORES = {"top1": "top-1 accuracy, %", "mask_AP": "mask AP, %", "box_AP": "box AP, %"}  # the first that a run has
 TRAINED, HELD_OUT = "#8aa6c1", "#c8553d"
 
 
 def draw_curves(csv_path: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
-    """Loss, and accuracy where there is one, against optimizer steps, from a run's log.csv and the eval.csv beside it.
+    """Loss, and accuracy or AP where there is one, against optimizer steps, from a run's log.csv and eval.csv.
 
-    Of the training batches (accuracy is missing where images are mixed), of the held-out images,
+    Of the training batches (accuracy is missing where images are mixed, and AP always), of the held-out images,
     and of what needs no learning: the most frequent class, or the mean visible colour of SimMIM.
     Returns the picture's path.
     """
@@ -30,21 +31,21 @@ def draw_curves(csv_path: str | os.PathLike[str], output: str | os.PathLike[str]
     beside = csv_path.with_name("eval.csv")
     held_out = _columns(beside) if beside.is_file() else {}
 
-    classifies = any(_points(columns, "top1") for columns in (training, held_out))
-    figure = new_figure(10 if classifies else 5.6, 3.9)
-    axes = figure.subplots(1, 2 if classifies else 1, squeeze=False)[0]
-    figure.subplots_adjust(left=0.07 if classifies else 0.12, right=0.975, top=0.89, bottom=0.15, wspace=0.2)
+    score = next((name for name in SCORES if _points(training, name) or _points(held_out, name)), None)
+    figure = new_figure(10 if score else 5.6, 3.9)
+    axes = figure.subplots(1, 2 if score else 1, squeeze=False)[0]
+    figure.subplots_adjust(left=0.07 if score else 0.12, right=0.975, top=0.89, bottom=0.15, wspace=0.2)
     loss = axes[0]
     _line(loss, training, "loss", "training", TRAINED, 1.0)
     _line(loss, held_out, "loss", "held out", HELD_OUT, 1.0)
     _floor(loss, held_out, "mean_baseline", 1.0, "mean visible colour {:.3f}")
     _finish(loss, "loss", None)
-    if classifies:
+    if score:
         accuracy = axes[1]
-        _line(accuracy, training, "top1", "training batches", TRAINED, 100.0)
-        _line(accuracy, held_out, "top1", "held out", HELD_OUT, 100.0)
+        _line(accuracy, training, score, "training batches", TRAINED, 100.0)
+        _line(accuracy, held_out, score, "held out", HELD_OUT, 100.0)
         _floor(accuracy, held_out, "majority_floor", 100.0, "most frequent class {:.1f} %")
-        _finish(accuracy, "top-1 accuracy, %", 100.0)
+        _finish(accuracy, SCORES[score], 100.0)
     return save(figure, output)
 
 
