@@ -131,3 +131,9 @@ def test_other_backbones_of_timm_serve(backbone):
 def test_what_cannot_be_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         mask_rcnn(**{"backbone": "secvit_nano", "backbone_args": {}, **arguments})
+
+
+def test_an_option_that_torchvision_would_ignore_is_refused():
+    for make, option in ((mask_rcnn, "box_fg_iou_thresh"), (retinanet, "rpn_nms_thresh"), (retinanet, "mask_head")):
+        with pytest.raises(ValueError, match=f"has no option {option}; choose from .*min_size"):
+            make("secvit_nano", 3, backbone_args=NANO, **{option: 0.5})

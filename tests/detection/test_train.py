@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -29,10 +30,26 @@ def small(name="mask_rcnn_1x_secvit_tiny", **changes):
 
 @pytest.fixture
 def folder(tmp_path):
-    return coco_folder(tmp_path / "data")
+    yield coco_folder(tmp_path / "data")
+    for run in set(tmp_path.iterdir()) - {tmp_path / "data"}:  # gigabytes of checkpoints
+        shutil.rmtree(run) if run.is_dir() else run.unlink()
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_a_detector(name):
+    chosen = RECIPES[name].model
+    with torch.device("meta"):
+        model = create(replace(chosen, backbone_args={**chosen.backbone_args, "pretrained": False}), 80)
+    assert model.transform.min_size == chosen.min_size and model.transform.max_size == chosen.max_size
+
+
+TWINS = (
+    "folder", "nuclei471", "mask_rcnn_1x_sec_swin_tiny", "mask_rcnn_3x_secvit_base",
+    "cascade_mask_rcnn_3x_secvit_small", "retinanet_1x_secvit_large",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TWINS)
 def test_tiny_twin_of_a_recipe_runs(tmp_path, folder, name):
     result = train(small(name, steps=1), folder, tmp_path / "run")
     kinds = ("box",) if "retinanet" in name else ("box", "mask")

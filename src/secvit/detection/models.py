@@ -6,6 +6,7 @@ field's reference configs, which the published counts of parameters follow.
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from typing import Any
 
@@ -23,6 +24,11 @@ from secvit.models.saved import check_name
 
 CHANNELS = 256
 LEVELS = ["0", "1", "2", "3"]
+# arguments of torchvision's constructors that are not for users: we give them
+OURS = {
+    *("backbone", "num_classes", "anchor_generator", "bbox_reg_weights", "box_fg_iou_thresh", "box_bg_iou_thresh"),
+    *("box_roi_pool", "box_head", "box_predictor", "mask_roi_pool", "mask_head", "mask_predictor", "kwargs"),
+}
 
 
 class Pyramid(nn.Module):
@@ -119,10 +125,18 @@ def retinanet(
 
     Arguments as in `mask_rcnn`; options: of torchvision's RetinaNet.
     """
+    check_options(RetinaNet, options)
     body = Pyramid(backbone, 3, backbone_args or {})
     sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     return RetinaNet(body, num_classes, anchor_generator=anchors, **{**body.normalization(), **options})
+
+
+def check_options(detector: type[nn.Module], options: dict[str, Any]) -> None:
+    """Refuse what torchvision's constructor would pass over in silence."""
+    known = sorted(set(inspect.signature(detector).parameters) - OURS)
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"{detector.__name__} has no option {', '.join(unknown)}; choose from {', '.join(known)}")
 
 
 def _two_stage(
@@ -132,6 +146,7 @@ def _two_stage(
     align: Any = AlignedRoIAlign if aligned else MultiScaleRoIAlign
     sampling = 0 if aligned else 2
     pools = [align(LEVELS, size, sampling) for size in (7, 14)]
+    check_options(MaskRCNN, options)
     options = {**body.normalization(), **options}
     model = MaskRCNN(body, num_classes + 1, box_roi_pool=pools[0], mask_roi_pool=pools[1], **options)
     stages = len(box_heads)
