@@ -236,6 +236,44 @@ def predict(words: Sequence[str]) -> int:
     return 0
 
 
+# -- detect ------------------------------------------------------------------------------------
+
+
+def detect(words: Sequence[str]) -> int:
+    """Find objects in pictures, draw them and write them down in COCO's format."""
+    parser = _parser(
+        "secvit detect",
+        "Boxes, masks, names and scores of the objects in one or more pictures, drawn over each picture\n"
+        "and in one JSON file in COCO's format, which annotation tools open.\n\n"
+        "secvit detect photo.jpg --weights runs/mine                  detections/photo_detections.jpg, and\n"
+        "                                                             detections/detections.json\n"
+        "secvit detect photos/ more/*.png --weights runs/mine --output found --score 0.3\n"
+        "secvit detect photo.jpg --weights runs/mine --min_size 800    small objects in a large picture",
+    )
+    parser.add_argument("images", type=str, nargs="+", help="pictures of any format and size, or folders of them")
+    parser.add_argument("--weights", type=str, required=True, help="the folder of a run of `secvit train detection...`")
+    parser.add_argument(
+        "--output", type=str, default="detections", help="folder of the pictures; those of the same names are replaced"
+    )
+    parser.add_argument("--json", type=str | None, help="the JSON file, replaced if it exists, if not in --output")
+    parser.add_argument("--score", type=float, default=0.5, help="the least score of what is drawn and written")
+    parser.add_argument("--batch_size", type=int, default=1, help="pictures at a time")
+    parser.add_argument("--min_size", type=int | None, help="short side in px that the detector sees; else the run's")
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; the GPU if there is one")
+    found = parser.parse_args(list(words))
+    from secvit.vis import detect_photos
+
+    options = {k: found[k] for k in ("score", "batch_size", "min_size", "device")}
+    coco, skipped = detect_photos(found.images, found.weights, found.output, found.json, **options)
+    print(
+        f"{len(coco['annotations'])} objects in {len(coco['images'])} pictures; see {found.output} and "
+        f"{found.json or Path(found.output) / 'detections.json'}"
+    )
+    for reason in skipped:
+        print(f"secvit detect: left out {reason}", file=sys.stderr)
+    return 2 if skipped else 0
+
+
 # -- cluster -----------------------------------------------------------------------------------
 
 
@@ -367,6 +405,7 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "detect": detect,
     "cluster": cluster,
     "convert": convert,
     "bench": bench,

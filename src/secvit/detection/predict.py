@@ -1,0 +1,177 @@
+"""What a trained detector finds in images, as tensors and in COCO's format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from faster_coco_eval.core import mask as rle
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.ops import clip_boxes_to_image
+from torchvision.transforms.v2 import functional as tv
+
+from secvit.detection.config import Model
+from secvit.detection.evaluate import as_results
+from secvit.detection.train import create
+from secvit.models.saved import saved_config
+from secvit.weights import load_weights
+
+SCORE = 0.5
+
+
+def load_detector(
+    weights: str | os.PathLike[str], min_size: int | None = None, device: torch.device | str | None = None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A trained detector in evaluation mode and the names of its classes.
+
+    weights: the folder of a run or of one of its checkpoints, or the weight file in it; the config.yaml beside it
+        says which detector it is.
+    min_size: short side in px that it sees, instead of the run's; the limit of the long side grows with it.
+    device: the GPU if there is one.
+    """
+    path = Path(weights)
+    if not path.exists():
+        raise ValueError(f"{path}: no such run or weights; check the path")
+    config = saved_config(path)
+    if not config:
+        raise ValueError(f"{path}: no config.yaml beside the weights, so the network is unknown; give a run's folder")
+    known, classes = config.get("model"), config.get("classes")
+    if not isinstance(known, dict) or "detector" not in known or not classes:
+        raise ValueError(f"{path}: its config.yaml is not that of a detector; give a run of secvit.detection")
+    try:
+        chosen = Model(**known)
+    except TypeError as error:
+        raise ValueError(f"{path}: its config.yaml does not fit this version ({error})") from None
+    # the run's own weights replace whatever it started from
+    chosen = replace(chosen, init=None, backbone_args={**chosen.backbone_args, "pretrained": False})
+    shortest = chosen.min_size[-1]
+    if min_size is not None and min_size < 1:
+        raise ValueError(f"min_size={min_size}; choose the short side in px, for example {shortest}")
+    size = min_size or shortest
+    model = create(replace(chosen, min_size=(size,), max_size=round(chosen.max_size * size / shortest)), len(classes))
+    load_weights(model, path)
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tuple(classes)
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Sequence[Image.Image | Tensor], score: float = SCORE) -> list[dict[str, Tensor]]:
+    """Objects in images of any sizes, the surest first: for each image a dict, on the CPU.
+
+    images: RGB pictures, or tensors (3, H, W) in 0..1 or of bytes.  score: the least one kept; the detector itself
+    leaves out what is below its box_score_thresh, 0.05.
+    boxes (n, 4) are corners in px of the image, labels (n) count from 0, scores (n) lie in 0..1, masks (n, H, W) are
+    true inside the object; RetinaNet has none.
+
+    What is found in an image does not depend on the others: only those that get the same size, after the
+    detector's scaling and padding, go through it together.
+    """
+    if not 0 <= score <= 1:
+        raise ValueError(f"score={score}; choose 0 <= score <= 1")
+    model.eval()
+    alike: dict[tuple[int, int], list[int]] = {}
+    for i, image in enumerate(images):
+        alike.setdefault(seen_size(model, image_size(image)), []).append(i)
+    found: dict[int, dict[str, Tensor]] = {}
+    device = next(model.parameters()).device
+    for some in alike.values():
+        with masks_in_boxes(model):
+            outputs = model([as_pixels(images[i]).to(device) for i in some])
+        for i, out in zip(some, outputs, strict=True):
+            found[i] = finished(out, image_size(images[i]), score)
+    return [found[i] for i in range(len(images))]
+
+
+def image_size(image: Image.Image | Tensor) -> tuple[int, int]:
+    """Width and height in px; a ValueError for what is no RGB image."""
+    if isinstance(image, Tensor):
+        if image.dim() != 3 or len(image) != 3 or not image.numel():
+            raise ValueError(f"an image of shape {tuple(image.shape)}; give (3, H, W)")
+        return image.shape[2], image.shape[1]
+    return image.size
+
+
+def seen_size(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width that an image of (width, height) px has inside the detector, padding included."""
+    transform: Any = model.transform
+    scale = min(transform.min_size[-1] / min(size), transform.max_size / max(size))
+    if min(size) * scale < 1:
+        raise ValueError(
+            f"an image of {size[0]}x{size[1]} px is too thin to be seen at {transform.max_size} px; cut it"
+        )
+    seen, _ = transform.resize(torch.empty(3, size[1], size[0], device="meta"), None)
+    step = transform.size_divisible
+    return -seen.shape[1] // step * -step, -seen.shape[2] // step * -step
+
+
+def as_pixels(image: Image.Image | Tensor) -> Tensor:
+    """(3, H, W) in 0..1"""
+    pixels = image if isinstance(image, Tensor) else tv.pil_to_tensor(image.convert("RGB"))
+    return tv.to_dtype(pixels, torch.float32, scale=True)
+
+
+@contextmanager
+def masks_in_boxes(model: nn.Module) -> Iterator[None]:
+    """Have the detector return masks as it makes them, 28 x 28 in the box, under "small".
+
+    torchvision lays a hundred of them over the whole image at once: gigabytes for a photo of a camera.
+    """
+
+    def rename(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        found, losses = output
+        return [{"small" if name == "masks" else name: x for name, x in one.items()} for one in found], losses
+
+    heads = getattr(model, "roi_heads", None)
+    hook = heads.register_forward_hook(rename) if heads is not None else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def finished(out: dict[str, Tensor], size: tuple[int, int], score: float) -> dict[str, Tensor]:
+    """The surest objects of one image, their masks laid over the image one by one."""
+    out = {name: value.cpu() for name, value in out.items()}
+    order = out["scores"].argsort(descending=True, stable=True)
+    order = order[out["scores"][order] >= score]
+    found = {name: out[name][order] for name in ("boxes", "labels", "scores")}
+    if "small" in out:
+        found["masks"] = torch.zeros(len(order), size[1], size[0], dtype=torch.bool)
+        for mask, box, small in zip(found["masks"], found["boxes"], out["small"][order], strict=True):
+            mask.copy_(paste_masks_in_image(small[None], box[None], (size[1], size[0]))[0, 0] > 0.5)
+    # scaled back from the size seen, they may end a rounding error outside
+    found["boxes"] = clip_boxes_to_image(found["boxes"], (size[1], size[0]))
+    return found
+
+
+def new_coco(classes: Sequence[str]) -> dict[str, Any]:
+    """A COCO file without images; its category ids count from 1."""
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
+    return {"info": {}, "images": [], "categories": categories, "annotations": []}
+
+
+def add_image(coco: dict[str, Any], name: str, size: tuple[int, int], found: Mapping[str, Tensor]) -> None:
+    """Append an image of (width, height) px, and what `predict` found in it, to a COCO file.
+
+    Annotations have a score, and masks as compressed run lengths ([] where there are none), so they are results, too:
+
+        truth = pycocotools.coco.COCO("detections.json")
+        results = truth.loadRes(truth.dataset["annotations"])
+    """
+    image_id = len(coco["images"]) + 1
+    coco["images"].append({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
+    out = {key: value[:, None] if key == "masks" else value for key, value in found.items()}
+    for entry in as_results(out, image_id, [category["id"] for category in coco["categories"]]):
+        mask, area = entry.get("segmentation", []), entry["bbox"][2] * entry["bbox"][3]
+        if mask:
+            area = float(rle.area(mask))
+            mask = {**mask, "counts": mask["counts"].decode("ascii")}
+        own = {"id": len(coco["annotations"]) + 1, "area": area, "iscrowd": 0, "segmentation": mask}
+        coco["annotations"].append({**entry, **own})

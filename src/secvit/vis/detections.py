@@ -1,0 +1,233 @@
+"""What a detector finds in photos, drawn over them: masks, boxes, names and scores."""
+
+from __future__ import annotations
+
+import colorsys
+import functools
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from secvit.images import EXTENSIONS, read_image
+from secvit.train.checkpoint import check_writable
+from secvit.weights import write_atomically
+
+SMALLEST = 640  # px of the long side: smaller images are enlarged, so that names can be read
+OPACITY = 0.4
+NAMED = 0.2  # share of the picture that names may cover: in a crowd of small objects the surest have names
+GOLDEN = 0.6180339887  # of a turn between neighbouring classes' hues: near classes never look alike
+Box = tuple[float, float, float, float]
+
+
+def draw_detections(
+    image: Image.Image, found: Mapping[str, Tensor], classes: Sequence[str] = (), opacity: float = OPACITY
+) -> Image.Image:
+    """A photo with masks, boxes, names and scores over it; a small one is enlarged a whole number of times.
+
+    found: boxes (n, 4) as corners in px, labels (n) from 0 on and, if there are any, scores (n) and masks (n, H, W)
+        or (n, 1, H, W): what `secvit.detection.predict` or a torchvision detector returns, or a ground truth.
+    classes: names of the labels; numbers where there are none.
+    A class has the same colour in every picture.
+    """
+    factor = max(1, round(SMALLEST / max(image.size)))
+    size = (image.width * factor, image.height * factor)
+    picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    scale = (max(size) / 640) ** 0.8  # large photos are looked at shrunk, but not wholly
+    line = max(2, round(2 * scale))
+    boxes = found["boxes"].double() * factor
+    labels = found["labels"].tolist()
+    scores = found["scores"].tolist() if "scores" in found else [None] * len(labels)
+    # large ones first: what lies on them stays visible
+    order = sorted(range(len(labels)), key=lambda i: -float((boxes[i, 2:] - boxes[i, :2]).prod()))
+    if "masks" in found:
+        masks = found["masks"].reshape(len(labels), image.height, image.width) > 0.5
+        for i in order:
+            _lay_mask(picture, masks[i].cpu().numpy(), class_colour(labels[i]), factor, line, opacity)
+    pen = ImageDraw.Draw(picture)
+    for i in order:
+        _outline(pen, boxes[i].tolist(), class_colour(labels[i]), line)
+    taken: list[Box] = []
+    font = _font(max(11, round(14 * scale)))
+    surest = sorted(range(len(labels)), key=lambda i: -(scores[i] or 0.0))
+    for i in surest:
+        if sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in taken) > NAMED * size[0] * size[1]:
+            break
+        name = str(classes[labels[i]] if classes else labels[i])
+        words = name if scores[i] is None else f"{name} {scores[i]:.2f}"
+        _tag(pen, words, boxes[i].tolist(), class_colour(labels[i]), font, size, taken)
+    return picture
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """A colour that depends on the class alone, in 0..255."""
+    hue = (0.58 + label * GOLDEN) % 1
+    lightness = (0.6, 0.45, 0.75, 0.36)[label % 4]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.85)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _lay_mask(
+    picture: Image.Image, mask: np.ndarray, colour: tuple[int, int, int], factor: int, line: int, opacity: float
+) -> None:
+    """Tint a mask's pixels and draw its contour, within its own bounds."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    inside = Image.fromarray(np.pad(mask[top:bottom, left:right], 1).astype(np.uint8) * 255)
+    inside = inside.resize((inside.width * factor, inside.height * factor), Image.Resampling.BILINEAR)
+    inside = inside.point(lambda value: 255 if value > 127 else 0)
+    core = inside.filter(ImageFilter.BoxBlur(line // 2)).point(lambda value: 255 * (value == 255))
+    inside = inside.point(lambda value: round(0.9 * value))
+    inside.paste(round(255 * opacity), mask=core)
+    picture.paste(colour, (int(left - 1) * factor, int(top - 1) * factor), inside)
+
+
+def _outline(pen: ImageDraw.ImageDraw, box: Sequence[float], colour: tuple[int, int, int], line: int) -> None:
+    """A box with a thin dark rim, which keeps it apart from an image of its own colour."""
+    left, top, right, bottom = (round(x) for x in box)
+    right, bottom = max(right, left + line), max(bottom, top + line)
+    pen.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(20, 20, 20), width=line + 2)
+    pen.rectangle((left, top, right, bottom), outline=colour, width=line)
+
+
+def _tag(
+    pen: ImageDraw.ImageDraw, words: str, box: Sequence[float], colour: tuple[int, int, int],
+    font: ImageFont.FreeTypeFont, size: tuple[int, int], taken: list[Box],
+) -> None:  # fmt: skip
+    """Name and score at the first free place along a box's edges, if there is one."""
+    left, top, right, bottom = box
+    pad = font.size / 4
+    width, height = pen.textlength(words, font=font) + 2 * pad, 1.25 * font.size
+    tags = []
+    for y, x in itertools.product(
+        (top - height, top, bottom, bottom - height), (left, right - width, (left + right - width) / 2)
+    ):
+        if 0 <= y <= size[1] - height:
+            x = max(0, min(x, size[0] - width))
+            tags.append((x, y, x + width, y + height))
+    place = next((tag for tag in tags if not any(_overlap(tag, other) for other in taken)), None)
+    if place is None:
+        return
+    taken.append(place)
+    pen.rectangle(place, fill=colour)
+    light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+    ink = (15, 15, 15) if light else (255, 255, 255)
+    pen.text((place[0] + pad, place[1] + height / 2), words, fill=ink, font=font, anchor="lm")
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+@functools.lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+
+
+# -- from photos to pictures and a COCO file ---------------------------------------------------
+
+
+def detect_photos(
+    photos: Iterable[str | os.PathLike[str]],
+    weights: str | os.PathLike[str],
+    output: str | os.PathLike[str] = "detections",
+    json_file: str | os.PathLike[str] | None = None,
+    score: float = 0.5,
+    batch_size: int = 1,
+    min_size: int | None = None,
+    device: str | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Draw what a detector finds in photos, and write it in COCO's format; returns that, and why photos were skipped.
+
+    photos: files of any format and size, or folders of them.  weights, min_size, device: as in
+        `secvit.detection.load_detector`.  score: the least one kept.
+    output: the folder for PHOTO_detections.jpg, numbered where two photos have one name.  Older ones are replaced.
+    json_file: None for detections.json in `output`.  Its file_name is the path below the photos' common folder.
+    A photo that cannot be read is skipped; a ValueError if there is no other.
+    """
+    from secvit.detection.predict import add_image, load_detector, new_coco, predict
+
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; choose batch_size >= 1")
+    paths, output = _listed(photos, Path(output)), Path(output)
+    json_file = Path(json_file or output / "detections.json")
+    if json_file.is_dir() or json_file.resolve() in {path.resolve() for path in paths}:
+        raise ValueError(f"{json_file}: {'a folder' if json_file.is_dir() else 'one of the photos'}; name another file")
+    model, classes = load_detector(weights, min_size, device)
+    for folder in (output, json_file.parent):
+        check_writable(folder)
+    names = _picture_names(paths, output)
+    root = os.path.commonpath([path.parent for path in paths])
+    coco = {**new_coco(classes), "info": {"description": "secvit detect", "weights": str(weights), "score": score}}
+    skipped: list[str] = []
+    with tqdm(total=len(paths), desc="detecting", unit="image", disable=None, leave=False) as bar:
+        for start in range(0, len(paths), batch_size):
+            batch = {}
+            for path in paths[start : start + batch_size]:
+                try:
+                    batch[path] = _readable(path, model)
+                except ValueError as error:
+                    skipped.append(str(error))
+            for (path, image), found in zip(batch.items(), predict(model, list(batch.values()), score), strict=True):
+                add_image(coco, path.relative_to(root).as_posix(), image.size, found)
+                content = io.BytesIO()
+                draw_detections(image, found, classes).save(content, "JPEG", quality=95, subsampling=0)
+                write_atomically(names[path], content.getvalue())
+            bar.update(min(batch_size, len(paths) - start))
+    if not coco["images"]:
+        raise ValueError("\n".join(skipped))
+    write_atomically(json_file, json.dumps(coco).encode())
+    return coco, skipped
+
+
+def _listed(photos: Iterable[str | os.PathLike[str]], output: Path) -> list[Path]:
+    """Absolute paths of files and of the images right in folders, each once."""
+    found: dict[Path, None] = {}
+    for photo in map(Path, photos):
+        inside = [photo]
+        if photo.is_dir():
+            if photo.resolve() == output.resolve():
+                raise ValueError(f"{output}: folder of photos and of pictures of them; choose another output")
+            inside = sorted(file for file in photo.iterdir() if file.suffix.lower() in EXTENSIONS and file.is_file())
+            if not inside:
+                raise ValueError(f"{photo}: folder without images ({' '.join(EXTENSIONS)})")
+        found |= dict.fromkeys(Path(os.path.abspath(file)) for file in inside)
+    if not found:
+        raise ValueError("no photo; name files, or folders of them")
+    return list(found)
+
+
+def _picture_names(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
+    """A file for the picture of each photo, none of them a photo or another's, on disks that ignore case too."""
+    taken = {str(path.resolve()).lower() for path in paths}
+    names = {}
+    for path in paths:
+        numbered = (
+            f"{path.stem}_detections{f'_{n}' if n else ''}.jpg" for n in itertools.chain([0], itertools.count(2))
+        )
+        names[path] = next(output / name for name in numbered if str((output / name).resolve()).lower() not in taken)
+        taken.add(str(names[path].resolve()).lower())
+    return names
+
+
+def _readable(path: Path, model: nn.Module) -> Image.Image:
+    """The photo, if the detector can see it; else a ValueError that names it."""
+    from secvit.detection.predict import seen_size
+
+    image = read_image(path)
+    try:
+        seen_size(model, image.size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return image
