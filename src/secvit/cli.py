@@ -174,29 +174,57 @@ Ctrl-C saves and stops after the current step.  --debug shows tracebacks.
 
 def evaluate(words: Sequence[str]) -> int:
     """Score a checkpoint on a split."""
-    parser = _parser("secvit evaluate", "Top-1, top-5 and per-class accuracy of saved weights.")
-    parser.add_argument("--model", type=str, required=True, help="name of the network")
+    parser = _parser(
+        "secvit evaluate",
+        "Accuracy of saved weights on a split: top-1, top-5 and over classes, or a detector's box and mask AP.\n\n"
+        "secvit evaluate --model secvit_nano.cifar10 --data DIR           weights that come along\n"
+        "secvit evaluate --model secvit_nano --checkpoint RUN --data DIR   a classifier you trained\n"
+        "secvit evaluate --checkpoint RUN --data DIR --max_dets 300        a detector, on a COCO-format folder",
+    )
+    parser.add_argument("--model", type=str | None, help="name of the network; a detector's run knows it")
     parser.add_argument("--checkpoint", type=str | None, help="weights or the folder of a run; else those that ship")
     parser.add_argument("--data", type=str, required=True, help='images: a path, wds/..., hfds/... or "digits"')
     parser.add_argument("--split", type=str, default="val", help="train, val or test")
     parser.add_argument("--image_size", type=int | None, help="px, if no config.yaml says it")
-    parser.add_argument("--batch_size", type=int, default=256, help="images at a time")
+    parser.add_argument("--max_dets", type=int | None, help="detections of an image that count in the AP; else as in the run")
+    parser.add_argument("--batch_size", type=int | None, help="images at a time (256 to classify, 1 to detect)")
     parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; the GPU if there is one")
     parser.add_argument("--json", type=str | None, help="also write the numbers to this file")
     found = parser.parse_args(list(words))
-    from secvit.classification import evaluate_checkpoint
+    from secvit.models.saved import saved_config
 
-    scores = evaluate_checkpoint(
-        found.model,
-        found.checkpoint,
-        found.data,
-        found.split,
-        image_size=found.image_size,
-        batch_size=found.batch_size,
-        device=found.device,
-    )
+    scores: dict[str, Any]
+    if found.checkpoint and "detector" in (saved_config(found.checkpoint).get("model") or {}):
+        from secvit import detection
+
+        scores = detection.evaluate_checkpoint(
+            found.checkpoint,
+            found.data,
+            found.split,
+            max_dets=found.max_dets,
+            batch_size=found.batch_size or 1,
+            min_size=found.image_size,
+            device=found.device,
+        )
+    elif found.model:
+        from secvit import classification
+
+        scores = classification.evaluate_checkpoint(
+            found.model,
+            found.checkpoint,
+            found.data,
+            found.split,
+            image_size=found.image_size,
+            batch_size=found.batch_size or 256,
+            device=found.device,
+        )
+    else:
+        raise ValueError("which network?  Give --model, or --checkpoint with a detector's run")
     for key, value in scores.items():
-        print(f"{key:15} {value:.4f}" if isinstance(value, float) else f"{key:15} {value}")
+        if isinstance(value, dict):
+            print(f"{key}:", *(f"  {name:20} {figure:.4f}" for name, figure in value.items()), sep="\n")
+        else:
+            print(f"{key:15} {value:.4f}" if isinstance(value, float) else f"{key:15} {value}")
     if found.json:
         with open(found.json, "w") as file:
             json.dump(scores, file, indent=2)

@@ -11,12 +11,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from secvit.cli import main
 from secvit.detection import load_detector, predict, recipes
 from secvit.detection.data import load
-from secvit.detection.predict import add_image, new_coco
-from secvit.detection.train import create
+from secvit.detection.predict import add_image, lay, new_coco
+from secvit.detection.saved import create
 from secvit.weights import weight_bytes
 
 CLASSES = ("cat", "dog", "naïve bird")
@@ -104,6 +105,19 @@ def test_objects_are_those_of_the_detector_itself_and_its_state_is_left_alone(ru
         assert torch.equal(found["masks"], expected["masks"][:, 0] > 0.5)
 
 
+def test_a_mask_laid_around_its_box_is_torchvisions_wherever_the_box_lies():
+    random = torch.Generator().manual_seed(0)
+    for height, width in [(50, 70), (300, 200), (1, 9)]:
+        corners = torch.rand(60, 2, 2, generator=random).sort(1).values * torch.tensor([width, height])
+        boxes, smalls = corners.flatten(1), torch.rand(60, 1, 28, 28, generator=random)
+        boxes[:10] = torch.tensor([0.0, 0, width, height])
+        expected = paste_masks_in_image(smalls, boxes, (height, width))[:, 0] > 0.5
+        masks = torch.zeros(60, height, width, dtype=torch.bool)
+        for mask, box, small in zip(masks, boxes, smalls, strict=True):
+            lay(mask, box, small)
+        assert torch.equal(masks, expected) and masks.any()
+
+
 def test_pictures_bytes_and_numbers_in_0_to_1_are_the_same_image(run):
     model, _ = load_detector(run, device="cpu")
     image = photo(90, 70)
@@ -136,8 +150,8 @@ def test_retinanet_counts_labels_from_0_and_has_no_masks(tmp_path):
 def test_a_run_and_its_weight_file_are_one_detector(run, tmp_path):
     image = [photo(90, 70)]
     expected = predict(load_detector(run, device="cpu")[0], image, score=0.0)[0]
-    model, classes = load_detector(run / "model.safetensors", device="cpu")
-    assert classes == CLASSES and not model.training
+    model, categories = load_detector(run / "model.safetensors", device="cpu")
+    assert tuple(classes.values()) == CLASSES and not model.training
     assert torch.equal(predict(model, image, score=0.0)[0]["boxes"], expected["boxes"])
 
 
@@ -191,10 +205,10 @@ def test_what_cannot_be_is_refused(run, tmp_path):
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools' own
 def test_pycocotools_opens_the_file_and_finds_the_masks_in_it_again(run):
     pycocotools = pytest.importorskip("pycocotools.coco")
-    model, classes = load_detector(run, device="cpu")
+    model, categories = load_detector(run, device="cpu")
     images = [photo(90, 70), photo(60, 100, 1)]
     results = predict(model, images, score=0.3)
-    coco = new_coco(classes)
+    coco = new_coco(categories)
     for i, (image, found) in enumerate(zip(images, results, strict=True)):
         add_image(coco, f"{i}.png", image.size, found)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -209,15 +223,15 @@ def test_pycocotools_opens_the_file_and_finds_the_masks_in_it_again(run):
     first, box = coco["annotations"][0], results[0]["boxes"][0]
     assert first["area"] == int(results[0]["masks"][0].sum())
     assert first["bbox"] == pytest.approx([*box[:2].tolist(), *(box[2:] - box[:2]).tolist()])
-    assert truth.loadCats(first["category_id"])[0]["name"] == classes[int(results[0]["labels"][0])]
+    assert truth.loadCats(first["category_id"])[0]["name"] == [*classes.values()][int(results[0]["labels"][0])]
 
 
 def test_detections_without_masks_have_the_area_of_their_boxes():
-    coco = new_coco(CLASSES)
+    coco = new_coco(dict(enumerate(CLASSES, 1)))
     found = {"boxes": torch.tensor([[1.0, 2, 5, 9]]), "labels": torch.tensor([2]), "scores": torch.tensor([0.5])}
     add_image(coco, "a.png", (10, 12), found)
     assert coco["annotations"] == [
-        {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 2, 4, 7], "score": 0.5, "area": 28, "iscrowd": 0,
+        {"id": 1, "image_id": 1, "category_id": 17, "bbox": [1, 2, 4, 7], "score": 0.5, "area": 28, "iscrowd": 0,
          "segmentation": []}
     ]  # fmt: skip
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torchvision.transforms import v2
 
 from secvit.cli import _recipes, main
-from secvit.detection import recipes, train
-from secvit.detection.train import create
+from secvit.detection import load_detector, recipes, train
+from secvit.detection.evaluate import FIGURES
+from secvit.detection.saved import create
 from secvit.train.log import read_csv
 from tests.conftest import ROOT
 from tests.detection.make import coco_folder, edit
@@ -56,6 +57,23 @@ def test_tiny_twin_of_a_recipe_runs(tmp_path, folder, name):
     assert result["steps"] == 1 and all(-1 <= result[f"{kind}_AP"] <= 1 for kind in kinds)
     assert all(f"{kind} AP" in result["summary"] for kind in kinds)
     assert {"config.yaml", "model.safetensors", "result.json"} <= {p.name for p in (tmp_path / "run").iterdir()}
+
+
+def test_a_run_is_scored_again_to_the_same_figures(tmp_path, folder, capsys):
+    """By `secvit evaluate`, with AP by class; its detections carry the data's own category ids."""
+    recipe = small("folder", steps=2, evaluate_every=2)
+    recipe = replace(recipe, model=replace(recipe.model, args={**recipe.model.args, "box_score_thresh": 0.0}))
+    result = train(recipe, folder, tmp_path / "run")
+    words = ["evaluate", "--checkpoint", str(tmp_path / "run"), "--data", str(folder)]
+    assert main([*words, "--json", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    figures = [f"{kind}_{name}" for kind in ("box", "mask") for name in FIGURES]
+    assert {k: scores[k] for k in figures} == {k: result[k] for k in figures}
+    assert scores["mask_per_class"].keys() == {"square", "triangle"} and "mask_per_class:\n" in capsys.readouterr().out
+    assert load_detector(tmp_path / "run")[1] == {3: "square", 7: "triangle"}
+    edit(folder, "val", lambda c: c["categories"][0].update(name="circle"))
+    assert main(words) == 2
+    assert "has other categories" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", COCO)

@@ -5,9 +5,20 @@ try:
 except ImportError:
     raise ImportError('secvit.detection needs faster-coco-eval: pip install "secvit[detection]"') from None
 
+from secvit.detection.evaluate import evaluate_checkpoint
 from secvit.detection.models import cascade_mask_rcnn, mask_rcnn, retinanet
-from secvit.detection.predict import load_detector, predict
+from secvit.detection.predict import predict
 from secvit.detection.recipes import tiny
+from secvit.detection.saved import load_detector
 from secvit.detection.train import train
 
-__all__ = ["cascade_mask_rcnn", "load_detector", "mask_rcnn", "predict", "retinanet", "tiny", "train"]
+__all__ = [
+    "cascade_mask_rcnn",
+    "evaluate_checkpoint",
+    "load_detector",
+    "mask_rcnn",
+    "predict",
+    "retinanet",
+    "tiny",
+    "train",
+]

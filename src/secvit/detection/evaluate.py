@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
 
-from secvit.detection.data import Coco, encode
+from secvit.detection.data import Coco, encode, load
+from secvit.detection.saved import load_detector
 from secvit.images import read_image
+from secvit.models.saved import saved_config
 from secvit.train.shares import is_first, share
+from secvit.weights import few
 
 FIGURES = (
     "AP",
@@ -56,6 +60,39 @@ def detect(
             found += as_results(out, coco.images[i]["id"], coco.category_ids)
     gathered = gather_object(found) if torch.distributed.is_initialized() else found
     return sorted(gathered, key=lambda one: (one["image_id"], -one["score"]))
+
+
+def evaluate_checkpoint(
+    weights: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    split: str = "val",
+    *,
+    max_dets: int | None = None,
+    batch_size: int = 1,
+    min_size: int | None = None,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """COCO's figures of a trained detector on a split: box_AP, mask_AP50, ..., and box_per_class, mask_per_class.
+
+    weights, min_size, device: as in `load_detector`.  data: a folder in COCO's format with the categories that the
+    detector learned.  max_dets: detections of an image that count; else as in the run.
+    """
+    max_dets = max_dets or saved_config(weights).get("max_dets", 100)
+    model, categories = load_detector(weights, min_size, device)
+    kinds = ("box", "mask")[: 1 + has_masks(model)]
+    coco = load(data, split, "mask" in kinds)
+    if dict(zip(coco.category_ids, coco.classes)) != categories:
+        learned = few([*categories.values()])
+        raise ValueError(f"{coco.file} has other categories than {weights}: {few(coco.classes)}, not {learned}")
+    results = detect(model, coco, batch_size, next(model.parameters()).device)
+    found: dict[str, Any] = {"images": len(coco.images)}
+    for kind in kinds:
+        found |= {f"{kind}_{name}": value for name, value in average_precision(coco, results, kind, max_dets).items()}
+    return found
+
+
+def has_masks(model: nn.Module) -> bool:
+    return hasattr(model, "roi_heads") and model.roi_heads.has_mask()
 
 
 def as_results(out: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,47 +14,9 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import functional as tv
 
-from secvit.detection.config import Model
 from secvit.detection.evaluate import as_results
-from secvit.detection.train import create
-from secvit.models.saved import saved_config
-from secvit.weights import load_weights
 
 SCORE = 0.5
-
-
-def load_detector(
-    weights: str | os.PathLike[str], min_size: int | None = None, device: torch.device | str | None = None
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """A trained detector in evaluation mode and the names of its classes.
-
-    weights: the folder of a run or of one of its checkpoints, or the weight file in it; the config.yaml beside it
-        says which detector it is.
-    min_size: short side in px that it sees, instead of the run's; the limit of the long side grows with it.
-    device: the GPU if there is one.
-    """
-    path = Path(weights)
-    if not path.exists():
-        raise ValueError(f"{path}: no such run or weights; check the path")
-    config = saved_config(path)
-    if not config:
-        raise ValueError(f"{path}: no config.yaml beside the weights, so the network is unknown; give a run's folder")
-    known, classes = config.get("model"), config.get("classes")
-    if not isinstance(known, dict) or "detector" not in known or not classes:
-        raise ValueError(f"{path}: its config.yaml is not that of a detector; give a run of secvit.detection")
-    try:
-        chosen = Model(**known)
-    except TypeError as error:
-        raise ValueError(f"{path}: its config.yaml does not fit this version ({error})") from None
-    # the run's own weights replace whatever it started from
-    chosen = replace(chosen, init=None, backbone_args={**chosen.backbone_args, "pretrained": False})
-    shortest = chosen.min_size[-1]
-    if min_size is not None and min_size < 1:
-        raise ValueError(f"min_size={min_size}; choose the short side in px, for example {shortest}")
-    size = min_size or shortest
-    model = create(replace(chosen, min_size=(size,), max_size=round(chosen.max_size * size / shortest)), len(classes))
-    load_weights(model, path)
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tuple(classes)
 
 
 @torch.inference_mode()
@@ -145,16 +104,27 @@ def finished(out: dict[str, Tensor], size: tuple[int, int], score: float) -> dic
     if "small" in out:
         found["masks"] = torch.zeros(len(order), size[1], size[0], dtype=torch.bool)
         for mask, box, small in zip(found["masks"], found["boxes"], out["small"][order], strict=True):
-            mask.copy_(paste_masks_in_image(small[None], box[None], (size[1], size[0]))[0, 0] > 0.5)
+            lay(mask, box, small)
     # scaled back from the size seen, they may end a rounding error outside
     found["boxes"] = clip_boxes_to_image(found["boxes"], (size[1], size[0]))
     return found
 
 
-def new_coco(classes: Sequence[str]) -> dict[str, Any]:
-    """A COCO file without images; its category ids count from 1."""
-    categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
-    return {"info": {}, "images": [], "categories": categories, "annotations": []}
+def lay(mask: Tensor, box: Tensor, small: Tensor) -> None:
+    """Paste one object's mask (1, 28, 28) into that of its image (H, W), by torchvision's rule, around its box only."""
+    height, width = mask.shape
+    margin = 2 + 0.05 * (box[2:] - box[:2])  # torchvision grows the box by 1/28 and rounds
+    left, top = (box[:2] - margin).clamp_min(0).long().tolist()
+    right, bottom = (box[2:] + margin).long().tolist()
+    window = mask[top : min(bottom, height), left : min(right, width)]
+    inside = box - box.new_tensor([left, top, left, top])
+    window.copy_(paste_masks_in_image(small[None], inside[None], tuple(window.shape))[0, 0] > 0.5)
+
+
+def new_coco(categories: Mapping[int, str]) -> dict[str, Any]:
+    """A COCO file without images.  categories: id and name of labels 0, 1, ..."""
+    entries = [{"id": number, "name": name} for number, name in categories.items()]
+    return {"info": {}, "images": [], "categories": entries, "annotations": []}
 
 
 def add_image(coco: dict[str, Any], name: str, size: tuple[int, int], found: Mapping[str, Tensor]) -> None:

@@ -50,9 +50,9 @@ def draw_detections(
     # large ones first: what lies on them stays visible
     order = sorted(range(len(labels)), key=lambda i: -float((boxes[i, 2:] - boxes[i, :2]).prod()))
     if "masks" in found:
-        masks = found["masks"].reshape(len(labels), image.height, image.width) > 0.5
+        masks = found["masks"].reshape(len(labels), image.height, image.width)
         for i in order:
-            _lay_mask(picture, masks[i].cpu().numpy(), class_colour(labels[i]), factor, line, opacity)
+            _lay_mask(picture, (masks[i] > 0.5).cpu().numpy(), class_colour(labels[i]), factor, line, opacity)
     pen = ImageDraw.Draw(picture)
     for i in order:
         _outline(pen, boxes[i].tolist(), class_colour(labels[i]), line)
@@ -156,7 +156,8 @@ def detect_photos(
     json_file: None for detections.json in `output`.  Its file_name is the path below the photos' common folder.
     A photo that cannot be read is skipped; a ValueError if there is no other.
     """
-    from secvit.detection.predict import add_image, load_detector, new_coco, predict
+    from secvit.detection.predict import add_image, new_coco, predict
+    from secvit.detection.saved import load_detector
 
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; choose batch_size >= 1")
@@ -164,12 +165,12 @@ def detect_photos(
     json_file = Path(json_file or output / "detections.json")
     if json_file.is_dir() or json_file.resolve() in {path.resolve() for path in paths}:
         raise ValueError(f"{json_file}: {'a folder' if json_file.is_dir() else 'one of the photos'}; name another file")
-    model, classes = load_detector(weights, min_size, device)
+    model, categories = load_detector(weights, min_size, device)
     for folder in (output, json_file.parent):
         check_writable(folder)
     names = _picture_names(paths, output)
     root = os.path.commonpath([path.parent for path in paths])
-    coco = {**new_coco(classes), "info": {"description": "secvit detect", "weights": str(weights), "score": score}}
+    coco = {**new_coco(categories), "info": {"description": "secvit detect", "weights": str(weights), "score": score}}
     skipped: list[str] = []
     with tqdm(total=len(paths), desc="detecting", unit="image", disable=None, leave=False) as bar:
         for start in range(0, len(paths), batch_size):
@@ -182,7 +183,9 @@ def detect_photos(
             for (path, image), found in zip(batch.items(), predict(model, list(batch.values()), score), strict=True):
                 add_image(coco, path.relative_to(root).as_posix(), image.size, found)
                 content = io.BytesIO()
-                draw_detections(image, found, classes).save(content, "JPEG", quality=95, subsampling=0)
+                draw_detections(image, found, tuple(categories.values())).save(
+                    content, "JPEG", quality=95, subsampling=0
+                )
                 write_atomically(names[path], content.getvalue())
             bar.update(min(batch_size, len(paths) - start))
     if not coco["images"]:

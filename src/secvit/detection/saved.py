@@ -1,0 +1,82 @@
+"""A detector by a recipe's words: new, from weights, or out of a run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from secvit.detection import models
+from secvit.detection.config import Model
+from secvit.models.saved import saved_config
+from secvit.weights import few, load_weights, read_weights
+
+logger = logging.getLogger(__name__)
+BODY = "backbone.body."
+
+
+def create(chosen: Model, classes: int) -> nn.Module:
+    """The detector at step 0."""
+    make = getattr(models, chosen.detector)
+    options = {"min_size": chosen.min_size, "max_size": chosen.max_size, **chosen.args}
+    model = make(chosen.backbone, classes, backbone_args=dict(chosen.backbone_args), **options)
+    if chosen.init:
+        new = start_from(model, chosen.init, chosen.backbone)
+        logger.info("starting from %s; new: %s", chosen.init, few(new) or "nothing")
+    return model
+
+
+def start_from(model: nn.Module, source: str | Path, backbone: str) -> list[str]:
+    """Load a classifier's weights into the backbone, or all of a detector's that fit; names of what stays new.
+
+    Of a detector with other classes the predictors stay new.
+    """
+    state, wanted = read_weights(source), model.state_dict()
+    if not any(key.startswith(BODY) for key in state):
+        # timm's feature networks write stages_0 for the stages.0 of a classifier
+        state = {BODY + name: value for key, value in state.items() for name in (key, key.replace(".", "_", 1))}
+    fitting = {key: state[key] for key in wanted if key in state and state[key].shape == wanted[key].shape}
+    new = [key for key in wanted if key not in fitting]
+    if missing := [key.removeprefix(BODY) for key in new if key.startswith(BODY)]:
+        raise ValueError(f"{source} does not fit {backbone}: it lacks {few(missing)}")
+    model.load_state_dict(fitting, strict=False)
+    return new
+
+
+def load_detector(
+    weights: str | os.PathLike[str], min_size: int | None = None, device: torch.device | str | None = None
+) -> tuple[nn.Module, dict[int, str]]:
+    """A trained detector in evaluation mode, and its classes: COCO's id and name of labels 0, 1, ...
+
+    weights: the folder of a run or of one of its checkpoints, or the weight file in it; the config.yaml beside it
+        says which detector it is.
+    min_size: short side in px that it sees, instead of the run's; the limit of the long side grows with it.
+    device: the GPU if there is one.
+    """
+    path = Path(weights)
+    if not path.exists():
+        raise ValueError(f"{path}: no such run or weights; check the path")
+    config = saved_config(path)
+    if not config:
+        raise ValueError(f"{path}: no config.yaml beside the weights, so the network is unknown; give a run's folder")
+    known, classes = config.get("model"), config.get("classes")
+    if not isinstance(known, dict) or "detector" not in known or not classes:
+        raise ValueError(f"{path}: its config.yaml is not that of a detector; give a run of secvit.detection")
+    try:
+        chosen = Model(**known)
+    except TypeError as error:
+        raise ValueError(f"{path}: its config.yaml does not fit this version ({error})") from None
+    # the run's own weights replace whatever it started from
+    chosen = replace(chosen, init=None, backbone_args={**chosen.backbone_args, "pretrained": False})
+    shortest = chosen.min_size[-1]
+    if min_size is not None and min_size < 1:
+        raise ValueError(f"min_size={min_size}; choose the short side in px, for example {shortest}")
+    size = min_size or shortest
+    model = create(replace(chosen, min_size=(size,), max_size=round(chosen.max_size * size / shortest)), len(classes))
+    load_weights(model, path)
+    categories = dict(zip(config.get("category_ids") or range(1, len(classes) + 1), classes, strict=True))
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), categories
