@@ -186,7 +186,7 @@ def evaluate(words: Sequence[str]) -> int:
     parser.add_argument("--data", type=str, required=True, help='images: a path, wds/..., hfds/... or "digits"')
     parser.add_argument("--split", type=str, default="val", help="train, val or test")
     parser.add_argument("--image_size", type=int | None, help="px, if no config.yaml says it")
-    parser.add_argument("--max_dets", type=int | None, help="detections of an image that count in the AP; else as in the run")
+    parser.add_argument("--max_dets", type=int | None, help="detections of an image that count; else as in the run")
     parser.add_argument("--batch_size", type=int | None, help="images at a time (256 to classify, 1 to detect)")
     parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; the GPU if there is one")
     parser.add_argument("--json", type=str | None, help="also write the numbers to this file")

@@ -151,7 +151,7 @@ def test_a_run_and_its_weight_file_are_one_detector(run, tmp_path):
     image = [photo(90, 70)]
     expected = predict(load_detector(run, device="cpu")[0], image, score=0.0)[0]
     model, categories = load_detector(run / "model.safetensors", device="cpu")
-    assert tuple(classes.values()) == CLASSES and not model.training
+    assert categories == dict(enumerate(CLASSES, 1)) and not model.training
     assert torch.equal(predict(model, image, score=0.0)[0]["boxes"], expected["boxes"])
 
 
@@ -166,6 +166,11 @@ def edited(run, folder, change):
     change(config)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
+
+
+def test_category_ids_are_those_of_the_data_where_the_run_knows_them(run, tmp_path):
+    _, categories = load_detector(edited(run, tmp_path / "run", lambda c: c.update(category_ids=[3, 7, 90])))
+    assert list(categories.items()) == list(zip((3, 7, 90), CLASSES, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -223,11 +228,11 @@ def test_pycocotools_opens_the_file_and_finds_the_masks_in_it_again(run):
     first, box = coco["annotations"][0], results[0]["boxes"][0]
     assert first["area"] == int(results[0]["masks"][0].sum())
     assert first["bbox"] == pytest.approx([*box[:2].tolist(), *(box[2:] - box[:2]).tolist()])
-    assert truth.loadCats(first["category_id"])[0]["name"] == [*classes.values()][int(results[0]["labels"][0])]
+    assert truth.loadCats(first["category_id"])[0]["name"] == CLASSES[int(results[0]["labels"][0])]
 
 
 def test_detections_without_masks_have_the_area_of_their_boxes():
-    coco = new_coco(dict(enumerate(CLASSES, 1)))
+    coco = new_coco({1: "cat", 2: "dog", 17: "bird"})
     found = {"boxes": torch.tensor([[1.0, 2, 5, 9]]), "labels": torch.tensor([2]), "scores": torch.tensor([0.5])}
     add_image(coco, "a.png", (10, 12), found)
     assert coco["annotations"] == [

@@ -62,7 +62,7 @@ def folder() -> Recipe:
 
 
 def pets599() -> Recipe:
-    """Mask R-CNN on 419 photographs of pets of three breeds at 224 px: a quarter of an hour on one CPU core.
+    """Mask R-CNN on 419 photographs of pets of three breeds at 224 px: half an hour on one CPU core.
 
     secvit train detection.pets599 --data pets599 --output runs/pets
     secvit train detection.pets599 --data pets599 --output runs/pets_resnet18 \
