@@ -46,10 +46,9 @@ def train(
         model = create(recipe.model, len(train_split.classes))
     task = DetectionTask(model, recipe.model.norm_eval)
     dataset = TrainView(train_split, masks, recipe.flip, recipe.loop.seed, transform)
-    device = "cpu" if recipe.loop.device == "cpu" or not torch.accelerator.is_available() else None
 
     def score(network: nn.Module) -> dict[str, float]:
-        results = detect(network, val_split, device=device or next(network.parameters()).device)
+        results = detect(network, val_split, device=next(network.parameters()).device)
         found: dict[str, float] = {}
         for kind in ("box", "mask")[: 1 + masks]:
             figures = average_precision(val_split, results, kind, recipe.max_dets)
