@@ -9,7 +9,8 @@ import torch
 from faster_coco_eval.core import mask as rle
 
 from secvit.detection.data import encode, load
-from secvit.detection.evaluate import FIGURES, as_results, average_precision, ground_truth
+from secvit.detection.evaluate import FIGURES, average_precision, ground_truth
+from secvit.detection.predict import as_results
 from tests.detection.make import coco_folder
 
 
@@ -71,7 +72,7 @@ def test_no_detection_is_an_ap_of_zero(tmp_path):
 def test_a_detectors_output_becomes_cocos_entries():
     out = {
         "boxes": torch.tensor([[1.0, 2, 5, 9]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.5]),
-        "masks": torch.ones(1, 1, 10, 12),
+        "masks": torch.ones(1, 10, 12, dtype=torch.bool),
     }  # fmt: skip
     (entry,) = as_results(out, 77, (3, 7))
     assert (entry["image_id"], entry["category_id"], entry["bbox"], entry["score"]) == (77, 7, [1, 2, 4, 7], 0.5)

@@ -8,16 +8,15 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as rle
-from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as tv
+from torch import nn
 from tqdm import tqdm
 
 from secvit.detection.data import Coco, encode, load
+from secvit.detection.predict import as_results, predict
 from secvit.detection.saved import load_detector
 from secvit.images import read_image
 from secvit.models.saved import saved_config
@@ -41,22 +40,18 @@ FIGURES = (
 KINDS = {"box": "bbox", "mask": "segm"}
 
 
-@torch.no_grad()
-def detect(
-    model: nn.Module, coco: Coco, batch_size: int = 1, device: torch.device | str = "cpu"
-) -> list[dict[str, Any]]:
+def detect(model: nn.Module, coco: Coco, batch_size: int = 1) -> list[dict[str, Any]]:
     """Detections of every image in COCO's result format, with masks where the model makes them.
 
     Of many processes each looks at a share of the images, and all return what all found.
     """
-    model.to(device).eval()
     mine = share(len(coco.images))
     found: list[dict[str, Any]] = []
     title = f"evaluating {coco.file.stem}"
     for start in tqdm(range(0, len(mine), batch_size), desc=title, disable=not is_first() or None, leave=False):
         some = mine[start : start + batch_size]
-        images = [tv.to_dtype(tv.pil_to_tensor(read_image(coco.path(i))), torch.float32, scale=True) for i in some]
-        for i, out in zip(some, model([image.to(device) for image in images]), strict=True):
+        images = [read_image(coco.path(i)) for i in some]
+        for i, out in zip(some, predict(model, images, score=0.0), strict=True):
             found += as_results(out, coco.images[i]["id"], coco.category_ids)
     gathered = gather_object(found) if torch.distributed.is_initialized() else found
     return sorted(gathered, key=lambda one: (one["image_id"], -one["score"]))
@@ -84,7 +79,7 @@ def evaluate_checkpoint(
     if dict(zip(coco.category_ids, coco.classes)) != categories:
         learned = few([*categories.values()])
         raise ValueError(f"{coco.file} has other categories than {weights}: {few(coco.classes)}, not {learned}")
-    results = detect(model, coco, batch_size, next(model.parameters()).device)
+    results = detect(model, coco, batch_size)
     found: dict[str, Any] = {"images": len(coco.images)}
     for kind in kinds:
         found |= {f"{kind}_{name}": value for name, value in average_precision(coco, results, kind, max_dets).items()}
@@ -93,20 +88,6 @@ def evaluate_checkpoint(
 
 def has_masks(model: nn.Module) -> bool:
     return hasattr(model, "roi_heads") and model.roi_heads.has_mask()
-
-
-def as_results(out: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """A detector's output for one image in COCO's result format: boxes (x, y, w, h), masks as run lengths."""
-    boxes = out["boxes"].float().cpu()
-    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
-    entries: list[dict[str, Any]] = [
-        {"image_id": image_id, "category_id": category_ids[int(label)], "bbox": box, "score": float(score)}
-        for box, label, score in zip(boxes, out["labels"], out["scores"])
-    ]
-    if "masks" in out:
-        for entry, mask in zip(entries, out["masks"]):
-            entry["segmentation"] = rle.encode(np.asfortranarray((mask[0] > 0.5).byte().cpu().numpy()))
-    return entries
 
 
 def average_precision(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle
 from PIL import Image
@@ -14,12 +15,10 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import functional as tv
 
-from secvit.detection.evaluate import as_results
-
 SCORE = 0.5
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: a network may keep tables for its next training step
 def predict(model: nn.Module, images: Sequence[Image.Image | Tensor], score: float = SCORE) -> list[dict[str, Tensor]]:
     """Objects in images of any sizes, the surest first: for each image a dict, on the CPU.
 
@@ -121,6 +120,19 @@ def lay(mask: Tensor, box: Tensor, small: Tensor) -> None:
     window.copy_(paste_masks_in_image(small[None], inside[None], tuple(window.shape))[0, 0] > 0.5)
 
 
+def as_results(found: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """What `predict` found in one image in COCO's result format: boxes (x, y, w, h), masks as run lengths."""
+    boxes = found["boxes"]
+    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
+    entries: list[dict[str, Any]] = [
+        {"image_id": image_id, "category_id": category_ids[int(label)], "bbox": box, "score": float(score)}
+        for box, label, score in zip(boxes, found["labels"], found["scores"])
+    ]
+    for entry, mask in zip(entries, found.get("masks", ())):
+        entry["segmentation"] = rle.encode(np.asfortranarray(mask.byte().numpy()))
+    return entries
+
+
 def new_coco(categories: Mapping[int, str]) -> dict[str, Any]:
     """A COCO file without images.  categories: id and name of labels 0, 1, ..."""
     entries = [{"id": number, "name": name} for number, name in categories.items()]
@@ -137,8 +149,7 @@ def add_image(coco: dict[str, Any], name: str, size: tuple[int, int], found: Map
     """
     image_id = len(coco["images"]) + 1
     coco["images"].append({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
-    out = {key: value[:, None] if key == "masks" else value for key, value in found.items()}
-    for entry in as_results(out, image_id, [category["id"] for category in coco["categories"]]):
+    for entry in as_results(found, image_id, [category["id"] for category in coco["categories"]]):
         mask, area = entry.get("segmentation", []), entry["bbox"][2] * entry["bbox"][3]
         if mask:
             area = float(rle.area(mask))

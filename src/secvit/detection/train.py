@@ -48,7 +48,7 @@ def train(
     dataset = TrainView(train_split, masks, recipe.flip, recipe.loop.seed, transform)
 
     def score(network: nn.Module) -> dict[str, float]:
-        results = detect(network, val_split, device=next(network.parameters()).device)
+        results = detect(network, val_split)
         found: dict[str, float] = {}
         for kind in ("box", "mask")[: 1 + masks]:
             figures = average_precision(val_split, results, kind, recipe.max_dets)
