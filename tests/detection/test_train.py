@@ -155,7 +155,7 @@ def test_a_classifiers_weights_become_a_detectors_backbone(tmp_path):
     for name, value in classifier.state_dict().items():
         if not name.startswith("head"):
             assert torch.equal(body[name if name in body else name.replace(".", "_", 1)], value)
-    with pytest.raises(ValueError, match="does not fit resnet18: it lacks conv1.weight"):
+    with pytest.raises(ValueError, match="does not fit the backbone: it lacks conv1.weight"):
         create(replace(chosen, backbone="resnet18", backbone_args={}), 3)
     torch.save(detector.state_dict(), tmp_path / "detector.pth")
     chosen = replace(chosen, init=str(tmp_path / "detector.pth"))

@@ -10,7 +10,6 @@ import inspect
 from collections import OrderedDict
 from typing import Any
 
-import timm
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -20,7 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from secvit.detection.roi_heads import AlignedRoIAlign, StagedRoIHeads
-from secvit.models.saved import check_name
+from secvit.models.features import FeatureMaps
 
 CHANNELS = 256
 LEVELS = ["0", "1", "2", "3"]
@@ -31,44 +30,23 @@ OURS = {
 }
 
 
-class Pyramid(nn.Module):
-    """A backbone's maps and an FPN over them.  images (B, 3, H, W) -> maps (B, 256, H_l, W_l) by name.
+class Pyramid(FeatureMaps):
+    """A backbone's maps and an FPN over them.  images (B, 3, H, W) -> maps (B, 256, H_l, W_l) by name."""
 
-    The maps are those of the last `levels` stages, before any downsample.
-    """
-
-    def __init__(self, backbone: str, levels: int, arguments: dict[str, Any]) -> None:
-        super().__init__()
-        check_name(backbone)
-        try:
-            body = timm.create_model(backbone, features_only=True, **arguments)
-        except (RuntimeError, AttributeError, TypeError) as error:
-            raise ValueError(f"{backbone} gives no feature pyramid: {str(error).splitlines()[0]}") from None
-        strides = body.feature_info.reduction()
-        if len(strides) < levels or strides[-levels:] != [32 // 2**i for i in reversed(range(levels))]:
-            raise ValueError(
-                f"{backbone} has maps of strides {strides}; the detectors need {levels} that end with 8, 16, 32, "
-                "as hierarchical backbones have"
-            )
-        self.body = body
-        self.levels = levels
-        self.channels_last = getattr(body, "output_fmt", None) is not None and str(body.output_fmt).endswith("NHWC")
-        channels = body.feature_info.channels()[-levels:]
+    def __init__(self, backbone: str, levels: int, arguments: dict[str, Any] | None) -> None:
+        super().__init__(backbone, arguments, levels)
         # two-stage detectors pool the top map once more, one-stage ones make two maps of the top stage
-        extra = LastLevelMaxPool() if levels == 4 else LastLevelP6P7(channels[-1], CHANNELS)
-        self.fpn = FeaturePyramidNetwork(channels, CHANNELS, extra_blocks=extra)
+        extra = LastLevelMaxPool() if levels == 4 else LastLevelP6P7(self.channels[-1], CHANNELS)
+        self.fpn = FeaturePyramidNetwork(self.channels, CHANNELS, extra_blocks=extra)
         self.out_channels = CHANNELS
 
-    def normalization(self) -> dict[str, list[float]]:
-        """Mean and deviation of the images the backbone learned from, as torchvision's detectors take them."""
-        cfg = timm.data.resolve_data_config(model=self.body)
-        return {"image_mean": list(cfg["mean"]), "image_std": list(cfg["std"])}
-
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        maps = self.body(images)[-self.levels :]
-        if self.channels_last:
-            maps = [x.permute(0, 3, 1, 2) for x in maps]
-        return self.fpn(OrderedDict((str(i), x) for i, x in enumerate(maps)))
+        return self.fpn(OrderedDict((str(i), x) for i, x in enumerate(super().forward(images))))
+
+    def defaults(self) -> dict[str, list[float]]:
+        """What torchvision's detectors are told of the images."""
+        mean, std = self.normalization()
+        return {"image_mean": list(mean), "image_std": list(std)}
 
 
 def mask_rcnn(
@@ -89,7 +67,7 @@ def mask_rcnn(
     backbone_args: of timm.create_model, such as {"pretrained": True, "cluster_size": 98}.
     options: of torchvision's MaskRCNN: min_size, max_size, box_score_thresh, box_detections_per_img, ...
     """
-    body = Pyramid(backbone, 4, backbone_args or {})
+    body = Pyramid(backbone, 4, backbone_args)
     heads = [TwoMLPHead(CHANNELS * 7 * 7, 1024)]
     return _two_stage(
         body, num_classes, heads, (0.5,), ((10.0, 10.0, 5.0, 5.0),), (1.0,), box_loss, aligned, masks, options
@@ -110,7 +88,7 @@ def cascade_mask_rcnn(
 
     The layout of Swin's configs, class-specific boxes; arguments as in `mask_rcnn`.
     """
-    body = Pyramid(backbone, 4, backbone_args or {})
+    body = Pyramid(backbone, 4, backbone_args)
     heads = [FastRCNNConvFCHead((CHANNELS, 7, 7), [CHANNELS] * 4, [1024], norm_layer=nn.BatchNorm2d) for _ in range(3)]
     weights = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
     return _two_stage(
@@ -126,10 +104,10 @@ def retinanet(
     Arguments as in `mask_rcnn`; options: of torchvision's RetinaNet.
     """
     check_options(RetinaNet, options)
-    body = Pyramid(backbone, 3, backbone_args or {})
+    body = Pyramid(backbone, 3, backbone_args)
     sizes = tuple((x, int(x * 2 ** (1 / 3)), int(x * 2 ** (2 / 3))) for x in (32, 64, 128, 256, 512))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
-    return RetinaNet(body, num_classes, anchor_generator=anchors, **{**body.normalization(), **options})
+    return RetinaNet(body, num_classes, anchor_generator=anchors, **{**body.defaults(), **options})
 
 
 def check_options(detector: type[nn.Module], options: dict[str, Any]) -> None:
@@ -147,7 +125,7 @@ def _two_stage(
     sampling = 0 if aligned else 2
     pools = [align(LEVELS, size, sampling) for size in (7, 14)]
     check_options(MaskRCNN, options)
-    options = {**body.normalization(), **options}
+    options = {**body.defaults(), **options}
     model = MaskRCNN(body, num_classes + 1, box_roi_pool=pools[0], mask_roi_pool=pools[1], **options)
     stages = len(box_heads)
     old = model.roi_heads

@@ -12,11 +12,11 @@ from torch import nn
 
 from secvit.detection import models
 from secvit.detection.config import Model
+from secvit.models.features import start_from
 from secvit.models.saved import saved_config
-from secvit.weights import few, load_weights, read_weights
+from secvit.weights import few, load_weights
 
 logger = logging.getLogger(__name__)
-BODY = "backbone.body."
 
 
 def create(chosen: Model, classes: int) -> nn.Module:
@@ -25,26 +25,9 @@ def create(chosen: Model, classes: int) -> nn.Module:
     options = {"min_size": chosen.min_size, "max_size": chosen.max_size, **chosen.args}
     model = make(chosen.backbone, classes, backbone_args=dict(chosen.backbone_args), **options)
     if chosen.init:
-        new = start_from(model, chosen.init, chosen.backbone)
+        new = start_from(model, chosen.init)
         logger.info("starting from %s; new: %s", chosen.init, few(new) or "nothing")
     return model
-
-
-def start_from(model: nn.Module, source: str | Path, backbone: str) -> list[str]:
-    """Load a classifier's weights into the backbone, or all of a detector's that fit; names of what stays new.
-
-    Of a detector with other classes the predictors stay new.
-    """
-    state, wanted = read_weights(source), model.state_dict()
-    if not any(key.startswith(BODY) for key in state):
-        # timm's feature networks write stages_0 for the stages.0 of a classifier
-        state = {BODY + name: value for key, value in state.items() for name in (key, key.replace(".", "_", 1))}
-    fitting = {key: state[key] for key in wanted if key in state and state[key].shape == wanted[key].shape}
-    new = [key for key in wanted if key not in fitting]
-    if missing := [key.removeprefix(BODY) for key in new if key.startswith(BODY)]:
-        raise ValueError(f"{source} does not fit {backbone}: it lacks {few(missing)}")
-    model.load_state_dict(fitting, strict=False)
-    return new
 
 
 def load_detector(

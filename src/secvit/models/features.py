@@ -1,0 +1,66 @@
+"""The feature maps of any backbone of timm, as heads of dense prediction take them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from secvit.models.saved import check_name
+from secvit.weights import few, read_weights
+
+BODY = "backbone.body."
+
+
+class FeatureMaps(nn.Module):
+    """Maps of a backbone's last `levels` stages, the finest first.  (B, 3, H, W) -> [(B, C_l, H_l, W_l)]
+
+    backbone: a timm name that offers features_only; each stage halves the map of the one before, down to 1/32.
+    arguments: of timm.create_model, {"pretrained": True, "cluster_size": 98}.
+    `channels` and `strides` say what the maps are.  A ValueError names a backbone that has no such maps.
+    """
+
+    def __init__(self, backbone: str, arguments: dict[str, Any] | None = None, levels: int = 4) -> None:
+        super().__init__()
+        check_name(backbone)
+        try:
+            self.body = timm.create_model(backbone, features_only=True, **(arguments or {}))
+        except (RuntimeError, AttributeError, TypeError, OSError) as error:
+            raise ValueError(f"{backbone} gives no feature maps: {str(error).splitlines()[0]}") from None
+        strides = self.body.feature_info.reduction()
+        self.strides, self.channels = strides[-levels:], self.body.feature_info.channels()[-levels:]
+        if self.strides != [32 // 2**i for i in reversed(range(levels))]:
+            raise ValueError(
+                f"{backbone} has maps of strides {strides}; the head needs {levels} that end with 8, 16, 32, "
+                "as hierarchical backbones have"
+            )
+        self.channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
+
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of the images that the backbone learned from."""
+        cfg = timm.data.resolve_data_config(model=self.body)
+        return tuple(cfg["mean"]), tuple(cfg["std"])
+
+    def forward(self, images: Tensor) -> Any:
+        maps = self.body(images)[-len(self.channels) :]
+        return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_last else maps
+
+
+def start_from(model: nn.Module, source: str | os.PathLike[str]) -> list[str]:
+    """Load a classifier's weights into the `backbone` of a model with heads, or all that fit of such a model.
+
+    source: a file or the folder of a run.  Returns the names of what stays new: heads, or, of the same network for
+    other classes, what predicts them.  A ValueError says what the backbone lacks.
+    """
+    state, wanted = read_weights(source), model.state_dict()
+    if not any(key.startswith(BODY) for key in state):
+        # timm's feature networks write stages_0 for the stages.0 of a classifier
+        state = {BODY + name: value for key, value in state.items() for name in (key, key.replace(".", "_", 1))}
+    fitting = {key: state[key] for key in wanted if key in state and state[key].shape == wanted[key].shape}
+    new = [key for key in wanted if key not in fitting]
+    if missing := [key.removeprefix(BODY) for key in new if key.startswith(BODY)]:
+        raise ValueError(f"{source} does not fit the backbone: it lacks {few(missing)}; give its name and arguments")
+    model.load_state_dict(fitting, strict=False)
+    return new
