@@ -98,6 +98,27 @@ def detections() -> str:
     return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
 
 
+def segmentations() -> str:
+    """A row for every segmentation run: the mean over its seeds and how far they lie apart."""
+    rows = [
+        "| recipe | backbone | data | test mIoU | val mIoU | test pixel accuracy | seeds | minutes each "
+        "| hardware | date |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for _, result in results("secvit train segmentation"):
+        runs = result["runs"]
+        cells = [
+            _spread([100 * run[split][score] for run in runs]) if all(split in run for run in runs) else "none"
+            for split, score in (("test", "miou"), ("val", "miou"), ("test", "pixel_accuracy"))
+        ]
+        rows.append(
+            f"| `{result['name']}` | {result['recipe']['model']['backbone']} | {result['data']} | {' | '.join(cells)} "
+            f"| {len(runs)} | {sum(run['seconds'] for run in runs) / 60 / len(runs):.0f} "
+            f"| {result['hardware']} | {result['date']} |"
+        )
+    return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
+
+
 def detector_sizes() -> str:
     """Parameters and work of each row of tables 4 and 5, the paper's and ours in both ways of counting."""
     rows = [
@@ -164,6 +185,7 @@ SECTIONS = {
     "pretrainings": pretrainings,
     "detections": detections,
     "detector_sizes": detector_sizes,
+    "segmentations": segmentations,
     "patchings": patchings,
     "patch_reports": patch_reports,
 }

@@ -13,7 +13,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from secvit import segmentation
 from secvit.classification import evaluate_checkpoint
+from secvit.segmentation.data import splits
 from secvit.vis import draw_curves
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,12 +60,17 @@ def main() -> None:
     print(RESULTS / f"{stem}.json", *(run["test"] if "test" in run else run["val"] for run in kept["runs"]), sep="\n")
 
 
-def scores(kind: str, run: Path, result: dict[str, Any], data: Path) -> dict[str, dict[str, float]]:
-    """Numbers by split: accuracies scored here, or what SimMIM or a detector measured on its held-out images."""
+def scores(kind: str, run: Path, result: dict[str, Any], data: Path) -> dict[str, dict[str, Any]]:
+    """Numbers by split: accuracies and IoU scored here, or what SimMIM or a detector measured on held-out images."""
     if kind == "simmim":
         return {result["split"]: {key: result[key] for key in ("loss", "mean_baseline")}}
     if kind == "detection":
         return {result["split"]: {key: value for key, value in result.items() if key.startswith(("box_", "mask_"))}}
+    if kind == "segmentation":
+        keep = ("miou", "pixel_accuracy", "mean_accuracy", "per_class", "images", "skipped")
+        held_out = [split for split in splits(data) if split != "train"]
+        found = {split: segmentation.evaluate_checkpoint(run, data, split) for split in held_out}
+        return {split: {key: score[key] for key in keep} for split, score in found.items()}
     keep = ("top1", "macro", "majority_floor", "images", "skipped")
     found = {split: evaluate_checkpoint(result["model"], run, data, split) for split in ("val", "test")}
     return {split: {key: score[key] for key in keep} for split, score in found.items()}

@@ -53,6 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 # -- train -------------------------------------------------------------------------------------
 
+# what --data is where digits are of no use
+FOLDERS = {
+    "detection": "a folder in COCO's format (docs/detection.md)",
+    "segmentation": "a folder of pictures and masks (docs/segmentation.md)",
+}
+
 
 def train(words: Sequence[str]) -> int:
     """Train by a recipe."""
@@ -64,7 +70,7 @@ def train(words: Sequence[str]) -> int:
     part = name.partition(".")[0]
     if "--tiny" in words:
         words.remove("--tiny")
-        any_data = part != "detection"
+        any_data = part not in FOLDERS
         recipe = importlib.import_module(f"secvit.{name.rpartition('.')[0]}").tiny(recipe)
     parser = _parser(
         f"secvit train {name}",
@@ -73,8 +79,7 @@ def train(words: Sequence[str]) -> int:
     )
     parser.add_argument("--config", action="config", help="YAML file with changes of the recipe")
     about = 'images: a path, wds/..., hfds/... or "digits" (docs/data.md)'
-    if part == "detection":
-        about = "a folder in COCO's format (docs/detection.md)"
+    about = FOLDERS.get(part, about)
     parser.add_argument("--data", type=str | None, default="digits" if any_data else None, help=about)
     parser.add_argument("--output", type=str, default=f"runs/{name}", help="folder of the run")
     parser.add_argument("--resume", type=str, default="auto", help="auto, never or a checkpoint")
@@ -83,7 +88,7 @@ def train(words: Sequence[str]) -> int:
         _explain(parser, entry, kind if is_dataclass(kind) else type(recipe))
     found = parser.instantiate(parser.parse_args(words))
     if not found.data:
-        digits = "" if part == "detection" else ", or --data digits for a try without a download"
+        digits = "" if part in FOLDERS else ", or --data digits for a try without a download"
         raise ValueError(f"{name} needs images: give --data DIR{digits}")
     changed = type(recipe)(**{entry.name: found[entry.name] for entry in fields(recipe)})
     run = importlib.import_module(f"secvit.{part}").train
@@ -302,6 +307,60 @@ def detect(words: Sequence[str]) -> int:
     return 2 if skipped else 0
 
 
+# -- segment -----------------------------------------------------------------------------------
+
+
+def segment(words: Sequence[str]) -> int:
+    """Label the pixels of pictures, or score a network that does."""
+    parser = _parser(
+        "secvit segment",
+        "The class of each pixel of one or more pictures: an overlay to look at and an indexed PNG to work with.\n\n"
+        "secvit segment photo.jpg --weights runs/mine               in segments/: photo.png, photo_overlay.jpg\n"
+        "secvit segment *.jpg --weights runs/mine --short_side 0 --window 512     large pictures, little memory\n"
+        "secvit segment --data DIR --split test --weights runs/mine --confusion confusion.png       mIoU of a split",
+    )
+    parser.add_argument("photos", type=str, nargs="*", help="the pictures, of any format and size")
+    parser.add_argument("--weights", type=str, required=True, help="what secvit train segmentation... left")
+    parser.add_argument("-o", "--output", type=str, default="segments", help="folder of the results")
+    parser.add_argument("--short_side", type=int | None, help="px of the short side; 0 leaves the size")
+    parser.add_argument("--window", type=int | None, help="px of windows to look through; 0 for none")
+    parser.add_argument("--overlap", type=float | None, help="part of a window that the next one sees again")
+    parser.add_argument("--scales", type=float, nargs="+", help="factors of the size, to be averaged")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; the GPU if there is one")
+    parser.add_argument("--data", type=str | None, help="pictures and masks to score instead")
+    parser.add_argument("--split", type=str, default="val", help="train, val or test")
+    parser.add_argument("--confusion", type=str | None, help="also draw which classes are taken for which")
+    parser.add_argument("--json", type=str | None, help="also write the scores to this file")
+    found = parser.parse_args(list(words))
+    look = {key: found[key] for key in ("short_side", "window", "overlap")}
+    look |= {"scales": tuple(found.scales) if found.scales else None, "flip": found.flip or None}
+    if bool(found.photos) == bool(found.data):
+        raise ValueError("give pictures to label, or --data DIR to score")
+    from secvit.vis.segmentation import draw_confusion, segment_photos
+
+    if found.photos:
+        for result in segment_photos(found.photos, found.weights, found.output, found.device, **look):
+            print(result)
+        return 0
+    from secvit.segmentation import evaluate_checkpoint
+    from secvit.vis.picture import check_output
+
+    if found.confusion:
+        check_output(found.confusion)
+    scores = evaluate_checkpoint(found.weights, found.data, found.split, found.device, **look)
+    for name in ("miou", "pixel_accuracy", "mean_accuracy"):
+        print(f"{name:20} {100 * scores[name]:6.2f} %")
+    for name, iou in scores["per_class"].items():
+        print(f"  {name:18} " + ("does not occur" if iou is None else f"{100 * iou:6.2f} %"))
+    if found.confusion:
+        print(f"wrote {draw_confusion(scores['confusion'], list(scores['per_class']), found.confusion)}")
+    if found.json:
+        with open(found.json, "w") as file:
+            json.dump(scores, file, indent=2)
+    return 0
+
+
 # -- cluster -----------------------------------------------------------------------------------
 
 
@@ -434,6 +493,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": evaluate,
     "predict": predict,
     "detect": detect,
+    "segment": segment,
     "cluster": cluster,
     "convert": convert,
     "bench": bench,

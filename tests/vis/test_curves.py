@@ -40,3 +40,13 @@ def test_an_output_without_a_folder_is_refused(tmp_path):
     (tmp_path / "log.csv").write_text(LOG)
     with pytest.raises(ValueError, match="no such folder"):
         draw_curves(tmp_path / "log.csv", tmp_path / "nowhere" / "out.png")
+
+
+def test_miou_is_drawn_where_there_is_no_accuracy(tmp_path):
+    (tmp_path / "log.csv").write_text("step,loss\n10,2.0\n20,1.0\n")
+    (tmp_path / "eval.csv").write_text("step,miou\n10,0.2\n20,0.5\n")
+    wide = draw_curves(tmp_path / "log.csv", tmp_path / "wide.png")
+    (tmp_path / "eval.csv").unlink()
+    narrow = draw_curves(tmp_path / "log.csv", tmp_path / "narrow.png")
+    with Image.open(wide) as a, Image.open(narrow) as b:
+        assert a.width > b.width

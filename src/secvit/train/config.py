@@ -16,16 +16,18 @@ class Schedule:
         warmup_steps: length of the linear warm-up in optimizer steps.
         warmup_epochs: the same in epochs; at most one of the two.
         warmup_lr: learning rate of the first step.
-        min_lr: learning rate at the end of cosine and linear.
+        min_lr: learning rate at the end of cosine, linear and poly.
         decay_at: for step, parts of the run after which the rate falls to a tenth, (8/12, 11/12).
+        power: for poly, of what is left of the run.
     """
 
-    kind: Literal["cosine", "linear", "constant", "step"] = "cosine"
+    kind: Literal["cosine", "linear", "constant", "step", "poly"] = "cosine"
     warmup_steps: int = 0
     warmup_epochs: float = 0.0
     warmup_lr: float = 0.0
     min_lr: float = 0.0
     decay_at: tuple[float, ...] = ()
+    power: float = 1.0
 
     def __post_init__(self) -> None:
         if self.warmup_steps and self.warmup_epochs:
@@ -35,6 +37,8 @@ class Schedule:
             )
         if (self.kind == "step") != bool(self.decay_at) or not all(0 < at < 1 for at in self.decay_at):
             raise ValueError(f"kind={self.kind!r}, decay_at={self.decay_at}; step wants parts of the run in 0..1")
+        if self.power <= 0:
+            raise ValueError(f"power={self.power}; give a number above 0, like 0.9")
         for name in ("warmup_steps", "warmup_epochs", "warmup_lr", "min_lr"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number >= 0")

@@ -21,5 +21,8 @@ def learning_rate(step: int, total: int, peak: float, schedule: Schedule, steps_
     done = step / total
     if schedule.kind == "step":
         return peak * 0.1 ** sum(done >= at for at in schedule.decay_at)
-    left = 0.5 * (1 + math.cos(math.pi * done)) if schedule.kind == "cosine" else 1 - done
+    if schedule.kind == "cosine":
+        left = 0.5 * (1 + math.cos(math.pi * done))
+    else:
+        left = (1 - done) ** (schedule.power if schedule.kind == "poly" else 1.0)
     return schedule.min_lr + (peak - schedule.min_lr) * left

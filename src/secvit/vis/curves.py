@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from secvit.train.log import read_csv
 from secvit.vis.picture import FAINT, INK, check_output, new_figure, save
 
-SCORES = {"top1": "top-1 accuracy, %", "mask_AP": "mask AP, %", "box_AP": "box AP, %"}  # the first that a run has
+# the first of these that a run has
+SCORES = {"top1": "top-1 accuracy, %", "miou": "mIoU, %", "mask_AP": "mask AP, %", "box_AP": "box AP, %"}
 TRAINED, HELD_OUT = "#8aa6c1", "#c8553d"
 
 
 def draw_curves(csv_path: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
-    """Loss, and accuracy or AP where there is one, against optimizer steps, from a run's log.csv and eval.csv.
+    """Loss, and accuracy, mIoU or AP where there is one, against optimizer steps, from a run's log.csv and eval.csv.
 
     Of the training batches (accuracy is missing where images are mixed, and AP always), of the held-out images,
     and of what needs no learning: the most frequent class, or the mean visible colour of SimMIM.
@@ -86,7 +87,7 @@ def _line(axes: Axes, columns: dict[str, list[float]], name: str, label: str, co
     steps, values = [x for x, _ in points], [scale * y for _, y in points]
     marker = "o" if len(points) <= 40 else None
     axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=3.5, label=label)
-    if label == "held out" and name == "top1":
+    if label == "held out" and name in SCORES:
         axes.annotate(
             f"{values[-1]:.2f}", (steps[-1], values[-1]), (0, -14), textcoords="offset points",
             ha="right", fontsize=9, color=colour,

@@ -1,0 +1,18 @@
+"""Semantic segmentation: Semantic FPN and UperNet on any backbone of timm, data, evaluation, recipes."""
+
+from secvit.segmentation.evaluate import evaluate, evaluate_checkpoint
+from secvit.segmentation.models import semantic_fpn, upernet
+from secvit.segmentation.predict import label_picture, load_trained
+from secvit.segmentation.recipes import tiny
+from secvit.segmentation.train import train
+
+__all__ = [
+    "evaluate",
+    "evaluate_checkpoint",
+    "label_picture",
+    "load_trained",
+    "semantic_fpn",
+    "tiny",
+    "train",
+    "upernet",
+]

@@ -1,0 +1,82 @@
+"""mIoU, per-class IoU, pixel and mean accuracy of a split, from one matrix of counted pixels."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secvit.segmentation.config import Look
+from secvit.segmentation.data import EvalView, load
+from secvit.segmentation.models import Segmenter
+from secvit.segmentation.predict import label_picture, load_trained
+from secvit.train.shares import sum_over_processes
+
+
+def confusion(target: np.ndarray, labels: np.ndarray, classes: int) -> Tensor:
+    """Pixels of each class (rows) that were given each label (columns), (classes, classes) whole numbers.
+
+    target: classes (H, W), of which those not in 0..classes-1 are not counted.
+    """
+    counted = target < classes
+    pairs = target[counted].astype(np.int64) * classes + labels[counted]
+    return torch.from_numpy(np.bincount(pairs, minlength=classes**2).reshape(classes, classes))
+
+
+def scores(matrix: Tensor) -> dict[str, Any]:
+    """miou, pixel_accuracy and mean_accuracy in 0..1, and per_class: IoU of each class in order.
+
+    A class that neither occurs nor is predicted has no IoU (NaN) and is left out of the mean; one that occurs
+    nowhere is left out of the mean accuracy.  Where nothing is left, a score is NaN.
+    """
+    counts = matrix.double()
+    hits, true, said = counts.diag(), counts.sum(1), counts.sum(0)
+    iou = hits / (true + said - hits)
+    return {
+        "miou": float(iou.nanmean()),
+        "pixel_accuracy": float(hits.sum() / counts.sum()),
+        "mean_accuracy": float((hits / true).nanmean()),
+        "per_class": iou.tolist(),
+    }
+
+
+def evaluate(model: Segmenter, view: EvalView, look: Look | None = None, workers: int = 0) -> Tensor:
+    """The matrix of a split's pixels; of many processes each looks at a share, and all return that of all."""
+    classes = len(view.split.classes)
+    matrix = torch.zeros(classes, classes, dtype=torch.long)
+    model.eval()
+    for batch in view.batches(1, workers):
+        for picture, target in zip(batch["image"], batch["target"], strict=True):
+            matrix += confusion(target, label_picture(model, picture, look), classes)
+    return sum_over_processes(matrix).long()
+
+
+def evaluate_checkpoint(
+    weights: str | os.PathLike[str], data: str | os.PathLike[str], split: str = "val", device: str | None = None,
+    **look: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Score what `secvit train segmentation...` left on a split.
+
+    look: other than the run's own, {"scales": (0.75, 1.0, 1.25), "flip": True}.  "confusion" in the result is the
+    matrix of pixels, a list of rows.
+    """
+    trained = load_trained(weights, device, **look)
+    view = EvalView(load(data, split))
+    if view.split.classes != trained.classes:
+        raise ValueError(
+            f"{weights} knows {len(trained.classes)} classes ({', '.join(trained.classes[:3])}, ...), "
+            f"{data} has {len(view.split.classes)} ({', '.join(view.split.classes[:3])}, ...)"
+        )
+    return report(evaluate(trained.model, view, trained.look), trained.classes, view)
+
+
+def report(matrix: Tensor, classes: tuple[str, ...], view: EvalView) -> dict[str, Any]:
+    """The scores with classes by name, None for NaN, the matrix, and how many pictures were counted."""
+    found = scores(matrix)
+    per_class = {name: None if math.isnan(v) else v for name, v in zip(classes, found.pop("per_class"), strict=True)}
+    pictures = {"images": len(view) - len(view.skipped), "skipped": len(view.skipped)}
+    return {**found, **pictures, "per_class": per_class, "confusion": matrix.tolist()}

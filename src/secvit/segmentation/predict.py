@@ -1,0 +1,174 @@
+"""Labels of pictures of any size: whole or by windows, at one or several scales, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tv
+from tqdm import tqdm
+
+from secvit.models.saved import saved_config
+from secvit.segmentation import models
+from secvit.segmentation.augment import base_scale
+from secvit.segmentation.config import Look, Model
+from secvit.segmentation.models import Segmenter
+from secvit.weights import load_weights
+
+BAND = 64  # rows of the result that are made at a time
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logits of a picture as fine as the network's finest map.
+
+    values (classes, h, w), of which `rows` and `columns`, from the first on, cover the picture.
+    """
+
+    values: Tensor
+    rows: float
+    columns: float
+
+    def band(self, top: int, bottom: int, size: tuple[int, int]) -> Tensor:
+        """Rows top..bottom-1 of the logits resized to (height, width), bilinear.  -> (classes, bottom - top, width)"""
+        h, w = self.values.shape[-2:]
+        like = {"device": self.values.device, "dtype": self.values.dtype}
+        y = (torch.arange(top, bottom, **like) + 0.5) / size[0] * self.rows / h * 2 - 1
+        x = (torch.arange(size[1], **like) + 0.5) / size[1] * self.columns / w * 2 - 1
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        options = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
+        return F.grid_sample(self.values[None], grid[None], **options)[0]
+
+
+@torch.no_grad()
+def label_picture(
+    model: Segmenter, picture: Image.Image, look: Look | None = None, progress: bool = False
+) -> np.ndarray:
+    """The class of each pixel of an RGB picture, (H, W) uint8.
+
+    Memory beyond the picture's own: the logits of a window (without windows, of the picture), and those of the
+    picture at the stride of the network's finest map, for each scale.
+    """
+    look = look or Look()
+    model.eval()
+    views = [
+        view(model, shrunk(picture, look.short_side, scale), look, flip, progress)
+        for scale in look.scales
+        for flip in (False, True)[: 1 + look.flip]
+    ]
+    size, labels = (picture.height, picture.width), np.empty((picture.height, picture.width), np.uint8)
+    for top in range(0, size[0], BAND):
+        bottom = min(top + BAND, size[0])
+        bands = [one.band(top, bottom, size) for one in views]
+        total = bands[0] if len(bands) == 1 else torch.stack([band.softmax(0) for band in bands]).sum(0)
+        labels[top:bottom] = total.argmax(0).byte().cpu().numpy()
+    return labels
+
+
+def shrunk(picture: Image.Image, short_side: int, scale: float) -> Image.Image:
+    """The picture with its short side at so many px (0: as it is) times the scale."""
+    factor = scale * base_scale(picture.size, short_side)
+    size = tuple(max(1, round(side * factor)) for side in picture.size)
+    return picture if size == picture.size else picture.resize(size, Image.Resampling.BILINEAR)
+
+
+def view(model: Segmenter, picture: Image.Image, look: Look, flip: bool, progress: bool) -> Logits:
+    """Logits of a picture as a whole, or the mean over windows where it is larger than one."""
+    device = next(model.parameters()).device
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in model.backbone.normalization())
+    pixels = tv.pil_to_tensor(picture)
+
+    def logits(part: Tensor) -> Tensor:
+        image = (tv.to_dtype(part.to(device), torch.float32, scale=True) - mean) / std
+        return model.logits(image.flip(-1)[None])[0].float().flip(-1) if flip else model.logits(image[None])[0].float()
+
+    height, width = pixels.shape[-2:]
+    if not look.window or max(height, width) <= look.window:
+        values = logits(pixels)
+        return Logits(values, *values.shape[-2:])
+    cell = model.backbone.strides[0]
+    pixels = F.pad(pixels, (0, -width % cell, 0, -height % cell), mode="replicate")
+    tops, lefts = (starts(side, look.window, look.overlap, cell) for side in pixels.shape[-2:])
+    h, w = (side // cell for side in pixels.shape[-2:])
+    total, count = None, torch.zeros(h, w, device=device)
+    corners = [(top, left) for top in tops for left in lefts]
+    for top, left in tqdm(corners, "windows", leave=False, disable=None if progress else True):
+        part = pixels[:, top : top + look.window, left : left + look.window]
+        found = logits(part)
+        if total is None:
+            total = torch.zeros(len(found), h, w, device=device)
+        rows = slice(top // cell, top // cell + found.shape[1])
+        columns = slice(left // cell, left // cell + found.shape[2])
+        total[:, rows, columns] += found
+        count[rows, columns] += 1
+    return Logits(total.div_(count), height / cell, width / cell)  # type: ignore[union-attr]
+
+
+def starts(side: int, window: int, overlap: float, cell: int) -> list[int]:
+    """Where windows begin along a side: they overlap by at least so much, and the last ends with the side.
+
+    All are multiples of `cell`, as side and window are.
+    """
+    step = max(cell, int(window * (1 - overlap)) // cell * cell)
+    return [*range(0, max(side - window, 0), step), max(side - window, 0)]
+
+
+# -- saved networks ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in evaluation mode with the names and colours of its classes, and how it looks at pictures."""
+
+    model: Segmenter
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, ...], ...]
+    look: Look
+
+
+def create(chosen: Model, classes: int, pretrained: bool = False) -> Segmenter:
+    """The network of a recipe, its backbone with random weights or with those that timm knows under its name."""
+    make = getattr(models, chosen.head)
+    try:
+        backbone_args = {**chosen.backbone_args, "pretrained": pretrained}
+        return make(chosen.backbone, classes, backbone_args=backbone_args, **chosen.args)
+    except TypeError as error:
+        raise ValueError(f"{chosen.head} with {chosen.args}: {error}") from None
+
+
+def load_trained(weights: str | os.PathLike[str], device: str | None = None, **changes: Any) -> Trained:
+    """What `secvit train segmentation...` left: the folder of a run or checkpoint, or a file beside its config.yaml.
+
+    changes: of the look, {"window": 512}; None changes nothing.
+    """
+    config = saved_config(weights)
+    known = config.get("model") or {}
+    if not {"head", "backbone"} <= known.keys() or not config.get("classes"):
+        where = Path(weights) if Path(weights).is_dir() else Path(weights).parent
+        raise ValueError(f"{where}: no config.yaml of a segmentation run; give the folder of one")
+    classes = tuple(config["classes"])
+    with torch.random.fork_rng(devices=[]):
+        model = create(Model(**known), len(classes))
+    load_weights(model, weights)
+    look = Look(**{**config["look"], "scales": tuple(config["look"]["scales"])})
+    look = replace(look, **{name: value for name, value in changes.items() if value is not None})
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Trained(model.to(device).eval(), classes, tuple(map(tuple, config["palette"])), look)
+
+
+def distinct(photos: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """The photos' paths; two of one name, whose results would be one file, are a ValueError."""
+    paths = [Path(photo) for photo in photos]
+    seen: dict[str, Path] = {}
+    for path in paths:
+        if (other := seen.setdefault(path.stem, path)) is not path:
+            raise ValueError(f"{other} and {path} have the same name, as their results would; give them one by one")
+    return paths

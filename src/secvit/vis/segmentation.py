@@ -1,0 +1,131 @@
+"""Labelled pictures: overlays with a legend, indexed PNGs, and which classes are taken for which."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from secvit.images import read_image
+from secvit.segmentation.predict import distinct, label_picture, load_trained
+from secvit.train.checkpoint import check_writable
+from secvit.vis.picture import FAINT, INK, new_figure, save
+from secvit.weights import write_atomically
+
+OPACITY = 0.55
+FIGURES = 25  # classes up to which each cell of a confusion matrix has its number
+
+Palette = Sequence[Sequence[int]]
+
+
+def segment_photos(
+    photos: Sequence[str | os.PathLike[str]],
+    weights: str | os.PathLike[str],
+    output: str | os.PathLike[str] = "segments",
+    device: str | None = None,
+    **look: Any,
+) -> Iterator[str]:
+    """Write NAME.png (class numbers, with colours) and NAME_overlay.jpg for each photo; yield a line about it.
+
+    weights: of `secvit train segmentation...`.  look: other than the run's own, {"window": 512}.
+    """
+    paths, folder = distinct(photos), Path(output)
+    check_writable(folder)
+    trained = load_trained(weights, device, **look)
+    for path in paths:
+        picture = read_image(path)
+        labels = label_picture(trained.model, picture, trained.look, progress=True)
+        files = folder / f"{path.stem}.png", folder / f"{path.stem}_overlay.jpg"
+        write_atomically(files[0], encoded(indexed(labels, trained.palette), "PNG", optimize=True))
+        seen = overlay(picture, labels, trained.palette, trained.classes)
+        write_atomically(files[1], encoded(seen, "JPEG", quality=92))
+        shares = 100 * np.bincount(labels.ravel(), minlength=len(trained.classes)) / labels.size
+        largest = [i for i in shares.argsort()[::-1][:4] if shares[i]]
+        most = ", ".join(f"{trained.classes[i]} {shares[i]:.0f} %" for i in largest)
+        yield f"{path}: {most}; wrote {files[0]} and {files[1].name}"
+
+
+def indexed(labels: np.ndarray, palette: Palette) -> Image.Image:
+    """Classes (H, W) as a picture whose pixels are the class numbers and whose colours are the palette's."""
+    picture = Image.fromarray(labels.astype(np.uint8))
+    picture.putpalette(bytes(value for colour in palette for value in colour))
+    return picture
+
+
+def overlay(
+    picture: Image.Image,
+    labels: np.ndarray,
+    palette: Palette,
+    classes: Sequence[str] = (),
+    opacity: float = OPACITY,
+) -> Image.Image:
+    """The picture under the colours of its classes (H, W); with names, above a legend of those that occur."""
+    colours = indexed(np.minimum(labels, len(palette)), [*palette, (0, 0, 0)]).convert("RGB")  # black: no class
+    seen = Image.blend(picture, colours, opacity)
+    if not classes:
+        return seen
+    counts = np.bincount(labels.ravel(), minlength=256)[: len(classes)]
+    shown = [i for i in counts.argsort()[::-1] if counts[i]]
+    below = legend([classes[i] for i in shown], [palette[i] for i in shown], seen.width)
+    whole = Image.new("RGB", (seen.width, seen.height + below.height), "white")
+    whole.paste(seen, (0, 0))
+    whole.paste(below, (0, seen.height))
+    return whole
+
+
+def legend(names: Sequence[str], colours: Palette, width: int) -> Image.Image:
+    """Names beside their colours in as many lines as the width in px asks for."""
+    size = max(10, min(28, width // 40))
+    font, line = ImageFont.load_default(size), 2 * size
+    placed, x, row = [], size, 0
+    for name in names:
+        need = int(font.getlength(name)) + 3 * size
+        if x + need > width and x > size:
+            x, row = size, row + 1
+        placed.append((x, row * line + size // 2))
+        x += need
+    picture = Image.new("RGB", (width, (row + 1) * line), "white")
+    draw = ImageDraw.Draw(picture)
+    for name, colour, (x, y) in zip(names, colours, placed, strict=True):
+        draw.rectangle((x, y, x + size, y + size), fill=tuple(colour), outline=FAINT)
+        draw.text((x + 1.5 * size, y + size / 2), name, INK, font, anchor="lm")
+    return picture
+
+
+def draw_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], output: str | os.PathLike[str]) -> Path:
+    """Of each class's pixels (a row), the per cent that were given each label; IoU beside the names.
+
+    Classes that do not occur have an empty row.  Returns the picture's path.
+    """
+    counts = np.asarray(matrix, dtype=float)
+    true, said, hits = counts.sum(1), counts.sum(0), counts.diagonal()
+    shares = np.divide(100 * counts, true[:, None], out=np.zeros_like(counts), where=true[:, None] > 0)
+    ious = [f"{100 * h / u:.0f}" if u else "–" for h, u in zip(hits, true + said - hits, strict=True)]
+    names = [f"{name}  {iou}" for name, iou in zip(classes, ious, strict=True)]
+    side = 2.6 + 0.36 * min(len(classes), 40)
+    figure = new_figure(side + 1, side)
+    axes = figure.add_axes((0.3, 0.04, 0.66, 0.74))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    small = max(4, min(9, 360 / len(classes) / 3))
+    axes.set_xticks(range(len(classes)), classes, rotation=60, ha="left", fontsize=small, color=INK)
+    axes.set_yticks(range(len(classes)), names, fontsize=small, color=INK)
+    axes.tick_params(top=True, bottom=False, labeltop=True, labelbottom=False, length=0)
+    axes.set_title("labelled as", loc="left", fontsize=10, color=FAINT)
+    axes.set_ylabel("is (IoU, %)", fontsize=10, color=FAINT)
+    for i, j in np.argwhere(shares >= 0.5) if len(classes) <= FIGURES else ():
+        colour = "white" if shares[i, j] > 55 else INK
+        axes.text(j, i, f"{shares[i, j]:.0f}", ha="center", va="center", fontsize=small, color=colour)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return save(figure, output)
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, kind, **options)
+    return content.getvalue()
