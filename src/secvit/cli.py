@@ -78,8 +78,7 @@ def train(words: Sequence[str]) -> int:
         f"secvit train {name} [--data DIR] [--output DIR] [--optim.lr 1e-3 ...]",
     )
     parser.add_argument("--config", action="config", help="YAML file with changes of the recipe")
-    about = 'images: a path, wds/..., hfds/... or "digits" (docs/data.md)'
-    about = FOLDERS.get(part, about)
+    about = FOLDERS.get(part, 'images: a path, wds/..., hfds/... or "digits" (docs/data.md)')
     parser.add_argument("--data", type=str | None, default="digits" if any_data else None, help=about)
     parser.add_argument("--output", type=str, default=f"runs/{name}", help="folder of the run")
     parser.add_argument("--resume", type=str, default="auto", help="auto, never or a checkpoint")
@@ -181,12 +180,14 @@ def evaluate(words: Sequence[str]) -> int:
     """Score a checkpoint on a split."""
     parser = _parser(
         "secvit evaluate",
-        "Accuracy of saved weights on a split: top-1, top-5 and over classes, or a detector's box and mask AP.\n\n"
+        "Accuracy of saved weights on a split: top-1, top-5 and over classes, a detector's box and mask AP,\n"
+        "or mIoU (secvit segment --data has more options of that).\n\n"
         "secvit evaluate --model secvit_nano.cifar10 --data DIR           weights that come along\n"
         "secvit evaluate --model secvit_nano --checkpoint RUN --data DIR   a classifier you trained\n"
-        "secvit evaluate --checkpoint RUN --data DIR --max_dets 300        a detector, on a COCO-format folder",
+        "secvit evaluate --checkpoint RUN --data DIR --max_dets 300        a detector, on a COCO-format folder\n"
+        "secvit evaluate --checkpoint RUN --data DIR --split test          a segmentation run, on pictures and masks",
     )
-    parser.add_argument("--model", type=str | None, help="name of the network; a detector's run knows it")
+    parser.add_argument("--model", type=str | None, help="name of the network; runs with a head know it")
     parser.add_argument("--checkpoint", type=str | None, help="weights or the folder of a run; else those that ship")
     parser.add_argument("--data", type=str, required=True, help='images: a path, wds/..., hfds/... or "digits"')
     parser.add_argument("--split", type=str, default="val", help="train, val or test")
@@ -199,7 +200,8 @@ def evaluate(words: Sequence[str]) -> int:
     from secvit.models.saved import saved_config
 
     scores: dict[str, Any]
-    if found.checkpoint and "detector" in (saved_config(found.checkpoint).get("model") or {}):
+    known = (saved_config(found.checkpoint).get("model") or {}) if found.checkpoint else {}
+    if "detector" in known:
         from secvit import detection
 
         scores = detection.evaluate_checkpoint(
@@ -211,6 +213,14 @@ def evaluate(words: Sequence[str]) -> int:
             min_size=found.image_size,
             device=found.device,
         )
+    elif "head" in known:
+        from secvit import segmentation
+
+        scores = segmentation.evaluate_checkpoint(
+            found.checkpoint, found.data, found.split, found.device, short_side=found.image_size
+        )
+        scores.pop("confusion")
+        scores["per_class"] = {name: iou for name, iou in scores["per_class"].items() if iou is not None}
     elif found.model:
         from secvit import classification
 
@@ -224,7 +234,7 @@ def evaluate(words: Sequence[str]) -> int:
             device=found.device,
         )
     else:
-        raise ValueError("which network?  Give --model, or --checkpoint with a detector's run")
+        raise ValueError("which network?  Give --model, or --checkpoint with a detector's or a segmentation run")
     for key, value in scores.items():
         if isinstance(value, dict):
             print(f"{key}:", *(f"  {name:20} {figure:.4f}" for name, figure in value.items()), sep="\n")

@@ -183,7 +183,9 @@ def test_weights_of_something_else_are_refused(tmp_path):
         load_trained(tmp_path)
     (tmp_path / "config.yaml").write_text("model: {name: secvit_nano}\nclasses: [a, b]\n")
     with pytest.raises(ValueError, match="no config.yaml of a segmentation run"):
-        load_trained(tmp_path / "model.safetensors")
+        load_trained(tmp_path)
+    with pytest.raises(ValueError, match="gone: no such run or weights"):
+        load_trained(tmp_path / "gone")
 
 
 def test_weights_of_another_number_of_classes_are_refused(tmp_path):

@@ -40,6 +40,12 @@ def folder(tmp_path):
     return mask_folder(tmp_path / "data", images=5)
 
 
+@pytest.fixture
+def run(tmp_path, folder):
+    train(small(steps=1), folder, tmp_path / "run")
+    return tmp_path / "run"
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_tiny_twin_of_a_recipe_runs(tmp_path, folder, name):
     result = train(small(name, steps=1), folder, tmp_path / "run")
@@ -166,8 +172,17 @@ def test_a_classifiers_weights_become_the_backbone(tmp_path):
     for name, value in classifier.state_dict().items():
         if not name.startswith("head"):
             assert torch.equal(body[name if name in body else name.replace(".", "_", 1)], value)
-    with pytest.raises(ValueError, match="does not fit .*: it lacks conv1.weight"):
+    with pytest.raises(ValueError, match="does not fit the backbone: it lacks conv1.weight"):
         start(replace(recipe, model=replace(chosen, backbone="resnet18", backbone_args={})), 3)
+
+
+def test_a_run_serves_as_a_start_for_other_classes(tmp_path, run, folder):
+    recipe = small()
+    trained = load_file(run / "model.safetensors")
+    model = start(replace(recipe, model=replace(recipe.model, init=str(run))), 7).state_dict()
+    same = {name for name in trained if model[name].shape == trained[name].shape}
+    assert all(torch.equal(model[name], trained[name]) for name in same)
+    assert trained.keys() - same == {"head.classify.1.weight", "head.classify.1.bias"}
 
 
 def test_shipped_weights_are_taken_where_there_are_any():
@@ -179,12 +194,6 @@ def test_shipped_weights_are_taken_where_there_are_any():
 
 
 # -- the command -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(tmp_path, folder):
-    train(small(steps=1), folder, tmp_path / "run")
-    return tmp_path / "run"
 
 
 def test_a_recipe_trains_with_another_backbone(tmp_path, folder):
@@ -216,6 +225,10 @@ def test_a_split_is_scored_as_in_training(tmp_path, run, folder, capsys):
     scores, result = (json.loads(path.read_text()) for path in (tmp_path / "scores.json", run / "result.json"))
     assert scores["confusion"] == result["confusion"] and scores["miou"] == result["miou"]
     assert "miou" in capsys.readouterr().out and (tmp_path / "confusion.png").is_file()
+    words = ["evaluate", "--checkpoint", str(run), "--data", str(folder), "--device", "cpu"]
+    assert main([*words, "--json", str(tmp_path / "again.json")]) == 0
+    assert json.loads((tmp_path / "again.json").read_text())["miou"] == result["miou"]
+    assert "per_class:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ class Model:
         backbone_args: further arguments of timm.create_model, {"cluster_size": 98}.
         weights: what the backbone begins with, "random" numbers, those of "timm" under its name (a download), or
             those that are "shipped" with this package under its name, else random ones.
-        init: weights of the backbone instead, a file or the folder of a run.
+        init: weights to start from instead, a file or the folder of a run: a classifier's, for the backbone, or a
+            segmentation run's, of which predictors of other classes stay new.
         args: further arguments of the head, {"channels": 128}.
     """
 

@@ -149,19 +149,23 @@ def load_trained(weights: str | os.PathLike[str], device: str | None = None, **c
 
     changes: of the look, {"window": 512}; None changes nothing.
     """
-    config = saved_config(weights)
-    known = config.get("model") or {}
-    if not {"head", "backbone"} <= known.keys() or not config.get("classes"):
-        where = Path(weights) if Path(weights).is_dir() else Path(weights).parent
-        raise ValueError(f"{where}: no config.yaml of a segmentation run; give the folder of one")
-    classes = tuple(config["classes"])
-    with torch.random.fork_rng(devices=[]):
-        model = create(Model(**known), len(classes))
-    load_weights(model, weights)
-    look = Look(**{**config["look"], "scales": tuple(config["look"]["scales"])})
+    path = Path(weights)
+    if not path.exists():
+        raise ValueError(f"{path}: no such run or weights; check the path")
+    config = saved_config(path)
+    known = config.get("model")
+    if not isinstance(known, dict) or "head" not in known or not {"classes", "palette", "look"} <= config.keys():
+        raise ValueError(f"{path}: no config.yaml of a segmentation run beside the weights; give the folder of one")
+    try:
+        chosen, look = Model(**known), Look(**{**config["look"], "scales": tuple(config["look"]["scales"])})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path}: its config.yaml does not fit this version ({error})") from None
     look = replace(look, **{name: value for name, value in changes.items() if value is not None})
+    with torch.random.fork_rng(devices=[]):
+        model = create(chosen, len(config["classes"]))
+    load_weights(model, path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Trained(model.to(device).eval(), classes, tuple(map(tuple, config["palette"])), look)
+    return Trained(model.to(device).eval(), tuple(config["classes"]), tuple(map(tuple, config["palette"])), look)
 
 
 def distinct(photos: Sequence[str | os.PathLike[str]]) -> list[Path]:

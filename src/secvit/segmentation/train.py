@@ -88,7 +88,7 @@ def train(
 
 
 def start(recipe: Recipe, classes: int) -> Segmenter:
-    """The network at step 0: weights that the seed decides, and the backbone's that the recipe starts from."""
+    """The network at step 0: weights that the seed decides, and those that the recipe starts from."""
     chosen: Model = recipe.model
     if chosen.init and chosen.weights == "timm":
         raise ValueError(f'weights="timm" and init={chosen.init}; give one of them')
