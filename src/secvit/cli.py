@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     level = logging.WARNING if _silent() else logging.INFO
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("timm").setLevel(logging.WARNING)
+    for talkative in ("timm", "faster_coco_eval"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         return COMMANDS[words[0]](words[1:])
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
