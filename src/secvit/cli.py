@@ -300,7 +300,7 @@ def detect(words: Sequence[str]) -> int:
         "--output", type=str, default="detections", help="folder of the pictures; those of the same names are replaced"
     )
     parser.add_argument("--json", type=str | None, help="the JSON file, replaced if it exists, if not in --output")
-    parser.add_argument("--score", type=float, default=0.5, help="the least score of what is drawn and written")
+    parser.add_argument("--score", type=float, default=0.5, help="the least score drawn and written, 0.05 or more")
     parser.add_argument("--batch_size", type=int, default=1, help="pictures at a time")
     parser.add_argument("--min_size", type=int | None, help="short side in px that the detector sees; else the run's")
     parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; the GPU if there is one")
