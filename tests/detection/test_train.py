@@ -1,10 +1,7 @@
 """From a recipe and a COCO-format folder to a scored detector, whole, broken off and shared."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -16,9 +13,8 @@ from secvit.cli import _recipes, main
 from secvit.detection import load_detector, recipes, train
 from secvit.detection.evaluate import FIGURES
 from secvit.detection.saved import create
-from secvit.train.log import read_csv
-from tests.conftest import ROOT
 from tests.detection.make import coco_folder, edit
+from tests.train.launch import launch, train_on_one_and_on_two
 
 RECIPES = {name: make() for name, make in _recipes(recipes).items()}
 COCO = {name: r for name, r in RECIPES.items() if r.model.max_size == 1333}
@@ -101,21 +97,33 @@ def test_two_processes_train_and_score_like_one(tmp_path, folder):
     edit(folder, "val", lambda c: (c["images"].pop(), [c["annotations"].pop() for _ in range(2)]))  # 3 images on two
     words = ["train", "detection.folder", "--tiny", "--data", str(folder), "--loop.parts", "2", "--loop.log_every", "1",
              "--loop.steps", "3", "--model.args.box_score_thresh", "0.0"]  # fmt: skip
-    assert main([*words, "--output", str(tmp_path / "one"), "--loop.device", "cpu"]) == 0
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "secvit.cli"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *words, "--output", str(tmp_path / "two")],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    one, two = (read_csv(tmp_path / n / "log.csv")[1] for n in ("one", "two"))
-    # float32 sums in another order
-    assert [float(r["loss"]) for r in two] == pytest.approx([float(r["loss"]) for r in one], rel=1e-4)
-    results = [json.loads((tmp_path / n / "result.json").read_text()) for n in ("one", "two")]
+    results, _ = train_on_one_and_on_two(tmp_path, words, rel=1e-4)  # float32 sums in another order
     figures = [k for k in results[0] if k.startswith(("box_A", "mask_A"))]
     assert len(figures) == 24
     assert {k: results[1][k] for k in figures} == pytest.approx({k: results[0][k] for k in figures}, abs=1e-3)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="processes would share one GPU")
+def test_two_processes_find_exactly_what_one_finds(tmp_path, folder):
+    edit(folder, "val", lambda c: (c["images"].pop(), [c["annotations"].pop() for _ in range(2)]))  # 3 images on two
+    recipe = small("folder", steps=1)
+    recipe = replace(recipe, model=replace(recipe.model, args={**recipe.model.args, "box_score_thresh": 0.0}))
+    train(recipe, folder, tmp_path / "run")
+    code = f"""
+import json, torch
+from secvit.detection import load_detector
+from secvit.detection.data import load
+from secvit.detection.evaluate import detect
+torch.distributed.init_process_group("gloo")
+found = detect(load_detector({str(tmp_path / "run")!r}, device="cpu")[0], load({str(folder)!r}, "val"))
+if torch.distributed.get_rank() == 0:
+    print(json.dumps([{{**one, "segmentation": str(one["segmentation"])}} for one in found]))
+torch.distributed.destroy_process_group()
+"""
+    one, two = (launch(tmp_path, code, processes) for processes in (1, 2))
+    assert two.returncode == 0, two.stderr[-2000:]
+    found = json.loads(one.stdout)
+    assert json.loads(two.stdout) == found and len({entry["image_id"] for entry in found}) == 3
 
 
 def test_a_broken_folder_is_refused_before_the_first_step(tmp_path, folder, capsys):

@@ -8,8 +8,6 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from accelerate.utils import gather_object
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as rle
 from torch import nn
@@ -20,7 +18,7 @@ from secvit.detection.predict import as_results, predict
 from secvit.detection.saved import load_detector
 from secvit.images import read_image
 from secvit.models.saved import saved_config
-from secvit.train.shares import is_first, share
+from secvit.train.shares import is_first, of_all_processes, share
 from secvit.weights import few
 
 FIGURES = (
@@ -53,8 +51,7 @@ def detect(model: nn.Module, coco: Coco, batch_size: int = 1) -> list[dict[str, 
         images = [read_image(coco.path(i)) for i in some]
         for i, out in zip(some, predict(model, images, score=0.0), strict=True):
             found += as_results(out, coco.images[i]["id"], coco.category_ids)
-    gathered = gather_object(found) if torch.distributed.is_initialized() else found
-    return sorted(gathered, key=lambda one: (one["image_id"], -one["score"]))
+    return sorted(of_all_processes(found), key=lambda one: (one["image_id"], -one["score"]))
 
 
 def evaluate_checkpoint(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,6 +18,15 @@ def share(count: int) -> list[int]:
 def is_first() -> bool:
     """Whether this is the process that speaks for all."""
     return not _many() or dist.get_rank() == 0
+
+
+def of_all_processes(items: list[Any]) -> list[Any]:
+    """Each process's items, one after the other; every process has to ask."""
+    if not _many():
+        return items
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
