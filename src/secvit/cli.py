@@ -181,25 +181,31 @@ def evaluate(words: Sequence[str]) -> int:
     """Score a checkpoint on a split."""
     parser = _parser(
         "secvit evaluate",
-        "Accuracy of saved weights on a split: top-1, top-5 and over classes, a detector's box and mask AP,\n"
-        "or mIoU (secvit segment --data has more options of that).\n\n"
+        "Accuracy of saved weights on a split: top-1, top-5 and over classes, box and mask AP, or mIoU.\n\n"
         "secvit evaluate --model secvit_nano.cifar10 --data DIR           weights that come along\n"
         "secvit evaluate --model secvit_nano --checkpoint RUN --data DIR   a classifier you trained\n"
         "secvit evaluate --checkpoint RUN --data DIR --max_dets 300        a detector, on a COCO-format folder\n"
-        "secvit evaluate --checkpoint RUN --data DIR --split test          a segmentation run, on pictures and masks",
+        "secvit evaluate --checkpoint RUN --data DIR --split test          a segmentation run, on pictures and masks;\n"
+        "                                             --scales 0.75 1 1.25 --flip --confusion confusion.png",
     )
     parser.add_argument("--model", type=str | None, help="name of the network; runs with a head know it")
     parser.add_argument("--checkpoint", type=str | None, help="weights or the folder of a run; else those that ship")
     parser.add_argument("--data", type=str, required=True, help='images: a path, wds/..., hfds/... or "digits"')
     parser.add_argument("--split", type=str, default="val", help="train, val or test")
-    parser.add_argument("--image_size", type=int | None, help="px, if no config.yaml says it")
+    parser.add_argument("--image_size", type=int | None, help="px of the (short) side, if not as in the run")
     parser.add_argument("--max_dets", type=int | None, help="detections of an image that count; else as in the run")
+    _add_look(parser)
+    parser.add_argument("--confusion", type=str | None, help="also draw which classes pixels are taken for")
     parser.add_argument("--batch_size", type=int | None, help="images at a time (256 to classify, 1 to detect)")
     parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; the GPU if there is one")
     parser.add_argument("--json", type=str | None, help="also write the numbers to this file")
     found = parser.parse_args(list(words))
     from secvit.models.saved import saved_config
 
+    if found.confusion:
+        from secvit.vis.picture import check_output
+
+        check_output(found.confusion)
     scores: dict[str, Any]
     known = (saved_config(found.checkpoint).get("model") or {}) if found.checkpoint else {}
     if "detector" in known:
@@ -217,11 +223,12 @@ def evaluate(words: Sequence[str]) -> int:
     elif "head" in known:
         from secvit import segmentation
 
-        scores = segmentation.evaluate_checkpoint(
-            found.checkpoint, found.data, found.split, found.device, short_side=found.image_size
-        )
-        scores.pop("confusion")
-        scores["per_class"] = {name: iou for name, iou in scores["per_class"].items() if iou is not None}
+        look = {"short_side": found.image_size, **_look(found)}
+        scores = segmentation.evaluate_checkpoint(found.checkpoint, found.data, found.split, found.device, **look)
+        if found.confusion:
+            from secvit.vis.segmentation import draw_confusion
+
+            draw_confusion(scores["confusion"], list(scores["per_class"]), found.confusion)
     elif found.model:
         from secvit import classification
 
@@ -238,8 +245,10 @@ def evaluate(words: Sequence[str]) -> int:
         raise ValueError("which network?  Give --model, or --checkpoint with a detector's or a segmentation run")
     for key, value in scores.items():
         if isinstance(value, dict):
-            print(f"{key}:", *(f"  {name:20} {figure:.4f}" for name, figure in value.items()), sep="\n")
-        else:
+            print(f"{key}:")
+            for name, figure in value.items():
+                print(f"  {name:20} " + ("does not occur" if figure is None else f"{figure:.4f}"))
+        elif not isinstance(value, list):
             print(f"{key:15} {value:.4f}" if isinstance(value, float) else f"{key:15} {value}")
     if found.json:
         with open(found.json, "w") as file:
@@ -322,54 +331,40 @@ def detect(words: Sequence[str]) -> int:
 
 
 def segment(words: Sequence[str]) -> int:
-    """Label the pixels of pictures, or score a network that does."""
+    """Label the pixels of pictures."""
     parser = _parser(
         "secvit segment",
         "The class of each pixel of one or more pictures: an overlay to look at and an indexed PNG to work with.\n\n"
         "secvit segment photo.jpg --weights runs/mine               in segments/: photo.png, photo_overlay.jpg\n"
-        "secvit segment *.jpg --weights runs/mine --short_side 0 --window 512     large pictures, little memory\n"
-        "secvit segment --data DIR --split test --weights runs/mine --confusion confusion.png       mIoU of a split",
+        "secvit segment *.jpg --weights runs/mine --short_side 0 --window 512     large pictures, little memory\n\n"
+        "secvit evaluate scores such a run on a split.",
     )
-    parser.add_argument("photos", type=str, nargs="*", help="the pictures, of any format and size")
+    parser.add_argument("photos", type=str, nargs="+", help="the pictures, of any format and size")
     parser.add_argument("--weights", type=str, required=True, help="what secvit train segmentation... left")
     parser.add_argument("-o", "--output", type=str, default="segments", help="folder of the results")
     parser.add_argument("--short_side", type=int | None, help="px of the short side; 0 leaves the size")
+    _add_look(parser)
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; the GPU if there is one")
+    found = parser.parse_args(list(words))
+    from secvit.vis.segmentation import segment_photos
+
+    look = {"short_side": found.short_side, **_look(found)}
+    for result in segment_photos(found.photos, found.weights, found.output, found.device, **look):
+        print(result)
+    return 0
+
+
+def _add_look(parser: ArgumentParser) -> None:
     parser.add_argument("--window", type=int | None, help="px of windows to look through; 0 for none")
     parser.add_argument("--overlap", type=float | None, help="part of a window that the next one sees again")
     parser.add_argument("--scales", type=float, nargs="+", help="factors of the size, to be averaged")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored picture")
-    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; the GPU if there is one")
-    parser.add_argument("--data", type=str | None, help="pictures and masks to score instead")
-    parser.add_argument("--split", type=str, default="val", help="train, val or test")
-    parser.add_argument("--confusion", type=str | None, help="also draw which classes are taken for which")
-    parser.add_argument("--json", type=str | None, help="also write the scores to this file")
-    found = parser.parse_args(list(words))
-    look = {key: found[key] for key in ("short_side", "window", "overlap")}
-    look |= {"scales": tuple(found.scales) if found.scales else None, "flip": found.flip or None}
-    if bool(found.photos) == bool(found.data):
-        raise ValueError("give pictures to label, or --data DIR to score")
-    from secvit.vis.segmentation import draw_confusion, segment_photos
 
-    if found.photos:
-        for result in segment_photos(found.photos, found.weights, found.output, found.device, **look):
-            print(result)
-        return 0
-    from secvit.segmentation import evaluate_checkpoint
-    from secvit.vis.picture import check_output
 
-    if found.confusion:
-        check_output(found.confusion)
-    scores = evaluate_checkpoint(found.weights, found.data, found.split, found.device, **look)
-    for name in ("miou", "pixel_accuracy", "mean_accuracy"):
-        print(f"{name:20} {100 * scores[name]:6.2f} %")
-    for name, iou in scores["per_class"].items():
-        print(f"  {name:18} " + ("does not occur" if iou is None else f"{100 * iou:6.2f} %"))
-    if found.confusion:
-        print(f"wrote {draw_confusion(scores['confusion'], list(scores['per_class']), found.confusion)}")
-    if found.json:
-        with open(found.json, "w") as file:
-            json.dump(scores, file, indent=2)
-    return 0
+def _look(found: Any) -> dict[str, Any]:
+    """What `_add_look` was told; None where the run decides."""
+    scales = tuple(found.scales) if found.scales else None
+    return {"window": found.window, "overlap": found.overlap, "scales": scales, "flip": found.flip or None}
 
 
 # -- cluster -----------------------------------------------------------------------------------
