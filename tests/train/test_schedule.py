@@ -23,3 +23,15 @@ def test_poly_of_power_one_is_linear():
 def test_a_power_of_zero_is_refused():
     with pytest.raises(ValueError, match="power=0; give a number above 0"):
         Schedule("poly", power=0)
+
+
+def test_step_falls_to_a_tenth_at_each_part_of_the_run():
+    schedule = Schedule("step", warmup_steps=2, decay_at=(8 / 12, 11 / 12))
+    rates = [learning_rate(step, 24, 1.0, schedule) for step in range(2, 24)]
+    assert rates == pytest.approx([1.0] * 14 + [0.1] * 6 + [0.01] * 2)
+
+
+@pytest.mark.parametrize(("kind", "decay_at"), [("step", ()), ("cosine", (0.5,)), ("step", (1.5,))])
+def test_parts_of_the_run_belong_to_step_alone(kind, decay_at):
+    with pytest.raises(ValueError, match="step wants parts of the run"):
+        Schedule(kind, decay_at=decay_at)
