@@ -56,11 +56,9 @@ def trainings() -> str:
         tests, vals = ([100 * run[split]["top1"] for run in runs] for split in ("test", "val"))
         rows.append(
             f"| `{result['name']}` | {result['data']} | {_spread(tests)} | {_spread(vals)} "
-            f"| {100 * runs[0]['test']['majority_floor']:.2f} % | {len(runs)} "
-            f"| {sum(run['seconds'] for run in runs) / 60 / len(runs):.0f} "
-            f"| {result['hardware']} | {result['date']} |"
+            f"| {100 * runs[0]['test']['majority_floor']:.2f} % {_ran(result)}"
         )
-    return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
+    return _table(rows)
 
 
 def pretrainings() -> str:
@@ -76,7 +74,7 @@ def pretrainings() -> str:
                 f"| `{result['name']}` | {result['data']} | {loss:.4f} | {baseline:.4f} | {run['steps']} "
                 f"| {run['seconds'] / 60:.0f} | {run['date']} |"
             )
-    return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
+    return _table(rows)
 
 
 def detections() -> str:
@@ -92,10 +90,9 @@ def detections() -> str:
             _spread([100 * run["val"][name] for run in runs]) if name in runs[0]["val"] else "" for name in columns
         ]
         rows.append(
-            f"| `{result['name']}` | `{result['backbone']}`, {result['note']} | {' | '.join(cells)} | {len(runs)} "
-            f"| {sum(run['seconds'] for run in runs) / 60 / len(runs):.0f} | {result['hardware']} | {result['date']} |"
+            f"| `{result['name']}` | `{result['backbone']}`, {result['note']} | {' | '.join(cells)} {_ran(result)}"
         )
-    return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
+    return _table(rows)
 
 
 def segmentations() -> str:
@@ -113,10 +110,9 @@ def segmentations() -> str:
         ]
         rows.append(
             f"| `{result['name']}` | {result['recipe']['model']['backbone']} | {result['data']} | {' | '.join(cells)} "
-            f"| {len(runs)} | {sum(run['seconds'] for run in runs) / 60 / len(runs):.0f} "
-            f"| {result['hardware']} | {result['date']} |"
+            + _ran(result)
         )
-    return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
+    return _table(rows)
 
 
 def detector_sizes() -> str:
@@ -172,6 +168,17 @@ def patch_reports() -> str:
         for _, result in results("secvit patch-report")
     ]
     return "\n".join(texts) or "No result yet.\n"
+
+
+def _table(rows: list[str]) -> str:
+    return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
+
+
+def _ran(result: dict[str, Any]) -> str:
+    """The cells that end a row: seeds, minutes each, hardware, date."""
+    runs = result["runs"]
+    minutes = sum(run["seconds"] for run in runs) / 60 / len(runs)
+    return f"| {len(runs)} | {minutes:.0f} | {result['hardware']} | {result['date']} |"
 
 
 def _spread(values: list[float]) -> str:
