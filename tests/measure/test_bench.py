@@ -13,7 +13,9 @@ from secvit.measure.report import report
 from tests.measure.literal import LITERAL, literal_module
 
 SMALL = {"batch_size": 2, "image_size": 32, "rounds": 1}
-ONLY_INFERENCE = {"dtypes": ["float32"], "training": False, "parts": False, "operation": False, "progress": False}
+ONLY_INFERENCE = {
+    "dtypes": ["float32"], "training": False, "parts": False, "operation": False, "attention": False, "progress": False,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
@@ -21,7 +23,9 @@ ONLY_INFERENCE = {"dtypes": ["float32"], "training": False, "parts": False, "ope
 def test_every_setting_gives_a_ratio_to_the_base_and_to_the_twin(mode, dtype):
     found = speed.bench_models(["secvit_nano"], mode=mode, dtype=dtype, literal=literal_module(), **SMALL)
     rows = {row["name"]: row for row in found["rows"]}
-    assert rows.keys() == {"secvit_nano", "literal secvit_nano", "secvit_nano (again)"}
+    fused = {"fused secvit_nano"} if mode == "inference" else set()
+    assert rows.keys() == {"secvit_nano", "literal secvit_nano", "secvit_nano (again)", *fused}
+    assert all(rows[name]["vs_literal"]["median"] > 0 for name in fused)
     assert rows["secvit_nano"]["vs_literal"]["median"] > 0
     assert rows["secvit_nano"]["vs_base"]["median"] == 1
     assert ("of_matrix_rate" in rows["secvit_nano"]) == (mode == "inference")
@@ -34,6 +38,13 @@ def test_no_speed_is_given_while_outputs_differ(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "interleave", lambda *args, **kwargs: pytest.fail("timed"))
     with pytest.raises(ArithmeticError, match="no speed is given while outputs differ"):
         speed.bench_models(["secvit_nano"], literal=speed.load_literal(wrong), **SMALL)
+
+
+def test_no_speed_is_given_while_fusing_changes_the_function(monkeypatch):
+    monkeypatch.setattr(speed.SECViT, "fuse", lambda model: torch.nn.Sequential(model, torch.nn.Softmax(-1)).eval())
+    monkeypatch.setattr(speed, "interleave", lambda *args, **kwargs: pytest.fail("timed"))
+    with pytest.raises(ArithmeticError, match="fused differs"):
+        speed.bench_models(["secvit_nano"], **SMALL)
 
 
 def test_without_the_literal_file_its_row_is_left_out_and_said_so(tmp_path, monkeypatch):
@@ -102,11 +113,3 @@ def test_timing_parts_leaves_the_functions_as_they_were():
         assert attention.token_order is not before[0]
         raise RuntimeError
     assert (attention.token_order, attention.permute_rows, attention._attend) == before
-
-
-def test_clustering_is_timed_against_its_rivals():
-    found = bench.bench_operation(196, rounds=1)
-    assert found["num_clusters"] == 2
-    assert {"Lloyd, 10 iterations", "balanced k-means", "window copy", "sec (again)"} <= found["times_sec"].keys()
-    with pytest.raises(ValueError, match="square"):
-        bench.bench_operation(200)

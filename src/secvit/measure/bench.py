@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import json as jsonlib
-import math
 import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +24,8 @@ import torch
 
 from secvit.measure.parts import forward_parts
 from secvit.measure.report import report
-from secvit.measure.rounds import clock_for, interleave, is_quiet, speed_ratio
+from secvit.measure.rounds import clock_for
+from secvit.measure.scaling import bench_attention, bench_operation
 from secvit.measure.speed import (
     DTYPES,
     MODELS,
@@ -35,12 +35,11 @@ from secvit.measure.speed import (
     is_ours,
     pictures,
 )
-from secvit.ops import cluster
 from secvit.train.provenance import provenance
 
 MATTERS = ("MALLOC_", "OMP_", "MKL_", "KMP_")  # prefixes of variables that change speed
 
-__all__ = ["bench_models", "bench_operation", "bench_parts", "report", "run"]
+__all__ = ["bench_attention", "bench_models", "bench_operation", "bench_parts", "report", "run"]
 
 
 def run(
@@ -51,10 +50,11 @@ def run(
     compiled: bool = False,
     parts: bool = True,
     operation: bool = True,
+    attention: bool = True,
     batch_size: int = 8,
     image_size: int = 224,
     large: tuple[int, int] = (800, 1280),
-    lengths: Sequence[int] = (196, 784, 3136, 12544),
+    lengths: Sequence[int] = (196, 784, 3136, 12544, 16384, 65536),
     rounds: int = 7,
     threads: int = 1,
     literal: str | None = None,
@@ -70,11 +70,12 @@ def run(
         training: time training steps too (forward, loss, backward, AdamW).
         compiled: time torch.compile'd inference too; needs a C++ compiler and minutes.
         parts: shares of scoring, sorting, gathering and restoring in a forward pass.
-        operation: clustering against k-means, balanced k-means and the copy of windows.
+        operation: clustering against k-means, balanced k-means, ToMe's matching and the copy of windows.
+        attention: attention in clusters of 98 against windows and all tokens, time and memory.
         batch_size: images in a batch.
         image_size: height and width of the images in pixels.
         large: height and width of the one large image for the shares, with clusters of 98.
-        lengths: numbers of tokens for the operation, in clusters of 98.
+        lengths: numbers of tokens for the operation and for attention, in clusters of 98.
         rounds: measurements of each, after a warm-up.
         threads: 1 measures processor time, more measure wall clock.
         literal: the literal network, a file; benchmarks/literal.py under the current folder if it is there.
@@ -95,7 +96,7 @@ def run(
         "clock": "processor time" if threads == 1 else "wall clock",
         "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(MATTERS)},
         "notes": [] if twins else ["no literal twins: no benchmarks/literal.py under the current folder (--literal)"],
-        "models": [], "parts": [], "operation": [],
+        "models": [], "parts": [], "operation": [], "attention": [],
     }  # fmt: skip
     settings = [(mode, dtype, False) for mode in ("inference", "training")[: 1 + training] for dtype in dtypes]
     if compiled and compiler() is None:
@@ -117,6 +118,10 @@ def run(
                     result["parts"].append(found)
         if operation:
             result["operation"] = [bench_operation(length, rounds, threads, progress) for length in lengths]
+        if attention:
+            result["attention"] = [
+                bench_attention(length, rounds=rounds, threads=threads, progress=progress) for length in lengths
+            ]
     result["load_after"] = os.getloadavg()[0]
     if json is not None:
         Path(json).write_text(jsonlib.dumps(result, indent=1) + "\n")
@@ -143,43 +148,6 @@ def bench_parts(
     return {"name": name, "size": size, "batch_size": batch_size, "cluster_size": cluster_size, "shares": shares}
 
 
-# -- the operation alone -----------------------------------------------------------------------
-
-SLOW = 3136  # tokens beyond which balanced k-means takes minutes
-
-
-def bench_operation(length: int, rounds: int = 7, threads: int = 1, progress: bool = False) -> dict[str, Any]:
-    """Time of each way to make clusters of 98 of L tokens, 8 heads of 32 channels, as a multiple of SEC's.
-
-    From keys to a `Plan`, so scores and order are in all of them; the copy of windows moves the keys,
-    once, and is the floor of any rearrangement.
-    """
-    heads, dim, size = 8, 32, 98
-    num_clusters = max(1, length // size)
-    side = math.isqrt(length)
-    if side * side != length:
-        raise ValueError(f"lengths={length}; give square numbers of tokens")
-    patches = torch.nn.functional.pixel_unshuffle(pictures(1, 4 * side), 4).flatten(2).mT
-    projection = torch.randn(patches.shape[-1], heads * dim, generator=torch.Generator().manual_seed(0))
-    k = (patches @ projection).unflatten(-1, (heads, dim)).transpose(1, 2).contiguous()
-    window = next(n for n in (7, 4, 2, 1) if side % n == 0)
-    grid = k.view(heads, side // window, window, side // window, window, dim)
-    candidates = {
-        "sec": lambda: cluster(k, num_clusters),
-        "window copy": lambda: grid.transpose(2, 3).contiguous(),
-        "Lloyd, 10 iterations": lambda: cluster(k, num_clusters, partition="kmeans"),
-    }
-    if length <= SLOW:
-        candidates["balanced k-means"] = lambda: cluster(k, num_clusters, partition="balanced_kmeans")
-    title = f"clustering of {length} tokens" if progress else None
-    seconds = interleave(candidates, "sec", rounds, clock_for(threads), title=title)
-    times = {name: vars(speed_ratio(seconds, "sec", name)) for name in seconds}
-    return {
-        "length": length, "num_clusters": num_clusters, "quiet": is_quiet(seconds, "sec"),
-        "times_sec": times, "seconds": seconds,
-    }  # fmt: skip
-
-
 # -- the machine -------------------------------------------------------------------------------
 
 
@@ -204,12 +172,14 @@ def using_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def parser(prog: str = "secvit bench") -> argparse.ArgumentParser:
-    """The arguments of `run` as options, each explained by its line in the docstring."""
-    explained = dict(re.findall(r"^ +(\w+): (.+)$", run.__doc__ or "", flags=re.MULTILINE))
+def parser(
+    prog: str = "secvit bench", function: Callable[..., Any] = run, description: str | None = __doc__
+) -> argparse.ArgumentParser:
+    """The arguments of a function as options, each explained by its line in the docstring."""
+    explained = dict(re.findall(r"^ +(\w+): (.+)$", function.__doc__ or "", flags=re.MULTILINE))
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    found = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=formatter)
-    for name, parameter in inspect.signature(run).parameters.items():
+    found = argparse.ArgumentParser(prog=prog, description=description, formatter_class=formatter)
+    for name, parameter in inspect.signature(function).parameters.items():
         default, option = parameter.default, "--" + name.replace("_", "-")
         if isinstance(default, bool):
             found.add_argument(option, action=argparse.BooleanOptionalAction, default=default, help=explained[name])

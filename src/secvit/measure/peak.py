@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -35,13 +36,29 @@ def peak_memory(
     name, options: of `variants.variant`.  warm_size: of the images of a first call, which loads code and is
     not measured.  None is returned if the process was killed, as it is for want of memory.
     """
-    job = {**locals(), "warm_size": warm_size or size}
+    same: dict[str, Any] = {
+        "model": model, "name": name, "options": options, "batch_size": batch_size, "mode": mode, "dtype": dtype,
+        "device": device,
+    }  # fmt: skip
+    make = "secvit.measure.peak:prepared"
+    return peak_bytes(make, {**same, "size": size}, {**same, "size": warm_size or size}, threads, device)
+
+
+def peak_bytes(
+    make: str, arguments: Mapping[str, Any], warm: Mapping[str, Any], threads: int = 1, device: str = "cpu"
+) -> int | None:
+    """Bytes that a call needs at its peak, over what was there before it.
+
+    make: "module:function" which of the arguments makes the call.  warm: arguments of a first call, which loads code
+    and is not measured.  None is returned if the process was killed, as it is for want of memory.
+    """
+    job = {"make": make, "arguments": arguments, "warm": warm, "threads": threads, "device": device}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "job.pt")
         try:
             torch.save(job, path)
         except (AttributeError, TypeError) as error:
-            raise ValueError(f"{type(model).__name__} cannot be sent to another process ({error})") from None
+            raise ValueError(f"the arguments of {make} cannot be sent to another process ({error})") from None
         command = [sys.executable, "-m", "secvit.measure.peak", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ALLOCATOR}, check=False)
     if done.returncode < 0 or "out of memory" in done.stderr:
@@ -52,21 +69,27 @@ def peak_memory(
 
 
 def measure(job: Mapping[str, Any]) -> int:
-    """What `peak_memory` asks of the other process."""
+    """What `peak_bytes` asks of the other process."""
     torch.set_num_threads(job["threads"])
     device = torch.device(job["device"])
-    make = training if job["mode"] == "training" else inference
-
-    def prepared(size: int) -> Callable[[], object]:
-        network = variant(job["model"], job["name"], size, job["options"]).to(device)
-        return make(network, pictures(job["batch_size"], size).to(device), job["dtype"])
-
-    prepared(job["warm_size"])()
-    call = prepared(job["size"])
+    module, _, function = job["make"].partition(":")
+    make = getattr(importlib.import_module(module), function)
+    make(**job["warm"])()
+    call = make(**job["arguments"])
     gc.collect()
     before = _start(device)
     call()
     return _peak(device) - before
+
+
+def prepared(
+    model: nn.Module, name: str, size: int, options: Mapping[str, Any], batch_size: int, mode: str, dtype: str,
+    device: str,
+) -> Callable[[], object]:  # fmt: skip
+    """The call that `peak_memory` measures."""
+    network = variant(model, name, size, options).to(device)
+    images = pictures(batch_size, size).to(device)
+    return (training if mode == "training" else inference)(network, images, dtype)
 
 
 def training(model: nn.Module, images: Tensor, dtype: str) -> Callable[[], object]:

@@ -7,6 +7,18 @@ from typing import Any
 
 from secvit.measure.parts import PARTS
 from secvit.measure.rounds import NULL
+from secvit.measure.scaling import growth
+from secvit.measure.speed import FUSED
+
+# images a second on an A100 in batches of 64: supplement table 2, of which this package and timm have these networks
+THROUGHPUT = {
+    "secvit_tiny": 2004, "secvit_small": 998, "secvit_base": 504, "secvit_large": 398,
+    "sec_swin_tiny": 1482, "sec_swin_small": 804, "sec_swin_base": 696,
+    "sec_deit_small": 3412, "sec_deit_base": 1682,
+    "deit_small_patch16_224": 3204, "deit_base_patch16_224": 1502,
+    "swin_tiny_patch4_window7_224": 1723, "swin_small_patch4_window7_224": 1006, "swin_base_patch4_window7_224": 768,
+    "pvt_v2_b1": 2204, "gcvit_xtiny": 1308, "maxvit_small_tf_224": 546, "maxvit_base_tf_224": 306,
+}  # fmt: skip
 
 
 def report(result: dict[str, Any]) -> str:
@@ -25,7 +37,10 @@ def report(result: dict[str, Any]) -> str:
     if result["parts"]:
         blocks.append(_parts(result["parts"]))
     if result["operation"]:
-        blocks.append(_operation(result["operation"]))
+        blocks.append(_scaling("### The clustering alone: time, SEC's scores and order = 1", result["operation"]))
+    if result.get("attention"):
+        title = "### Attention alone: time, clusters of 98 = 1 (scores, order, gathers and return included)"
+        blocks.append(_scaling(title, result["attention"]))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -33,14 +48,16 @@ def _models(found: dict[str, Any]) -> str:
     mode = "training step" if found["mode"] == "training" else "inference"
     how = ", compiled" if found["compiled"] else ""
     title = f"### {mode}, {found['dtype']}{how}, batch {found['batch_size']}, {found['image_size']} px"
-    columns = ["model", "GMAC", f"speed, {found['base']} = 1", "speed, literal twin = 1"]
+    columns = ["model", "GMAC", f"speed, {found['base']} = 1", "paper, A100", "speed, literal twin = 1"]
     with_rate = any("of_matrix_rate" in row for row in found["rows"])
     rows = []
     once = [row for row in found["rows"] if not row["name"].endswith(NULL)]
     for row in sorted(once, key=lambda row: -row["vs_base"]["median"]):
         twin = row.get("vs_literal")
         speed = "1" if row["name"] == found["base"] else _ratio(row["vs_base"])
-        cells = [row["name"], f"{row['macs'] / 1e9:.2f}", speed, _ratio(twin) if twin else ""]
+        paper = THROUGHPUT.get(row["name"].removeprefix(FUSED), 0) / THROUGHPUT.get(found["base"], 1)
+        printed = f"{paper:.2f}" if paper and found["base"] in THROUGHPUT and found["mode"] != "training" else ""
+        cells = [row["name"], f"{row['macs'] / 1e9:.2f}", speed, printed, _ratio(twin) if twin else ""]
         rows.append(cells + ([f"{100 * row['of_matrix_rate']:.0f} %"] if with_rate else []))
     lines = [title, "", *_table(columns + (["of the matrix product's rate"] if with_rate else []), rows), ""]
     null = next(row for row in found["rows"] if row["name"].endswith(NULL))
@@ -67,14 +84,27 @@ def _parts(parts: list[dict[str, Any]]) -> str:
     return "\n".join([title, "", *_table(columns, rows)])
 
 
-def _operation(operation: list[dict[str, Any]]) -> str:
-    names = [name for name in max((found["times_sec"] for found in operation), key=len) if name != "sec"]
+def _scaling(title: str, found: list[dict[str, Any]]) -> str:
+    """A row for each number of tokens, a last one with the exponents of growth."""
+    names = [name for name in max((one["times_sec"] for one in found), key=len) if name != "sec"]
+    memory = {name: None for one in found for name in one.get("peak_bytes", {})}
     rows = []
-    for found in operation:
-        cells = [_ratio(found["times_sec"][name]) if name in found["times_sec"] else "not run" for name in names]
-        rows.append([f"{found['length']:,} ({found['num_clusters']})", *cells])
-    title = "### The clustering alone: time, SEC's scores and order = 1"
-    return "\n".join([title, "", *_table(["L (M)", *names], rows)])
+    for one in found:
+        cells = [_ratio(one["times_sec"][name]) if name in one["times_sec"] else "not run" for name in names]
+        peaks = [_mebibytes(one["peak_bytes"].get(name)) for name in memory]
+        clusters = f" ({one['num_clusters']})" if "num_clusters" in one else ""
+        rows.append([f"{one['length']:,}{clusters}", *cells, *peaks])
+    exponents = growth(found)
+    if exponents:
+        cells = [f"{exponents[name]:.2f}" if name in exponents else "" for name in names]
+        rows.append([f"time ~ L^e, sec: e = {exponents['sec']:.2f}", *cells, *("" for _ in memory)])
+    length = "L (M)" if "num_clusters" in found[0] else "L"
+    columns = [length, *names, *(f"{name}, peak" for name in memory)]
+    return "\n".join([title, "", *_table(columns, rows)])
+
+
+def _mebibytes(count: int | None) -> str:
+    return "not run" if count is None else f"{count / 2**20:.0f} MiB"
 
 
 def _ratio(ratio: dict[str, float]) -> str:

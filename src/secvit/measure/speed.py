@@ -23,7 +23,7 @@ from secvit.models import SECViT
 
 SWIN = "swin_tiny_patch4_window7_224"
 MODELS = ("secvit_tiny", "secvit_small", SWIN, "deit_small_patch16_224")
-TWIN = "literal "
+TWIN, FUSED = "literal ", "fused "
 MATRIX = "matrix product"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EXACT = 1e-9  # float64, of the largest logit: rounding is 1e-15, one token in another cluster 1e-3
@@ -56,6 +56,8 @@ def bench_models(
     for name in models:
         network = build(name, image_size)
         networks[name] = network
+        if mode == "inference" and not compiled and isinstance(network, SECViT):
+            networks[FUSED + name] = check_fused(name, network, images[:1])
         if literal is not None and isinstance(network, SECViT):
             twin = literal.like(network)
             differences[name] = check_twin(name, network, twin, images[:1], dtype)
@@ -90,9 +92,10 @@ def bench_models(
 
 def _row(name: str, seconds: Seconds, base: str, batch_size: int, macs: dict[str, int]) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "vs_base": vars(speed_ratio(seconds, name, base))}
-    if TWIN + name in seconds:
-        row["vs_literal"] = vars(speed_ratio(seconds, name, TWIN + name))
-    count = macs[name.removeprefix(TWIN).removesuffix(NULL)]
+    plain = name.removeprefix(FUSED)
+    if TWIN + plain in seconds:
+        row["vs_literal"] = vars(speed_ratio(seconds, name, TWIN + plain))
+    count = macs[plain.removeprefix(TWIN).removesuffix(NULL)]
     row["macs"] = count
     if MATRIX in seconds:
         work = count * batch_size / 1024**3
@@ -190,6 +193,16 @@ def check_twin(name: str, model: nn.Module, twin: nn.Module, images: Tensor, dty
             f"{found['ours']:.1e} and {found['literal']:.1e} off in {dtype}; no speed is given while outputs differ"
         )
     return found
+
+
+def check_fused(name: str, model: SECViT, images: Tensor) -> nn.Module:
+    """`SECViT.fuse` of a copy; raises ArithmeticError where that is not the same function."""
+    exact = copy.deepcopy(model).eval().double()
+    with torch.inference_mode():
+        error = distance(copy.deepcopy(exact).fuse()(images.double()), exact(images.double()))
+    if not error <= EXACT:
+        raise ArithmeticError(f"{name} fused differs by {error:.1e} of the largest logit in float64; not timed")
+    return copy.deepcopy(model).fuse()
 
 
 def distance(found: Tensor, expected: Tensor) -> float:

@@ -31,9 +31,12 @@ def rotate_packed(qkv: Tensor, table: Tensor) -> Tensor:
     turned = qkv[:, :, :, :2].unflatten(-1, [half, 2])
     table = table.view(1, length, 1, 1, half, 2)
     if not torch.jit.is_scripting():
-        if qkv.dtype == table.dtype and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling():
             # pairs are complex numbers: one product, no copies; the compiler cannot fuse complex numbers
-            torch.view_as_complex(turned).mul_(torch.view_as_complex(table))
+            exact = turned.to(table.dtype)  # the same memory unless qkv is in half precision
+            torch.view_as_complex(exact).mul_(torch.view_as_complex(table))
+            if exact is not turned:
+                turned.copy_(exact)
             return qkv
     cos, sin = table.unbind(-1)
     even, odd = turned.to(table.dtype).unbind(-1)

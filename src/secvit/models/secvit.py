@@ -26,8 +26,10 @@ from timm.layers import (
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from secvit.models.convert import checkpoint_filter_fn
+from secvit.models.packed import PackedLinear, fold_batch_norms
 from secvit.models.rotary import RotaryTable, rotate_packed
 from secvit.ops import PARTITIONS, Plan, cluster, sec_attention, sec_attention_packed
 
@@ -112,6 +114,29 @@ class SECAttention(nn.Module):
                 return sec_attention(q, k, v, plan=plan, scale=self.scale).transpose(1, 2)
         return sec_attention_packed(qkv, num_clusters, self.scale)
 
+    def reparameterize(self) -> None:
+        """For inference, `SECViT.fuse`."""
+        self.qkv, self.proj = PackedLinear(self.qkv), PackedLinear(self.proj)
+
+
+class AddDepthwise(nn.Conv2d):
+    """x + DW3x3(x).  (B, C, H, W)"""
+
+    def __init__(self, dim: int, dd: dict[str, Any]) -> None:
+        super().__init__(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.folded = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._conv_forward(x, self.weight, self.bias)
+        return y if self.folded else x + y
+
+    @torch.no_grad()
+    def reparameterize(self) -> None:
+        """For inference, `SECViT.fuse`: the sum becomes part of the kernel's centre."""
+        if not self.folded:
+            self.weight[:, 0, 1, 1] += 1
+            self.folded = True
+
 
 class FFN(nn.Module):
     """Linear, GELU, y + DW3x3(y), Linear.  (B, H, W, C)"""
@@ -120,13 +145,17 @@ class FFN(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim, **dd)
         self.act = nn.GELU()
-        self.dwconv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim, **dd)
+        self.dwconv = AddDepthwise(hidden_dim, dd)
         self.fc2 = nn.Linear(hidden_dim, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.fc1(x)).permute(0, 3, 1, 2)
-        x = x + self.dwconv(x)
-        return self.fc2(x.permute(0, 2, 3, 1))
+        return self.fc2(self.dwconv(x).permute(0, 2, 3, 1))
+
+    def reparameterize(self) -> None:
+        """For inference, `SECViT.fuse`."""
+        self.fc1, self.fc2 = PackedLinear(self.fc1, gelu=True), PackedLinear(self.fc2)
+        self.act = nn.Identity()
 
 
 class Block(nn.Module):
@@ -145,7 +174,7 @@ class Block(nn.Module):
         dd: dict[str, Any],
     ) -> None:
         super().__init__()
-        self.cpe = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.cpe = AddDepthwise(dim, dd)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
         self.attn = SECAttention(dim, num_heads, num_clusters, cluster_size, partition, dd)
         self.ls1 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
@@ -156,8 +185,7 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        x = x + self.cpe(x)
-        tokens = x.permute(0, 2, 3, 1)
+        tokens = self.cpe(x).permute(0, 2, 3, 1)
         tokens = tokens + self.drop_path1(self.ls1(self.attn(self.norm1(tokens), table)))
         tokens = tokens + self.drop_path2(self.ls2(self.ffn(self.norm2(tokens))))
         return tokens.permute(0, 3, 1, 2)
@@ -185,6 +213,11 @@ class Stage(nn.Module):
             else:
                 x = block(x, table)
         return x
+
+    def reparameterize(self) -> None:
+        """For inference, `SECViT.fuse`."""
+        if isinstance(self.downsample, nn.Sequential):
+            fold_batch_norms(self.downsample)
 
 
 class Head(nn.Module):
@@ -224,6 +257,11 @@ class Head(nn.Module):
         x = self.global_pool(self.act(self.norm(self.proj(x))))
         x = self.drop(x)
         return x if pre_logits else self.fc(x)
+
+    def reparameterize(self) -> None:
+        """For inference, `SECViT.fuse`."""
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.proj, self.norm = fuse_conv_bn_eval(self.proj, self.norm), nn.Identity()
 
 
 def check_clusters(
@@ -341,6 +379,21 @@ class SECViT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self.stages:
             stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def fuse(self) -> "SECViT":
+        """The same function for inference only, faster: changed in place, in eval mode, and returned.
+
+        Batch norms are folded into convolutions, x + DW(x) into kernels, and on CPUs the weights of linear layers are
+        laid out beforehand.  Load weights before, not after; timm.utils.reparameterize_model does the same for
+        a backbone inside another model.
+        """
+        self.eval()
+        fold_batch_norms(self.stem)
+        for module in list(self.modules()):
+            if module is not self and hasattr(module, "reparameterize"):
+                module.reparameterize()
+        return self
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
