@@ -1,6 +1,6 @@
 """Semantic Equitable Clustering (ICCV 2025) for PyTorch.  `import secvit` registers the models with timm."""
 
-from secvit import models
+from secvit import connectors, models
 from secvit.adapt import ClusteredAttention, Clustering, patch, unpatch
 from secvit.ops import Plan, cluster, sec_attention, sec_pool
 
@@ -10,6 +10,7 @@ __all__ = [
     "Clustering",
     "Plan",
     "cluster",
+    "connectors",
     "models",
     "patch",
     "sec_attention",

@@ -17,6 +17,8 @@ COUNTS = [
     (576, 256),
     (576, 192),
     (576, 144),
+    (576, 128),
+    (576, 64),
     (576, 1),
     (576, 576),
 ]
@@ -133,3 +135,17 @@ def test_autocast_moves_no_token_to_another_group(dtype):
     expected = pool_plan(k, 144).labels
     with torch.autocast("cpu", dtype):
         assert torch.equal(pool_plan(k, 144).labels, expected)
+
+
+@pytest.mark.parametrize("arrangement", ["interleaved", "sequential"])
+def test_returned_weights_are_those_of_the_values(arrangement):
+    q, k, v = (x.detach() for x in qkv(23))
+    mask = torch.arange(23) < torch.tensor([[23], [3]])  # 3 tokens for 5 outputs
+    plan = pool_plan(k.transpose(1, 2).flatten(2), 5, arrangement, mask)
+    out, weights = sec_pool(q, k, v, 5, mask=mask, plan=plan, return_weights=True)
+    assert torch.equal(out, sec_pool(q, k, v, 5, mask=mask, plan=plan))
+    slots = plan.slots[0].unsqueeze(1).expand_as(weights)
+    values = v.unsqueeze(2).expand(-1, -1, 5, -1, -1).gather(3, slots.unsqueeze(-1).expand(*slots.shape, 4))
+    torch.testing.assert_close((weights.unsqueeze(-1) * values).sum(dim=3), out, **EXACT)
+    total = (plan.sizes > 0).double().unsqueeze(1).expand(2, 2, 5)
+    torch.testing.assert_close(weights.sum(dim=-1), total, **EXACT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secvit.ops.attention import _attend, _check, _gather_slots, _per_head
+from secvit.ops.attention import _check, _gather_slots, _per_head
 from secvit.ops.cluster import Plan, _scoring_dtype, check_mask, order_by, sec_scores
 
 ARRANGEMENTS = ("interleaved", "sequential")
@@ -54,13 +54,15 @@ def sec_pool(
     mask: Tensor | None = None,
     scale: float | None = None,
     plan: Plan | None = None,
-) -> Tensor:
+    return_weights: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Eqs. 1, 2, 5, 6, table 11: T output tokens.  q k v (B, h, L, D), mask (B, L) -> (B, h, T, D).
 
     arrangement: "interleaved" (Eq. 5) or "sequential" (supplement table 3).
     shared: one order for all heads, from the keys of all heads side by side.
     mask: True for real tokens; where a sample has fewer than T of them the last outputs are zero.
     plan: groups made elsewhere (`pool_plan`).
+    return_weights: also give the softmax (B, h, T, N) over each group's slots (`Plan.slots`).
     """
     _check(q, k, v, "auto", is_causal=False)
     if q.shape[-2] != k.shape[-2]:
@@ -78,6 +80,9 @@ def sec_pool(
     mean_q = plan.merge(q).flatten(0, 1).unsqueeze(-2)
     grouped_k, grouped_v = (_gather_slots(x, tokens).flatten(0, 1) for x in (k, v))
     reachable = filled | (torch.arange(filled.shape[-1], device=filled.device) == 0)
-    out = _attend(mean_q, grouped_k, grouped_v, scale, "math", reachable.flatten(0, 1).unsqueeze(-2))
-    out = out.squeeze(-2).unflatten(0, q.shape[:2])
-    return torch.where((plan.sizes > 0).unsqueeze(-1), out, 0)
+    scores = (mean_q * scale) @ grouped_k.transpose(-2, -1)
+    weights = torch.softmax(scores.masked_fill(~reachable.flatten(0, 1).unsqueeze(-2), float("-inf")), dim=-1)
+    out, weights = ((x.squeeze(-2).unflatten(0, q.shape[:2])) for x in (weights @ grouped_v, weights))
+    empty = (plan.sizes == 0).unsqueeze(-1)
+    out = out.masked_fill(empty, 0)
+    return (out, weights.masked_fill(empty, 0)) if return_weights else out
