@@ -4,7 +4,8 @@ A task is an nn.Module with `task(batch) -> {"loss": scalar, ...}`.  Its `model`
 has one, is what checkpoints, averaged weights and evaluation are about; otherwise the task itself.
 
 A dataset answers `len(dataset)` and `dataset[key]`, or `dataset.__getitems__(keys)` for a whole
-batch, and may bring its own `collate`.  A key is `draw * len(dataset) + index` (`sampler.Keys`).
+batch, and may bring its own `collate`, and `order(generator)` of an epoch's indices (those of a step lie
+together; random without).  A key is `draw * len(dataset) + index` (`sampler.Keys`).
 
 Nothing random is carried from step to step: the data order is a function of (seed, epoch), the
 augmentation of (seed, key), and before each part of a step every generator is seeded with (seed,
@@ -166,7 +167,7 @@ class Run:
         """The model with all of its weights; every process has to ask."""
         if self.copy is None:
             return self.model
-        self.copy.load_state_dict(whole(self.model.state_dict()))
+        self.copy.load_state_dict(whole(self.model.state_dict(), "cpu"))
         return self.copy
 
     @property
@@ -327,8 +328,9 @@ class Run:
     def save(self) -> None:
         if self.saved == self.state.step:
             return
-        model, remembered = self.whole(), whole(self.optimizer.state_dict())
-        task = whole(self.task.state_dict()) if self.model is not self.task else {}
+        here = "cpu" if self.main else "meta"
+        model, remembered = self.whole(), whole(self.optimizer.state_dict(), here)
+        task = whole(self.task.state_dict(), here) if self.model is not self.task else {}
         if self.main:
             state = {
                 **asdict(self.state),

@@ -27,6 +27,7 @@ def batches(dataset: Any, loop: Loop, start: int, stop: int, accelerator: Accele
         repeats=loop.repeats,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
+        order=getattr(dataset, "order", None),
     )
     loader: DataLoader[Any] = DataLoader(
         dataset,

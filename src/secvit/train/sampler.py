@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -16,6 +16,8 @@ class Keys:
     A key is `draw * samples + index`: its remainder by `samples` is the sample, and no key occurs
     twice in a run.  A dataset that seeds its augmentation with the key gives the same data to any
     number of workers and after any resume.
+
+    order: of an epoch's samples, from a generator that the seed and the epoch decide; a random one if None.
     """
 
     def __init__(
@@ -30,10 +32,12 @@ class Keys:
         repeats: int = 1,
         rank: int = 0,
         processes: int = 1,
+        order: Callable[[torch.Generator], torch.Tensor] | None = None,
     ) -> None:
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.start, self.stop, self.parts = start, stop, max(parts, processes)
         self.repeats, self.rank, self.processes = repeats, rank, processes
+        self.order = order
 
     def __len__(self) -> int:
         return (self.stop - self.start) * self.parts // self.processes
@@ -41,7 +45,7 @@ class Keys:
     def epoch(self, epoch: int) -> torch.Tensor:
         """The keys of one epoch in order, over all processes."""
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-        order = torch.randperm(self.samples, generator=generator)
+        order = self.order(generator) if self.order else torch.randperm(self.samples, generator=generator)
         draw = torch.arange(self.repeats) + epoch * self.repeats
         return (order[:, None] + draw * self.samples).flatten()[: self.samples]
 

@@ -49,12 +49,16 @@ def _like(value: Any, whole: Tensor, sliced: Tensor) -> Any:
     return value
 
 
-def whole(value: Any) -> Any:
-    """Sliced tensors put together again, in dicts and lists too; every process has to ask."""
+def whole(value: Any, device: str | None = None) -> Any:
+    """Sliced tensors put together again, in dicts and lists too; every process has to ask.
+
+    device: where each goes as soon as it is whole, "cpu" for what no GPU could hold at once, "meta" for nowhere.
+    """
     if isinstance(value, Tensor):
-        return value.full_tensor() if hasattr(value, "full_tensor") else value
+        put_together = value.full_tensor() if hasattr(value, "full_tensor") else value
+        return put_together if device is None else put_together.to(device)
     if isinstance(value, Mapping):
-        return {k: whole(v) for k, v in value.items()}
+        return {k: whole(v, device) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(whole(v) for v in value)
+        return type(value)(whole(v, device) for v in value)
     return value

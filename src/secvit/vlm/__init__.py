@@ -1,0 +1,37 @@
+"""LLaVA with SEC and its rivals as connector: models for transformers, training, evaluation.  Imports transformers."""
+
+try:
+    import transformers  # noqa: F401
+except ImportError:
+    raise ImportError('secvit.vlm needs transformers: pip install "secvit[vlm]"') from None
+
+from secvit.vlm.adapt import load_connector, restore_connector, save_connector, use_connector
+from secvit.vlm.ask import ask, load_trained
+from secvit.vlm.llava import SecLlavaConfig, SecLlavaForConditionalGeneration, SecLlavaModel, SecLlavaProcessor
+from secvit.vlm.next import (
+    SecLlavaNextConfig,
+    SecLlavaNextForConditionalGeneration,
+    SecLlavaNextModel,
+    SecLlavaNextProcessor,
+)
+from secvit.vlm.recipes import tiny
+from secvit.vlm.train import train
+
+__all__ = [
+    "SecLlavaConfig",
+    "SecLlavaForConditionalGeneration",
+    "SecLlavaModel",
+    "SecLlavaNextConfig",
+    "SecLlavaNextForConditionalGeneration",
+    "SecLlavaNextModel",
+    "SecLlavaNextProcessor",
+    "SecLlavaProcessor",
+    "ask",
+    "load_connector",
+    "load_trained",
+    "restore_connector",
+    "save_connector",
+    "tiny",
+    "train",
+    "use_connector",
+]

@@ -1,0 +1,80 @@
+"""What the connector is given of each picture, in files: a frozen tower runs once, whatever is trained after it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from secvit.images import read_image
+from secvit.train.shares import is_first, share
+from secvit.weights import write_atomically
+
+
+class Cache:
+    """Tokens, [cls] and its attention as the tower gave them, a file for each picture.
+
+    Another tower, image processor or precision has a folder of its own below `folder`, and so has what one connector
+    needs and another does not; connectors of equal needs share one.  A picture's file goes by its path, size and date.
+    """
+
+    def __init__(self, folder: str | Path, llava: PreTrainedModel, processor: ProcessorMixin, precision: str) -> None:
+        self.llava, self.processor, self.precision = llava, processor, precision
+        self.folder = Path(folder) / fingerprint(llava, processor, precision)
+
+    def file(self, picture: str) -> Path:
+        """Where a picture's tokens are kept."""
+        found = Path(picture).stat()
+        name = hashlib.sha1(f"{picture} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()
+        return self.folder / name[:2] / f"{name}.safetensors"
+
+    def fill(self, pictures: Sequence[str], device: torch.device, batch_size: int = 16) -> int:
+        """Look at the pictures that have no file yet -> how many there were.  Of many processes, each takes a share."""
+        unseen = [pictures[i] for i in share(len(pictures)) if not self.file(pictures[i]).is_file()]
+        inner = self.llava.to(device).model
+        half = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        silent = not is_first() or None
+        for at in tqdm(range(0, len(unseen), batch_size), "looking at pictures", disable=silent, leave=False):
+            part = unseen[at : at + batch_size]
+            made = self.processor.image_processor([read_image(path) for path in part], return_tensors="pt")
+            with torch.no_grad(), half:
+                _, given = inner.look(made["pixel_values"].to(device))
+            grid = torch.tensor(given.pop("grid"))
+            for i, path in enumerate(part):
+                row = {name: value[i].cpu().contiguous() for name, value in given.items()}
+                file = self.file(path)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(file, save({**row, "grid": grid}))
+        return len(unseen)
+
+    def __call__(self, pictures: Sequence[str]) -> dict[str, Any]:
+        """{"given": what the connector is given of some pictures}, in a batch."""
+        rows: list[dict[str, Tensor]] = [load_file(self.file(path)) for path in pictures]
+        grid = tuple(rows[0].pop("grid").tolist())
+        return {"given": {**{name: torch.stack([row[name] for row in rows]) for name in rows[0]}, "grid": grid}}
+
+
+def fingerprint(llava: PreTrainedModel, processor: ProcessorMixin, precision: str) -> str:
+    """What is equal for models whose connectors are given the same."""
+    inner, found = llava.model, hashlib.sha1()
+    for name, value in inner.vision_tower.state_dict().items():
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    connector = inner.multi_modal_projector
+    about = {
+        "layer": llava.config.vision_feature_layer,
+        "cls": connector.needs_cls,
+        "cls_attention": connector.needs_cls_attention,
+        "precision": precision,
+        "images": processor.image_processor.to_dict(),
+    }
+    found.update(json.dumps(about, sort_keys=True, default=str).encode())
+    return found.hexdigest()[:16]

@@ -1,0 +1,166 @@
+"""The LLaVA at step 0: from a hub or a folder, put together of two towers, or small; what learns, and LoRA."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from secvit.vlm.adapt import load_connector, use_connector
+from secvit.vlm.chat import IMAGE
+from secvit.vlm.config import Model
+from secvit.vlm.small import small_llava, small_tokenizer
+
+logger = logging.getLogger(__name__)
+
+SMALL = "small"
+PARTS = "parts"
+# what LoRA goes beside: the linear layers of a Llama's blocks
+LORA = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
+
+
+def start(
+    chosen: Model, texts: Callable[[], Iterable[str]] = tuple, seed: int = 0, tokenizer: Any = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The LLaVA with its connector, in float32 and without gradients decided -> (model, processor).
+
+    texts: what a small tokenizer learns from, if it is asked for; `tokenizer`, if it is known already.
+    """
+    options = {"num_tokens": chosen.num_tokens, "extra_token": chosen.extra_token, **chosen.connector_args}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if chosen.base == SMALL:
+            tokenizer = tokenizer or small_tokenizer(texts(), vocab_size=1024)
+            llava, processor = small_llava(tokenizer, chosen.connector or "mlp", **options)
+        else:
+            parts = chosen.base == PARTS
+            llava, processor = from_parts(chosen.language, chosen.vision) if parts else from_transformers(chosen.base)
+            processor = connected(llava, processor, chosen, options)
+    if chosen.init:
+        processor = load_connector(llava, processor, chosen.init)
+        logger.info("the connector begins as in %s", chosen.init)
+    return llava, processor
+
+
+def from_transformers(base: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A LLaVA as it was saved, in float32."""
+    try:
+        return (
+            AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32),
+            AutoProcessor.from_pretrained(base),
+        )
+    except OSError as error:
+        raise ValueError(f"--model.base {base}: {str(error).splitlines()[0]}") from None
+
+
+def connected(
+    llava: PreTrainedModel, processor: ProcessorMixin, chosen: Model, options: dict[str, Any]
+) -> ProcessorMixin:
+    """The processor of a LLaVA that has the connector asked for; one that it has already stays, if it is the same."""
+    known = getattr(llava.config, "connector", None)
+    if known is None:
+        return use_connector(llava, processor, chosen.connector or "mlp", **options)
+    if chosen.connector is not None:
+        asked = {"name": chosen.connector, **options}
+        if differing := {k: (known.get(k), v) for k, v in asked.items() if known.get(k) != v}:
+            said = ", ".join(f"{key} {old!r}, not {new!r}" for key, (old, new) in differing.items())
+            raise ValueError(
+                f"{chosen.base} has a connector already, with {said}; keep it by --model.connector null, or begin with "
+                "the LLaVA it was put in"
+            )
+    return processor
+
+
+def from_parts(language: str, vision: str) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """LLaVA-1.5 before stage 1: a language model, a CLIP tower, and a projector of new weights."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(language)
+        speaker = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
+        tower = CLIPVisionModel.from_pretrained(vision, dtype=torch.float32)
+        images = AutoImageProcessor.from_pretrained(vision)
+    except OSError as error:
+        raise ValueError(
+            f"--model.language {language}, --model.vision {vision}: {str(error).splitlines()[0]}"
+        ) from None
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    if len(tokenizer) > speaker.get_input_embeddings().num_embeddings:
+        speaker.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+    speaker.config.pad_token_id = tokenizer.pad_token_id
+    patch = tower.config.patch_size
+    config = LlavaConfig(
+        vision_config=tower.config,
+        text_config=speaker.config,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(tower.config.image_size // patch) ** 2,
+    )
+    with init_empty_weights():
+        llava = LlavaForConditionalGeneration(config)
+    llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, speaker.model, speaker.lm_head
+    llava.model.multi_modal_projector = LlavaMultiModalProjector(config)
+    llava.generation_config = speaker.generation_config
+    return llava.eval(), LlavaProcessor(
+        images, tokenizer, patch_size=patch, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+
+
+def set_trained(llava: PreTrainedModel, chosen: Model, seed: int = 0, half: bool = False) -> nn.Module:
+    """Freeze what the recipe does not train -> the model, inside peft's wrapper for LoRA.
+
+    half: frozen weights become bfloat16, as they are used.
+    """
+    parts = {
+        "connector": [llava.model.multi_modal_projector],
+        "language": [llava.model.language_model, llava.lm_head],
+    }
+    llava.requires_grad_(False)
+    if half:
+        frozen = [llava.model.vision_tower, *(parts["language"] if "language" not in chosen.trained else ())]
+        for module in frozen:
+            module.to(torch.bfloat16)
+    for name in chosen.trained:
+        for module in parts[name]:
+            module.requires_grad_(True)
+    if chosen.checkpointing:
+        llava.activation_checkpointing_enable({"use_reentrant": False})
+    return with_lora(llava, chosen, seed) if chosen.lora else llava
+
+
+def with_lora(llava: PreTrainedModel, chosen: Model, seed: int = 0) -> nn.Module:
+    """LoRA beside the language model's linear layers; the connector is trained whole, if at all."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ImportError("--model.lora needs peft: pip install peft") from None
+    config = LoraConfig(
+        r=chosen.lora,
+        lora_alpha=chosen.lora_alpha,
+        lora_dropout=chosen.lora_dropout,
+        target_modules=LORA,
+        modules_to_save=["multi_modal_projector"] if "connector" in chosen.trained else None,
+    )
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # peft asks transformers by the old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return get_peft_model(llava, config)

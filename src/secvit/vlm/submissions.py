@@ -1,0 +1,119 @@
+"""Files for the benchmarks' servers and judges, as LLaVA's scripts make them, and such files read back."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from secvit.vlm.benchmarks import Question, mmbench_rows, read_json, read_lines
+from secvit.vlm.scores import gqa_answer, normalise
+from secvit.weights import write_atomically
+
+
+def vqav2(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """For VQA's server: every question of test2015, "" where it is not of test-dev."""
+    said = {question.id: normalise(answer) for question, answer in zip(questions, answers, strict=True)}
+    whole = folder / "llava_vqav2_mscoco_test2015.jsonl"
+    ids = [row["question_id"] for row in read_lines(whole)] if whole.is_file() else list(said)
+    return [{"question_id": i, "answer": said.get(i, "")} for i in ids]
+
+
+def vizwiz(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """For VizWiz's server."""
+    return [
+        {"image": question.image.name, "answer": normalise(answer)}
+        for question, answer in zip(questions, answers, strict=True)
+        if isinstance(question.image, Path)
+    ]
+
+
+def gqa(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """For GQA's own script (testdev_balanced_predictions.json)."""
+    pairs = zip(questions, answers, strict=True)
+    return [{"questionId": question.id, "prediction": gqa_answer(answer)} for question, answer in pairs]
+
+
+def mmvet(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> dict[str, str]:
+    """For MM-Vet's judge."""
+    return {f"v1_{question.id}": answer for question, answer in zip(questions, answers, strict=True)}
+
+
+def mmbench(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """For MMBench's server: the table without pictures and categories, and the answers."""
+    said = {question.id: answer for question, answer in zip(questions, answers, strict=True)}
+    left_out = ("hint", "category", "source", "image", "comment", "l2-category")
+    rows = []
+    for row in mmbench_rows(folder):
+        kept = {name: value for name, value in row.items() if name not in left_out}
+        rows.append({**kept, "prediction": said[int(row["index"])]})
+    return rows
+
+
+# name of a benchmark -> (ending of the file, what makes its content)
+SUBMISSIONS: dict[str, tuple[str, Callable[[Sequence[Question], Sequence[str], Path], Any]]] = {
+    "vqav2": (".json", vqav2),
+    "vizwiz": (".json", vizwiz),
+    "gqa": (".json", gqa),
+    "mmvet": (".json", mmvet),
+    "mmbench": (".xlsx", mmbench),
+}
+
+
+def write_submission(
+    beside: Path, benchmark: str, questions: Sequence[Question], answers: Sequence[str], folder: Path
+) -> Path | None:
+    """Write `beside` with the ending .upload.json or .upload.xlsx (MMBench); None where no server asks for answers.
+
+    folder: the benchmark's own.
+    """
+    if benchmark not in SUBMISSIONS:
+        return None
+    ending, make = SUBMISSIONS[benchmark]
+    path, content = beside.with_suffix(f".upload{ending}"), make(questions, answers, folder)
+    if ending == ".json":
+        write_atomically(path, json.dumps(content, indent=1).encode())
+        return path
+    openpyxl = _openpyxl()
+    book = openpyxl.Workbook()
+    book.active.append(list(content[0]))
+    for row in content:
+        book.active.append([openpyxl.cell.cell.ILLEGAL_CHARACTERS_RE.sub("", str(value)) for value in row.values()])
+    file = io.BytesIO()
+    book.save(file)
+    write_atomically(path, file.getvalue())
+    return path
+
+
+def check_submission(benchmark: str) -> None:
+    """An ImportError where the file could not be written: before the answers, not after."""
+    if SUBMISSIONS.get(benchmark, [""])[0] == ".xlsx":
+        _openpyxl()
+
+
+def read_submission(path: Path) -> dict[str | int, str]:
+    """Answers by id from a file written for a server: MMBench (.xlsx), MM-Vet, VQA v2, VizWiz, GQA (.json)."""
+    if path.suffix == ".xlsx":
+        head, *rows = _openpyxl().load_workbook(path).active.iter_rows(values_only=True)
+        index, prediction = head.index("index"), head.index("prediction")
+        return {int(row[index]): row[prediction] or "" for row in rows}
+    content = read_json(path)
+    if isinstance(content, dict):
+        return content
+    ids, texts = ("question_id", "questionId", "image"), ("answer", "prediction")
+    return {next(row[k] for k in ids if k in row): next(row[k] for k in texts if k in row) for row in content}
+
+
+def read_grades(path: Path) -> dict[str, list[float]]:
+    """MM-Vet's grades of each question, one a run: {"v1_0": [0.5, ...]}, or {"v1_0": {"score": [...]}} of its judge."""
+    return {key: one["score"] if isinstance(one, dict) else one for key, one in read_json(path).items()}
+
+
+def _openpyxl() -> Any:
+    try:
+        import openpyxl
+    except ImportError:
+        raise ImportError("MMBench's server takes .xlsx files: pip install openpyxl") from None
+    return openpyxl

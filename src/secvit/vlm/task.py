@@ -1,0 +1,86 @@
+"""Vision-language training as the loop sees it: the loss of answers, and weights without the frozen ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from secvit.vlm.data import IGNORED
+
+
+class VlmTask(nn.Module):
+    """Cross-entropy of the answers' tokens, the mean over those of a part, on batches of `Conversations`."""
+
+    def __init__(self, llava: nn.Module) -> None:
+        super().__init__()
+        self.model = Trained(llava)
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        logits, target = answers(self.model.llava, batch)
+        return {
+            "loss": F.cross_entropy(logits.float(), target),
+            "token_accuracy": (logits.argmax(-1) == target).float().mean(),
+        }
+
+
+class Trained(nn.Module):
+    """A LLaVA (`llava`, maybe inside peft's wrapper) whose state dict holds the weights that learn, and no others.
+
+    So a checkpoint of stage 1 is as small as a connector.  What learns is decided when it is made.
+    """
+
+    def __init__(self, llava: nn.Module) -> None:
+        super().__init__()
+        self.llava = llava
+        self.frozen = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
+        self.register_state_dict_post_hook(without_frozen)
+        self.register_load_state_dict_post_hook(forgive_frozen)
+
+
+def without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, about: Any) -> None:
+    for name in module.frozen:
+        state.pop(prefix + name, None)
+
+
+def forgive_frozen(module: nn.Module, found: Any) -> None:
+    found.missing_keys[:] = [key for key in found.missing_keys if key not in module.frozen]
+
+
+def unwrapped(llava: nn.Module) -> PreTrainedModel:
+    """The LLaVA inside peft's wrapper, if there is one."""
+    return llava.get_base_model() if hasattr(llava, "get_base_model") else llava
+
+
+def answers(llava: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """What the model says where an answer's tokens are due -> logits (n, V), tokens (n,).
+
+    Each is said after the true tokens before it.  The language model's head works on these alone, as most of a sample
+    is picture and question.
+    """
+    net = unwrapped(llava)
+    inner = net.model
+    given = batch.get("given")
+    blind = given is None and "pixel_values" not in batch
+    if given is None:
+        size = inner.config.vision_config.image_size
+        # without pictures, a blank one keeps tower and connector at work: processes that share weights or gradients
+        # wait for each other's
+        pixels = batch["input_ids"].new_zeros(1, 3, size, size).float() if blind else batch["pixel_values"]
+        with torch.no_grad():
+            _, given = inner.look(pixels)
+    given = dict(given)
+    features = inner.multi_modal_projector(given.pop("tokens"), **given)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    seen = {} if blind else {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(features))}}
+    hidden = inner(**inputs, **seen, use_cache=False).last_hidden_state
+    if blind:
+        hidden = hidden + 0 * features.sum()
+    target = batch["labels"][:, 1:]
+    due = target != IGNORED
+    return net.lm_head(hidden[:, :-1][due]), target[due]

@@ -1,0 +1,306 @@
+"""Conversations as tokens: which are learned, what is refused, in which order they come."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from secvit.train.sampler import Keys
+from secvit.vlm.chat import TEMPLATES, Chat, check_prompt, messages, prepare
+from secvit.vlm.config import Samples
+from secvit.vlm.data import IGNORED, Conversations, files, grouped, load, read_samples, texts
+from secvit.vlm.small import small_llava, small_tokenizer
+from tests.vlm.make import entry, folder
+
+OLD = (  # as released LLaVA-1.5 checkpoints of the hub have it, the space outside of the answer
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% for c in m['content'] if c['type'] == 'image' %}"
+    "{{ '<image>\n' }}{% endfor %}{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] + ' ' }}{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def processor_for(said, **options):
+    options = {"num_tokens": 9, "image_size": 32, "patch_size": 4, **options}
+    return small_llava(small_tokenizer(said, vocab_size=700), **options)[1]
+
+
+@pytest.fixture
+def made(tmp_path):
+    samples, faults = read_samples(folder(tmp_path) / "train.json")
+    assert not faults
+    return samples, processor_for(texts(samples))
+
+
+@pytest.fixture(scope="module")
+def real(shared):
+    """Real conversations: questions of many turns, and captions."""
+    where = shared / "data" / "vl_coco"
+    names = ("llava_vqa_val", "llava_captions_val")
+    found = [read_samples(where / f"{name}.json", str(shared / "data" / "coco286")) for name in names]
+    assert not any(faults for _, faults in found)
+    samples = [one for many, _ in found for one in many]
+    return samples, processor_for(texts(samples))
+
+
+# -- which tokens are learned ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_prompt_and_learned_tokens_are_the_whole_for_every_turn_of_every_sample(real, template):
+    samples, processor = real
+    chat = Chat(prepare(processor, template, pad=True))
+    for one in samples:
+        if template == "plain" and len(one.turns) > 1:
+            continue
+        ids, learned, starts = chat.encode(one)
+        assert len(starts) == len(one.turns)
+        said = []
+        for turn, start in enumerate(starts):
+            end = next((i for i in range(start, len(ids)) if not learned[i]), len(ids))
+            assert chat.prompt(one, turn) == ids[:start]  # so prompt + learned is the whole
+            said += range(start, end)
+            answer = one.turns[turn][1]
+            assert processor.tokenizer.decode(ids[start:end]) == (
+                f" {answer}</s>" if template == "v1" else f"{answer}\n"
+            )
+        assert [i for i, now in enumerate(learned) if now] == said  # and nothing else is learned
+
+
+def test_learned_tokens_are_those_of_the_templates_generation_blocks(real):
+    samples, processor = real
+    chat = Chat(prepare(processor, "v1", pad=True))
+    for one in samples[:40]:
+        made = processor.tokenizer.apply_chat_template(
+            messages(one), chat_template=processor.chat_template, return_dict=True, return_assistant_tokens_mask=True
+        )
+        spread = [
+            (token, bool(mask))
+            for token, mask in zip(made["input_ids"], made["assistant_masks"])
+            for _ in range(chat.image_tokens if token == chat.image_id else 1)
+        ]
+        assert list(zip(*chat.encode(one)[:2])) == spread
+
+
+def test_tokens_and_pixels_are_those_of_the_processor(made):
+    samples, processor = made
+    chat = Chat(prepare(processor, "v1", pad=True))
+    dataset = Conversations(samples, chat, [0] * len(samples))
+    for i, one in enumerate(samples):
+        said = messages(one)
+        opened = iter(Image.open(path) for path in one.images)
+        for turn in said:
+            for part in turn["content"]:
+                if part["type"] == "image":
+                    part["image"] = next(opened)
+        wanted = processor.apply_chat_template(said, tokenize=True, return_dict=True, return_tensors="pt")
+        batch = dataset.__getitems__([i])
+        assert torch.equal(batch["input_ids"], wanted["input_ids"])
+        assert ("pixel_values" in batch) == bool(one.images)
+        if one.images:
+            assert torch.equal(batch["pixel_values"], wanted["pixel_values"])
+
+
+def test_the_vicuna_template_is_llavas():
+    said = [("<image>\nwhat?", "a cat"), ("sure?", "yes")]
+    text = Chat(prepare(processor_for(["what"]), "v1", True)).text(
+        messages(sample_of(entry("a", "a.png", said))), False
+    )
+    assert text == (
+        "<s>A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: <image>\nwhat? ASSISTANT: a cat</s>"
+        "USER: sure? ASSISTANT: yes</s>"
+    )
+
+
+def sample_of(made):
+    from pathlib import Path
+
+    from secvit.vlm.data import sample
+
+    return sample(made, "0", Path("x"))
+
+
+def test_a_template_that_splits_an_answers_first_token_is_refused(made):
+    samples, processor = made
+    processor.chat_template = OLD.replace("{{ c['text'] + ' ' }}", "{{ c['text'] + ' ' }}").replace(
+        "{{ 'ASSISTANT:' }}", "{{ 'ASSISTANT: ' }}"
+    )
+    with pytest.raises(ValueError, match="half prompt, half answer|generation would begin elsewhere"):
+        check_prompt(Chat(processor), samples[0])
+
+
+def test_a_template_whose_prompt_is_no_beginning_of_the_whole_is_refused(made):
+    samples, processor = made
+    processor.chat_template = OLD.replace("'ASSISTANT:'", "'Assistant:'")
+    with pytest.raises(ValueError, match="does not go on from there"):
+        Chat(processor).encode(samples[0])
+
+
+def test_padding_is_neither_seen_nor_learned(made):
+    samples, processor = made
+    chat = Chat(prepare(processor, "v1", True))
+    dataset = Conversations(samples, chat, [0] * len(samples))
+    batch = dataset.__getitems__(list(range(len(samples))))
+    for row, one in enumerate(samples):
+        ids, learned, _ = chat.encode(one)
+        n = len(ids)
+        assert batch["input_ids"][row, :n].tolist() == ids
+        assert batch["attention_mask"][row].tolist() == [1] * n + [0] * (batch["input_ids"].shape[1] - n)
+        assert (batch["labels"][row] != IGNORED).tolist() == learned + [False] * (batch["input_ids"].shape[1] - n)
+    assert batch["pixel_values"].shape[0] == sum(len(one.images) for one in samples)
+
+
+def test_pictures_are_made_square_by_a_border(made):
+    _, processor = made
+    white = Image.new("RGB", (64, 16), "white")
+    pixels = prepare(processor, "v1", pad=True).image_processor(white, return_tensors="pt")["pixel_values"][0]
+    assert pixels.shape == (3, 32, 32)
+    assert pixels[:, 16].min() > 1.5 and pixels[:, 2].abs().max() < 0.02  # the mean colour is zero, within a grey level
+
+
+# -- what is refused ---------------------------------------------------------------------------
+
+BAD = {
+    "none": (entry("none", "0.png", [("what?", "a cat")]), "sample 'none': 0 <image> in the questions for one picture"),
+    "two": (entry("two", "0.png", [("<image><image> what?", "a cat")]), "sample 'two': 2 <image> in the questions for one"),
+    "no picture": (entry("blind", None), "sample 'blind': 1 <image> in the questions for 0 pictures"),
+    "in the answer": (entry("said", "0.png", [("what?", "a <image>")]), "sample 'said': <image> in answer 1"),
+    "missing": (entry("gone", "gone.png"), "sample 'gone': .*gone.png: no such file; check the path and --samples.images"),
+    "cut off": (entry("cut", "cut.png"), "sample 'cut': .*cut.png: broken or truncated"),
+    "text": (entry("text", "text.png"), "sample 'text': .*text.png: not an image"),
+    "long": (entry("long", "0.png", [("<image> what?", "cat " * 900)]), "sample 'long': .* tokens, 10 of them for pictures, and max_length is 400"),
+    "asks": ({"id": "asks", "conversations": [{"from": "human", "value": "what?"}]}, "sample 'asks': expected human and gpt in turns"),
+    "robot": ({"conversations": [{"from": "robot", "value": "what?"}]}, 'entry 0: each turn needs "from", human or gpt'),
+    "mute": (entry("mute", None, [("what?", " ")]), "sample 'mute': answer 1 is empty"),
+    "list": ([], "entry 0: expected"),
+    "number": ({"id": 3, "conversations": 3}, "sample '3': expected"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pictures_and_chat(tmp_path_factory):
+    path = folder(tmp_path_factory.mktemp("bad") / "data")
+    whole = (path / "images" / "1.png").read_bytes()
+    (path / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (path / "images" / "text.png").write_text("no picture")
+    Image.new("RGB", (90, 90), "red").save(path / "images" / "cut.jpg")
+    (path / "images" / "cut.jpg").write_bytes((path / "images" / "cut.jpg").read_bytes()[:-80])
+    return path, Chat(prepare(processor_for(["what is it? cat"]), "v1", True))
+
+
+def attempt(where, chat, entries, **options):
+    path = where / "bad.json"
+    path.write_text(json.dumps(entries))
+    return load(path, Samples(**{"max_length": 400, **options}), chat)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_sample_is_named_before_the_first_step(pictures_and_chat, name):
+    bad, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        attempt(*pictures_and_chat, [bad, entry("good", "1.png")])
+
+
+def test_all_bad_samples_are_named_together(pictures_and_chat):
+    with pytest.raises(ValueError) as found:
+        attempt(*pictures_and_chat, [entry("good", "1.png"), *(bad for bad, _ in BAD.values())])
+    for _, message in BAD.values():
+        assert message.split(":")[0].replace("entry 0", "entry 1") in str(found.value), message
+
+
+def test_a_check_of_headers_reads_no_pixels(pictures_and_chat):
+    entries = [entry("cut", "cut.jpg"), entry("good", "1.png")]
+    with pytest.raises(ValueError, match="sample 'cut'"):
+        attempt(*pictures_and_chat, entries)
+    assert len(attempt(*pictures_and_chat, entries, check="header")[0]) == 2
+    with pytest.raises(ValueError, match="sample 'text': .*text.png: not an image"):
+        attempt(*pictures_and_chat, [entry("text", "text.png"), *entries], check="header")
+
+
+def test_long_samples_are_left_out_if_asked(pictures_and_chat):
+    samples, lengths = attempt(*pictures_and_chat, [BAD["long"][0], entry("good", "1.png")], too_long="drop")
+    assert [one.id for one in samples] == ["good"] and max(lengths) <= 400
+
+
+def test_a_caption_template_wants_a_picture_and_its_caption(pictures_and_chat):
+    with pytest.raises(ValueError, match="sample 'blind': 0 pictures, 1 answers; the plain template is for captions"):
+        attempt(*pictures_and_chat, [entry("blind", None, [("what?", "a cat")])], template="plain")
+    with pytest.raises(ValueError, match="sample 'talk': 1 pictures, 2 answers"):
+        attempt(*pictures_and_chat, [entry("talk", "1.png", [("<image>", "a cat"), ("so?", "no")])], template="plain")
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "3"])
+def test_a_file_that_is_no_list_of_conversations_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a\.json: (cannot be read as JSON|expected a list)"):
+        read_samples(tmp_path / "a.json")
+
+
+def test_a_folder_without_one_json_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"expected train\.json or a single JSON file, found none"):
+        files(tmp_path, Samples())
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(ValueError, match=r"found a\.json, b\.json"):
+        files(tmp_path, Samples())
+    (tmp_path / "b.json").rename(tmp_path / "val.json")
+    assert files(tmp_path, Samples()) == (tmp_path / "a.json", tmp_path / "val.json")
+
+
+def test_a_leading_answer_is_left_out_and_ids_may_be_numbers():
+    made = {"id": 7, "conversations": [{"from": "gpt", "value": "hello"}, {"from": "human", "value": "a?"}, {"from": "gpt", "value": "b"}]}  # fmt: skip
+    assert sample_of(made).turns == (("a?", "b"),) and sample_of(made).id == "7"
+
+
+def test_a_picture_broken_after_the_check_is_replaced_and_counted(made, tmp_path, caplog):
+    samples, processor = made
+    dataset = Conversations(samples, Chat(prepare(processor, "v1", True)), [0] * len(samples))
+    shutil.copy(samples[0].images[0], tmp_path / "kept.png")
+    open(samples[0].images[0], "w").close()
+    assert torch.equal(dataset.__getitems__([0])["input_ids"], dataset.__getitems__([1])["input_ids"])
+    assert dataset.skipped == ["p0"] and "sample 'p0'" in caplog.text
+    open(samples[1].images[0], "w").close()
+    with pytest.raises(ValueError, match="too many"):
+        dataset.__getitems__([1])
+
+
+# -- the order ---------------------------------------------------------------------------------
+
+
+def test_batches_have_similar_lengths_and_one_modality(made):
+    noise = np.random.default_rng(0)
+    lengths, pictures = torch.from_numpy(noise.integers(20, 900, 1003)), torch.from_numpy(noise.random(1003) < 0.7)
+    order = grouped(lengths, pictures, 16, torch.Generator().manual_seed(0))
+    assert sorted(order.tolist()) == list(range(1003))
+    batches = order[: 1003 // 16 * 16].view(-1, 16)
+    kinds = pictures[batches]
+    assert (kinds.all(1) | ~kinds.any(1)).sum() >= len(batches) - 1  # one at most is of what filled no batch
+    spread = (lengths[batches].amax(1) - lengths[batches].amin(1)).float()
+    assert spread.median() < 60  # of random batches: 780
+    assert lengths[batches].float().mean(1).diff().abs().mean() > 100  # not one long descent
+    again = grouped(lengths, pictures, 16, torch.Generator().manual_seed(0))
+    other = grouped(lengths, pictures, 16, torch.Generator().manual_seed(1))
+    assert torch.equal(order, again) and not torch.equal(order, other)
+
+
+def test_the_order_of_a_resumed_run_is_that_of_the_unbroken_one(made):
+    samples, processor = made
+    chat = Chat(prepare(processor, "v1", True))
+    dataset = Conversations(samples, chat, [len(chat.encode(one).ids) for one in samples], group=4)
+    whole = list(Keys(len(dataset), 4, 0, 0, 9, parts=2, order=dataset.order))
+    assert list(Keys(len(dataset), 4, 0, 5, 9, parts=2, order=dataset.order)) == whole[10:]
+    first = [key % len(dataset) for part in whole[:6] for key in part]
+    assert len(set(first)) == 12  # an epoch sees no sample twice
+
+
+def test_lengths_count_what_a_picture_becomes(made, tmp_path):
+    samples, processor = made
+    chat = Chat(prepare(processor, "v1", True))
+    found, lengths = load(tmp_path / "train.json", Samples(), chat)
+    assert found == samples and lengths == [len(chat.encode(one).ids) for one in samples]
+    assert chat.image_tokens == 10 and all(
+        sum(t == chat.image_id for t in chat.encode(one).ids) == 10 * len(one.images) for one in samples
+    )
