@@ -24,7 +24,8 @@ from secvit.ops.cluster import (
 )
 from secvit.ops.partitions import cluster
 
-BACKENDS = ("auto", "sdpa", "math", "reference")
+BACKENDS = ("auto", "sdpa", "math", "reference", "triton")
+TRITON_SIZE = 256  # tokens a cluster up to which "auto" takes the fused kernel; not measured on a GPU yet
 
 
 def sec_attention(
@@ -50,7 +51,9 @@ def sec_attention(
     mask (B, L): True for real tokens (of the keys, in cross-attention).  Padded tokens enter no
         centre and no cluster, are attended to by none, and come out as zeros.
     scale: default D ** -0.5.
-    backend: "sdpa", "math" (softmax of a product), "reference" (loops), or "auto".
+    backend: "sdpa", "math" (softmax of a product), "triton" (one fused kernel on a GPU, for float32, bfloat16 and
+        float16 up to D = 128; no prefix, cross-attention, dropout or second derivatives), "reference" (loops),
+        or "auto": triton where it can run and clusters hold at most 256 tokens, else as the device likes it.
     plan: a partition made elsewhere (`secvit.cluster`, any rival), instead of a count or size.
     shared: one order for all heads, from the keys of all heads side by side.
     cross: queries are other tokens than the keys.  Both are ranked by the mean key, and queries of
@@ -101,11 +104,15 @@ def _attend_plan(
 ) -> Tensor:  # fmt: skip
     key_mask = check_mask(mask, k)
     patches = k[:, :, prefix:]
+    given = plan is not None
     if plan is None:
         ranked = patches.transpose(1, 2).flatten(2) if shared else patches
         plan = _per_head(cluster(ranked, num_clusters, mask=None if mask is None else mask[:, prefix:]), patches)
     else:
         plan = _per_head(plan, patches)
+    if _takes_triton(backend, q, k, v, plan, prefix, cross, dropout_p):
+        return _attend_triton(q, k, v, plan, scale)
+    if given:
         key_mask = None if plan.unequal_sizes is None else F.pad(plan.labels >= 0, (prefix, 0), value=True)
     if key_mask is not None:  # padded rows may hold anything, NaN included
         k, v = (x.masked_fill(~key_mask.unsqueeze(-1), 0) for x in (k, v))
@@ -148,14 +155,17 @@ def sec_attention_packed(qkv: Tensor, num_clusters: int, scale: float, backend: 
     The same function as `sec_attention` without masks; the caller sees to 1 <= num_clusters <= L.
     """
     batch, length, heads, _, dim = qkv.shape
-    if num_clusters == 1:
+    if num_clusters == 1 and backend != "triton":
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
         return _attend(q, k, v, scale, backend).transpose(1, 2)
     order = token_order(qkv)
     if not torch.jit.is_scripting():
+        q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
+        plan = Plan.equal(order, num_clusters)
+        if _takes_triton(backend, q, k, v, plan):
+            packed = qkv.to(_autocast_dtype(qkv))
+            return torch.ops.secvit.attend_clusters_packed(packed, order, num_clusters, scale)[0]
         if _exporting():
-            q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
-            plan = Plan.equal(order, num_clusters)
             return _attend_slots(q, k, v, plan, plan, scale, backend).transpose(1, 2)
     head = torch.arange(heads, device=qkv.device).view(heads, 1)
     image = torch.arange(batch, device=qkv.device).view(batch, 1, 1)
@@ -166,6 +176,66 @@ def sec_attention_packed(qkv: Tensor, num_clusters: int, scale: float, backend: 
     q, k, v = rows.view(batch * heads, length, 3, dim).unbind(2)
     out = _attend_groups(q, _grouped(k, num_clusters), _grouped(v, num_clusters), num_clusters, scale, backend)
     return permute_rows(out.reshape(-1, dim), from_sorted, to_sorted).view(batch, length, heads, dim)
+
+
+def _takes_triton(
+    backend: str, q: Tensor, k: Tensor, v: Tensor, plan: Plan,
+    prefix: int = 0, cross: bool = False, dropout_p: float = 0.0,
+) -> bool:  # fmt: skip
+    """Whether the fused kernel is what `backend` asks for; ValueError where it is asked for and cannot."""
+    if backend == "auto":
+        few = plan.num_clusters > 1 and plan.max_size <= TRITON_SIZE
+        if q.device.type != "cuda" or not few or _exporting():
+            return False
+    elif backend != "triton":
+        return False
+    dtypes = {_autocast_dtype(x) for x in (q, k, v)}
+    problem = None
+    if prefix or cross or dropout_p:
+        problem = "takes no prefix tokens, cross-attention or dropout"
+    elif q.shape[-1] > 128 or v.shape[-1] != q.shape[-1]:
+        problem = f"needs q, k and v of one width up to 128, not {q.shape[-1]} and {v.shape[-1]}"
+    elif len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
+        problem = f"needs q, k and v all in float32, bfloat16 or float16, not {q.dtype}, {k.dtype} and {v.dtype}"
+    elif _exporting():
+        problem = "cannot be exported"
+    else:
+        problem = _triton_problem(q.device)
+    if problem is not None and backend == "triton":
+        raise ValueError(f'backend="triton" {problem}; use backend="auto"')
+    return problem is None
+
+
+@torch.compiler.assume_constant_result
+def _triton_problem(device: torch.device) -> str | None:
+    """Why triton cannot run on a device, or None; imports the kernels, which registers their operators."""
+    try:
+        from secvit.ops import triton
+    except ImportError as error:
+        return f"needs triton, which cannot be imported ({error}): pip install triton"
+    if triton.INTERPRETED:
+        return None
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"needs an NVIDIA GPU, or TRITON_INTERPRET=1 set before python starts, for tensors on {device.type}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return "needs a GPU of compute capability 8.0 or more"
+    return None
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype:
+    """What torch's own attention would cast x to."""
+    kind = x.device.type
+    casts = x.dtype != torch.float64 and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if casts else x.dtype
+
+
+def _attend_triton(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
+    """Clusters of any sizes in one kernel; tokens in no cluster are neither read nor written."""
+    q, k, v = (x.to(_autocast_dtype(x)) for x in (q, k, v))
+    sizes = plan.unequal_sizes
+    bounds = None if sizes is None else F.pad(sizes.cumsum(dim=-1), (1, 0))
+    out, _ = torch.ops.secvit.attend_clusters(q, k, v, plan.order, bounds, plan.num_clusters, plan.max_size, scale)
+    return out.transpose(1, 2)
 
 
 def token_order(qkv: Tensor) -> Tensor:
