@@ -3,8 +3,8 @@
     python 01_cluster_an_image.py [photo.jpg]
 
 Takes a photograph (scikit-learn's china.jpg unless you name one), asks a SECViT for its clusters,
-prints a table of them and draws a picture.  The weights here are random: give `checkpoint=` to
-`load_model` for trained ones.  The same from a terminal: secvit cluster photo.jpg -o clusters.png
+prints a table of them and draws a picture.  The weights here are random: a name like "secvit_nano.clothing10", or
+`checkpoint=`, gives trained ones.  From a terminal: secvit cluster photo.jpg -o clusters.png --model secvit_tiny
 """
 
 import sys

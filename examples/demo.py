@@ -5,7 +5,7 @@
 1. Trains a small SECViT on scikit-learn's 1,797 handwritten digits and scores it on held-out ones,
    beside the majority floor and beside the same network with window and with random partitions:
    same sizes, same seed, same steps.
-2. Draws the clusters of each stage for a photograph, yours ($PHOTO or --photo) or scikit-learn's
+2. Draws the clusters of each stage, and Grad-CAM, for a photograph, yours ($PHOTO or --photo) or scikit-learn's
    china.jpg, in a network that comes trained, and says what two such networks see in it.
 About three minutes on two cores.  Everything is written to --output; the same names are replaced.
 """
@@ -60,7 +60,8 @@ def main() -> int:
             return 130
         report(results)
         classify(photo)
-        wrote = [draw_photo(photo, found.output), *draw_training(found.output)]
+        wrote = draw_training(found.output)
+        picture = draw_photo(photo, found.output)
     except (ValueError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
@@ -70,6 +71,7 @@ def main() -> int:
         *wrote,
         (found.output / "comparison.json", "all numbers, with the recipe"),
         (found.output / "sec" / "model.safetensors", "the trained network"),
+        picture,
     ]:
         print(f"  {path}\n      {what}")
     print(
@@ -165,8 +167,8 @@ def draw_training(output: Path) -> list[tuple[Path, str]]:
 
 
 def draw_photo(photo: Path, output: Path) -> tuple[Path, str]:
-    path = cluster_photo(photo, output / "clusters.png", PICTURE)
-    return path, f"clusters of each stage for {photo.name} in {PICTURE}"
+    path = cluster_photo(photo, output / "clusters.png", gradcam=True, model=PICTURE, size=320)
+    return path, f"clusters and Grad-CAM of each stage for {photo.name} in {PICTURE}"
 
 
 def classify(photo: Path) -> None:

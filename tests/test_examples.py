@@ -18,9 +18,10 @@ MAKES = {
     "05_convert_checkpoint": ["secvit.safetensors"],
     "06_export": ["secvit_nano.pt2"],
     "07_patch_a_vit": [],
+    "08_look_inside": ["look.png", "partitions.png"],
 }
 SLOW = {"06_export"}  # the exporters take most of a minute
-NEEDS_DIGITS = {"01_cluster_an_image", "04_train_your_folder"}
+NEEDS_DIGITS = {"01_cluster_an_image", "04_train_your_folder", "08_look_inside"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from secvit.segmentation import label_picture, recipes, semantic_fpn
 from secvit.segmentation.config import Look
-from secvit.segmentation.predict import Logits, distinct, load_trained, starts, view
+from secvit.segmentation.predict import Logits, load_trained, starts, view
 from secvit.weights import weight_bytes
 from tests.conftest import ROOT
 from tests.segmentation.make import scene
@@ -171,11 +171,6 @@ def test_a_picture_of_12_megapixels_and_150_classes_stays_under_4_gib():
 def test_impossible_looks_are_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
         Look(**wrong)
-
-
-def test_photos_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="a/x.jpg and b/x.png have the same name"):
-        distinct(["a/x.jpg", "b/x.png"])
 
 
 def test_weights_of_something_else_are_refused(tmp_path):

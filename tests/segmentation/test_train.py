@@ -201,6 +201,18 @@ def test_photos_become_overlays_and_indexed_masks(tmp_path, run, capsys):
             assert seen.width == 112 and seen.height > height  # a legend below
 
 
+def test_folders_and_photos_of_one_name_get_results_of_their_own(tmp_path, run):
+    for name in ("one/a.png", "two/a.jpg", "two/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(tmp_path / name, PHOTO[:32, :32])
+    before = (tmp_path / "two/b.png").read_bytes()
+    words = ["segment", str(tmp_path / "one"), str(tmp_path / "two/a.jpg"), str(tmp_path / "two/b.png")]
+    assert main([*words, "--weights", str(run), "-o", str(tmp_path / "two")]) == 0
+    made = {path.name for path in (tmp_path / "two").iterdir()} - {"a.jpg", "b.png"}
+    assert made == {"a.png", "a_overlay.jpg", "a_2.png", "a_overlay_2.jpg", "b_2.png", "b_overlay_2.jpg"}
+    assert (tmp_path / "two/b.png").read_bytes() == before  # the photo itself
+
+
 def test_a_split_is_scored_as_in_training(tmp_path, run, folder, capsys):
     words = ["evaluate", "--checkpoint", str(run), "--data", str(folder), "--device", "cpu"]
     assert main([*words, "--confusion", str(tmp_path / "confusion.png"), "--json", str(tmp_path / "scores.json")]) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -166,13 +165,3 @@ def load_trained(weights: str | os.PathLike[str], device: str | None = None, **c
     load_weights(model, path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Trained(model.to(device).eval(), tuple(config["classes"]), tuple(map(tuple, config["palette"])), look)
-
-
-def distinct(photos: Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """The photos' paths; two of one name, whose results would be one file, are a ValueError."""
-    paths = [Path(photo) for photo in photos]
-    seen: dict[str, Path] = {}
-    for path in paths:
-        if (other := seen.setdefault(path.stem, path)) is not path:
-            raise ValueError(f"{other} and {path} have the same name, as their results would; give them one by one")
-    return paths

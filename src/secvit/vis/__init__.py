@@ -1,17 +1,36 @@
-"""Pictures: which tokens a network puts together, what a detector finds, and how a training went."""
+"""Pictures: which tokens a network puts together and why, what a detector finds, and how a training went."""
 
-from secvit.vis.clusters import ClusterMap, cluster_maps, cluster_photo, draw_clusters
+from secvit.vis.clusters import ClusterMap, cluster_maps, draw_clusters
+from secvit.vis.connectors import draw_merged, merge_photo, picture_of
 from secvit.vis.curves import draw_curves
 from secvit.vis.detections import detect_photos, draw_detections
+from secvit.vis.gradcam import CamMap, grad_cam
+from secvit.vis.metrics import cluster_metrics
+from secvit.vis.pages import compare_partitions, draw_page, draw_partitions
 from secvit.vis.patching import draw_patch_report
+from secvit.vis.record import record_keys
+from secvit.vis.view import View, cluster_page, cluster_photo, cluster_photos
 
 __all__ = [
+    "CamMap",
     "ClusterMap",
+    "View",
     "cluster_maps",
+    "cluster_metrics",
+    "cluster_page",
     "cluster_photo",
+    "cluster_photos",
+    "compare_partitions",
     "detect_photos",
     "draw_clusters",
     "draw_curves",
     "draw_detections",
+    "draw_merged",
+    "draw_page",
+    "draw_partitions",
     "draw_patch_report",
+    "grad_cam",
+    "merge_photo",
+    "picture_of",
+    "record_keys",
 ]

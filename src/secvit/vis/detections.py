@@ -18,8 +18,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from secvit.images import EXTENSIONS, read_image
+from secvit.images import read_image
 from secvit.train.checkpoint import check_writable
+from secvit.vis.photos import listed, picture_names
 from secvit.weights import write_atomically
 
 SMALLEST = 640  # px of the long side: smaller images are enlarged, so that names can be read
@@ -161,14 +162,14 @@ def detect_photos(
 
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; choose batch_size >= 1")
-    paths, output = _listed(photos, Path(output)), Path(output)
+    paths, output = listed(photos, Path(output)), Path(output)
     json_file = Path(json_file or output / "detections.json")
     if json_file.is_dir() or json_file.resolve() in {path.resolve() for path in paths}:
         raise ValueError(f"{json_file}: {'a folder' if json_file.is_dir() else 'one of the photos'}; name another file")
     model, categories = load_detector(weights, min_size, device)
     for folder in (output, json_file.parent):
         check_writable(folder)
-    names = _picture_names(paths, output)
+    names = picture_names(paths, output, "_detections.jpg")
     root = os.path.commonpath([path.parent for path in paths])
     coco = {**new_coco(categories), "info": {"description": "secvit detect", "weights": str(weights), "score": score}}
     skipped: list[str] = []
@@ -186,42 +187,12 @@ def detect_photos(
                 draw_detections(image, found, tuple(categories.values())).save(
                     content, "JPEG", quality=95, subsampling=0
                 )
-                write_atomically(names[path], content.getvalue())
+                write_atomically(names[path][0], content.getvalue())
             bar.update(min(batch_size, len(paths) - start))
     if not coco["images"]:
         raise ValueError("\n".join(skipped))
     write_atomically(json_file, json.dumps(coco).encode())
     return coco, skipped
-
-
-def _listed(photos: Iterable[str | os.PathLike[str]], output: Path) -> list[Path]:
-    """Absolute paths of files and of the images right in folders, each once."""
-    found: dict[Path, None] = {}
-    for photo in map(Path, photos):
-        inside = [photo]
-        if photo.is_dir():
-            if photo.resolve() == output.resolve():
-                raise ValueError(f"{output}: folder of photos and of pictures of them; choose another output")
-            inside = sorted(file for file in photo.iterdir() if file.suffix.lower() in EXTENSIONS and file.is_file())
-            if not inside:
-                raise ValueError(f"{photo}: folder without images ({' '.join(EXTENSIONS)})")
-        found |= dict.fromkeys(Path(os.path.abspath(file)) for file in inside)
-    if not found:
-        raise ValueError("no photo; name files, or folders of them")
-    return list(found)
-
-
-def _picture_names(paths: Sequence[Path], output: Path) -> dict[Path, Path]:
-    """A file for the picture of each photo, none of them a photo or another's, on disks that ignore case too."""
-    taken = {str(path.resolve()).lower() for path in paths}
-    names = {}
-    for path in paths:
-        numbered = (
-            f"{path.stem}_detections{f'_{n}' if n else ''}.jpg" for n in itertools.chain([0], itertools.count(2))
-        )
-        names[path] = next(output / name for name in numbered if str((output / name).resolve()).lower() not in taken)
-        taken.add(str(names[path].resolve()).lower())
-    return names
 
 
 def _readable(path: Path, model: nn.Module) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from secvit.images import read_image
-from secvit.segmentation.predict import distinct, label_picture, load_trained
+from secvit.segmentation.predict import label_picture, load_trained
 from secvit.train.checkpoint import check_writable
+from secvit.vis.photos import listed, picture_names
 from secvit.vis.picture import FAINT, INK, new_figure, save
 from secvit.weights import write_atomically
 
@@ -24,23 +25,27 @@ Palette = Sequence[Sequence[int]]
 
 
 def segment_photos(
-    photos: Sequence[str | os.PathLike[str]],
+    photos: Iterable[str | os.PathLike[str]],
     weights: str | os.PathLike[str],
     output: str | os.PathLike[str] = "segments",
     device: str | None = None,
     **look: Any,
 ) -> Iterator[str]:
-    """Write NAME.png (class numbers, with colours) and NAME_overlay.jpg for each photo; yield a line about it.
+    """Write PHOTO.png (class numbers, with colours) and PHOTO_overlay.jpg for each photo; yield a line about it.
 
+    photos: files of any format and size, or folders of them.  output: the folder for the results, numbered where two
+        photos have one name or a result would have a photo's; older ones are replaced.
     weights: of `secvit train segmentation...`.  look: other than the run's own, {"window": 512}.
     """
-    paths, folder = distinct(photos), Path(output)
+    folder = Path(output)
+    paths = listed(photos, folder)
+    names = picture_names(paths, folder, ".png", "_overlay.jpg")
     check_writable(folder)
     trained = load_trained(weights, device, **look)
     for path in paths:
         picture = read_image(path)
         labels = label_picture(trained.model, picture, trained.look, progress=True)
-        files = folder / f"{path.stem}.png", folder / f"{path.stem}_overlay.jpg"
+        files = names[path]
         write_atomically(files[0], encoded(indexed(labels, trained.palette), "PNG", optimize=True))
         seen = overlay(picture, labels, trained.palette, trained.classes)
         write_atomically(files[1], encoded(seen, "JPEG", quality=92))

@@ -1,0 +1,82 @@
+"""Make the pictures of docs/gallery.md, small ones, in docs/images.
+
+python docs/gallery.py PHOTOS     # a folder with the photos that SIX and the lines below name
+"""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from secvit.images import read_image
+from secvit.vis import View, draw_page, grad_cam, record_keys
+from secvit.vis.clusters import normalised, sized
+from secvit.vis.pages import Row
+from secvit.vis.view import animation_of, clusters_of, partitions_of
+
+IMAGES = Path(__file__).parent / "images"
+LARGEST = 300_000  # bytes
+WIDEST = 1500  # px
+SIX = [
+    "coco_000000174375.jpg", "coco_000000107438.jpg", "coco_000000516008.jpg",
+    "coco_000000364082.jpg", "coco_000000196393.jpg", "china.jpg",
+]  # fmt: skip
+PAGE = View("secvit_nano.clothing10", size=320, num_clusters=8)
+
+
+def main(photos: Path) -> None:
+    tennis, coffee = photos / SIX[0], photos / "coffee.png"
+    pictures: dict[str, Callable[[], Figure | bytes]] = {
+        "gallery_figure4.jpg": lambda: six(photos),
+        "gallery_figure1.jpg": lambda: drawn(partitions_of, tennis, View(size=320)),
+        "gallery_stages.jpg": lambda: drawn(clusters_of, coffee, View(size=320, num_clusters=4), gradcam=True),
+        "gallery_outlined.jpg": lambda: drawn(
+            clusters_of, coffee, View("secvit_tiny", size=448, stages=[1, 2], style="outlined")
+        ),
+        "gallery_blocks.gif": lambda: drawn(animation_of, coffee, View(size=224, num_clusters=4)),
+    }
+    for name, make in pictures.items():
+        picture = make()
+        content = small(picture) if isinstance(picture, Figure) else picture
+        if len(content) > LARGEST:
+            raise SystemExit(f"{name}: {len(content)} bytes; make it smaller")
+        (IMAGES / name).write_bytes(content)
+        print(IMAGES / name, len(content))
+
+
+def drawn(draw: Callable[..., Figure | bytes], photo: Path, view: View, gradcam: bool = False) -> Figure | bytes:
+    image = sized(read_image(photo), view.size)
+    return draw(view.network(), image, view, f"{photo.name} in {view.model}", gradcam)
+
+
+def six(photos: Path) -> Figure:
+    """Figure 4: eight clusters at every stage, so that stages can be compared."""
+    network, rows = PAGE.network(), []
+    for name in SIX:
+        image = sized(read_image(photos / name), PAGE.size)
+        pixels = normalised(image, network)
+        rows.append(Row(image, PAGE.maps(record_keys(network, pixels)), grad_cam(network, pixels)))
+    return draw_page(rows, "Eight clusters at every stage, and Grad-CAM", PAGE.note)
+
+
+def small(figure: Figure) -> bytes:
+    """A figure as a JPEG of at most so many bytes, as good as that allows."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    picture = Image.open(content).convert("RGB")
+    picture.thumbnail((WIDEST, 10 * WIDEST), Image.Resampling.LANCZOS)
+    for quality in range(92, 30, -4):
+        jpeg = io.BytesIO()
+        picture.save(jpeg, "JPEG", quality=quality, optimize=True)
+        if len(jpeg.getvalue()) <= LARGEST:
+            break
+    return jpeg.getvalue()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    main(Path(sys.argv[1]))
