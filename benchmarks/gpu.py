@@ -47,6 +47,7 @@ from secvit.train.provenance import provenance
 HERE = Path(__file__).parent
 GATHERED = ", gather + SDPA"
 # |found - true| / |true|, as in tests/ops/test_triton.py: tf32 three times for float32, else 11 and 8 bits
+FUSED_UP_TO = 256  # tokens a cluster for which models take the fused kernel here; attention.TRITON_SIZE is to follow
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 COMPILED = 0.2  # bfloat16, of the largest logit: the compiler rounds elsewhere, and nearly tied tokens swap clusters
 
@@ -403,7 +404,7 @@ def _step(network: torch.nn.Module, images: Tensor, mode: str, compiled: bool, g
 
     def call() -> Any:
         before = attention.TRITON_SIZE
-        attention.TRITON_SIZE = 0 if gathered else before
+        attention.TRITON_SIZE = 0 if gathered else FUSED_UP_TO
         try:
             return step()
         finally:

@@ -25,7 +25,8 @@ from secvit.ops.cluster import (
 from secvit.ops.partitions import cluster
 
 BACKENDS = ("auto", "sdpa", "math", "reference", "triton")
-TRITON_SIZE = 256  # tokens a cluster up to which "auto" takes the fused kernel; not measured on a GPU yet
+# tokens a cluster up to which "auto" takes the fused kernel: none until a GPU has passed `make bench-gpu`, which tries 256
+TRITON_SIZE = 0
 
 
 def sec_attention(
@@ -53,7 +54,7 @@ def sec_attention(
     scale: default D ** -0.5.
     backend: "sdpa", "math" (softmax of a product), "triton" (one fused kernel on a GPU, for float32, bfloat16 and
         float16 up to D = 128; no prefix, cross-attention, dropout or second derivatives), "reference" (loops),
-        or "auto": triton where it can run and clusters hold at most 256 tokens, else as the device likes it.
+        or "auto": as the device likes it; triton where clusters hold at most `TRITON_SIZE` tokens, none as yet.
     plan: a partition made elsewhere (`secvit.cluster`, any rival), instead of a count or size.
     shared: one order for all heads, from the keys of all heads side by side.
     cross: queries are other tokens than the keys.  Both are ranked by the mean key, and queries of
