@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     level = logging.WARNING if _silent() else logging.INFO
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    for talkative in ("timm", "faster_coco_eval"):
+    for talkative in ("timm", "faster_coco_eval", "httpx", "matplotlib"):
         logging.getLogger(talkative).setLevel(logging.WARNING)
     try:
         return COMMANDS[words[0]](words[1:])
@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 FOLDERS = {
     "detection": "a folder in COCO's format (docs/detection.md)",
     "segmentation": "a folder of pictures and masks (docs/segmentation.md)",
+    "vlm": "a JSON of LLaVA's conversations, or a folder with train.json (docs/vlm_training.md)",
 }
 
 
@@ -186,7 +187,9 @@ def evaluate(words: Sequence[str]) -> int:
         "secvit evaluate --model secvit_nano --checkpoint RUN --data DIR   a classifier you trained\n"
         "secvit evaluate --checkpoint RUN --data DIR --max_dets 300        a detector, on a COCO-format folder\n"
         "secvit evaluate --checkpoint RUN --data DIR --split test          a segmentation run, on pictures and masks;\n"
-        "                                             --scales 0.75 1 1.25 --flip --confusion confusion.png",
+        "                                             --scales 0.75 1 1.25 --flip --confusion confusion.png\n"
+        "secvit evaluate --checkpoint RUN --benchmark pope --data DIR      a LLaVA: textvqa, gqa, vqav2, vizwiz, ...\n"
+        "secvit evaluate --answers FILE.jsonl --benchmark pope --data DIR  of answers (docs/vlm_evaluation.md)",
     )
     parser.add_argument("--model", type=str | None, help="name of the network; runs with a head know it")
     parser.add_argument("--checkpoint", type=str | None, help="weights or the folder of a run; else those that ship")
@@ -196,6 +199,9 @@ def evaluate(words: Sequence[str]) -> int:
     parser.add_argument("--max_dets", type=int | None, help="detections of an image that count; else as in the run")
     _add_look(parser)
     parser.add_argument("--confusion", type=str | None, help="also draw which classes pixels are taken for")
+    parser.add_argument("--benchmark", type=str | None, help="questions for a LLaVA; --data is the benchmark's folder")
+    parser.add_argument("--answers", type=str | None, help="JSONL file of the answers; else in the checkpoint's folder")
+    parser.add_argument("--template", type=Literal["v1"] | None, help="v1: LLaVA-1.5's own prompt and square pictures")
     parser.add_argument("--batch_size", type=int | None, help="images at a time (256 to classify, 1 to detect)")
     parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; the GPU if there is one")
     parser.add_argument("--json", type=str | None, help="also write the numbers to this file")
@@ -208,7 +214,14 @@ def evaluate(words: Sequence[str]) -> int:
         check_output(found.confusion)
     scores: dict[str, Any]
     known = (saved_config(found.checkpoint).get("model") or {}) if found.checkpoint else {}
-    if "detector" in known:
+    if found.benchmark:
+        from secvit.vlm.evaluate import evaluate_checkpoint
+
+        options = {k: found[k] for k in ("answers", "template", "device")}
+        scores = evaluate_checkpoint(
+            found.checkpoint, found.benchmark, found.data, found.split, batch_size=found.batch_size or 1, **options
+        )
+    elif "detector" in known:
         from secvit import detection
 
         scores = detection.evaluate_checkpoint(
@@ -242,7 +255,12 @@ def evaluate(words: Sequence[str]) -> int:
             device=found.device,
         )
     else:
-        raise ValueError("which network?  Give --model, or --checkpoint with a detector's or a segmentation run")
+        raise ValueError(
+            "which network?  Give --model, or --checkpoint with a detector's, a segmentation or (with "
+            "--benchmark) a LLaVA's run"
+        )
+    if _silent():
+        return 0
     for key, value in scores.items():
         if isinstance(value, dict):
             print(f"{key}:")
@@ -336,12 +354,14 @@ def segment(words: Sequence[str]) -> int:
         "secvit segment",
         "The class of each pixel of one or more pictures: an overlay to look at and an indexed PNG to work with.\n\n"
         "secvit segment photo.jpg --weights runs/mine               in segments/: photo.png, photo_overlay.jpg\n"
-        "secvit segment *.jpg --weights runs/mine --short_side 0 --window 512     large pictures, little memory\n\n"
+        "secvit segment photos/ more/*.png --weights runs/mine --short_side 0 --window 512     large pictures\n\n"
         "secvit evaluate scores such a run on a split.",
     )
-    parser.add_argument("photos", type=str, nargs="+", help="the pictures, of any format and size")
+    parser.add_argument("photos", type=str, nargs="+", help="pictures of any format and size, or folders of them")
     parser.add_argument("--weights", type=str, required=True, help="what secvit train segmentation... left")
-    parser.add_argument("-o", "--output", type=str, default="segments", help="folder of the results")
+    parser.add_argument(
+        "-o", "--output", type=str, default="segments", help="folder of the results; older ones are replaced"
+    )
     parser.add_argument("--short_side", type=int | None, help="px of the short side; 0 leaves the size")
     _add_look(parser)
     parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; the GPU if there is one")
@@ -367,42 +387,123 @@ def _look(found: Any) -> dict[str, Any]:
     return {"window": found.window, "overlap": found.overlap, "scales": scales, "flip": found.flip or None}
 
 
+# -- ask ---------------------------------------------------------------------------------------
+
+
+def ask(words: Sequence[str]) -> int:
+    """Ask a LLaVA about pictures."""
+    parser = _parser(
+        "secvit ask",
+        "The answer of a vision-language model to a question about one or more pictures.\n\n"
+        'secvit ask photo.jpg "How many people are there?" --weights runs/mine',
+    )
+    parser.add_argument("photos", type=str, nargs="+", help="the pictures, of any format and size")
+    parser.add_argument("question", type=str, help="what to ask about them")
+    parser.add_argument("--weights", type=str, required=True, help="what secvit train vlm... left, or another LLaVA")
+    parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens of the answer")
+    parser.add_argument("--device", type=str | None, help="cpu, cuda, ...; the GPU if there is one")
+    found = parser.parse_args(list(words))
+    from secvit.images import read_image
+    from secvit.vlm import ask as run
+    from secvit.vlm import load_trained
+
+    pictures = [read_image(photo) for photo in found.photos]
+    print(run(*load_trained(found.weights, found.device), pictures, found.question, found.max_new_tokens))
+    return 0
+
+
 # -- cluster -----------------------------------------------------------------------------------
 
 
 def cluster(words: Sequence[str]) -> int:
-    """Draw the clusters of each stage for a photo."""
+    """Draw what each stage of a network puts together in photos."""
     parser = _parser(
         "secvit cluster",
-        "A picture of the clusters that each stage of a network makes of a photo.\n\n"
-        "secvit cluster photo.jpg -o clusters.png\n"
-        "secvit cluster photo.jpg --model secvit_nano --checkpoint runs/cifar10/model.safetensors",
+        "A picture of the clusters that each stage of a network makes of a photo; and what they are worth.\n\n"
+        "secvit cluster photo.jpg                                     photo_clusters.png\n"
+        "secvit cluster photo.jpg -o clusters.png --gradcam           and what speaks for the likeliest class\n"
+        "secvit cluster photos/ more/*.png -o pictures --gif          a folder; animations through all blocks, too\n"
+        "secvit cluster photo.jpg --stage 2 --block all --head all --style outlined\n"
+        "secvit cluster photo.jpg --compare --num_clusters 8          window, k-means and SEC, sizes and times\n"
+        "secvit cluster photos/ --page -o page.png                    one page: clusters and Grad-CAM of all photos\n"
+        "secvit cluster photos/ --metrics --masks masks/              do clusters follow objects, and do they stay?\n"
+        "secvit cluster photo.jpg --model deit_small_patch16_224 --checkpoint weights.safetensors --cluster_size 49\n\n"
+        "Stages, blocks and heads count from 0, so --stage 2 is the picture's stage 3; -1 is the last block or head.",
     )
-    parser.add_argument("photo", type=str, help="an image of any format and size")
+    parser.add_argument("photos", type=str, nargs="+", help="images of any format and size, or folders of them")
     parser.add_argument(
-        "-o",
-        "--output",
-        type=str | None,
-        help="the picture to write, replaced if it exists (default: PHOTO_clusters.png in this "
-        "folder, numbered if it exists)",
-    )
-    parser.add_argument("--model", type=str, default="secvit_tiny", help="name of the network")
-    parser.add_argument("--checkpoint", type=str | None, help="weights; without them the network is a random one")
+        "-o", "--output", type=str | None,
+        help="a folder, where no file is replaced (default: this one); for one photo or a page also a file's name",
+    )  # fmt: skip
     parser.add_argument(
-        "--size",
-        type=int | None,
-        help="long side in px that the network sees (default: at most 640)",
-    )
+        "--model", type=str, default="secvit_nano.clothing10",
+        help="a secvit_*, sec_deit_* or sec_swin_* model, or a plain ViT of timm's, which is patched",
+    )  # fmt: skip
+    parser.add_argument("--checkpoint", type=str | None, help="weights or a run; else those that ship, or random ones")
+    parser.add_argument("--size", type=int | None, help="long side in px that the network sees (default: at most 640)")
+    parser.add_argument("--stage", type=int, nargs="+", help="stages to show; else all")
+    parser.add_argument("--block", type=int | Literal["all"] | None, help='of each stage; "all", or else the last')
     parser.add_argument("--head", type=int | Literal["all"], default=0, help='number of the head, or "all"')
+    parser.add_argument("--num_clusters", type=int | None, help="cut the keys into so many, not as the network does")
+    parser.add_argument("--cluster_size", type=int | None, help="or into clusters of so many tokens or fewer")
+    parser.add_argument("--partition", type=str | None, help="sec, or a rival: window, raster, random, kmeans, ...")
+    parser.add_argument("--style", type=str, default="blended", help="blended, outlined or side_by_side")
+    parser.add_argument("--gradcam", action="store_true", help="Grad-CAM of the likeliest class below the clusters")
+    parser.add_argument("--gif", action="store_true", help="also PHOTO_clusters.gif, through all blocks")
+    parser.add_argument("--compare", action="store_true", help="also PHOTO_partitions.png: window, k-means and SEC")
+    parser.add_argument("--page", action="store_true", help="one picture for all photos: clusters and Grad-CAM")
+    parser.add_argument("--metrics", action="store_true", help="print compactness, stability and, with masks, purity")
+    parser.add_argument("--masks", type=str | None, help="folder of indexed PNGs by the photos' names, or one of them")
     found = parser.parse_args(list(words))
-    from secvit.vis.clusters import UNTRAINED, cluster_photo
+    from secvit.vis import View, cluster_page, cluster_photos
+    from secvit.vis.clusters import UNTRAINED
+    from secvit.vis.metrics import metrics_table
 
-    replaced = bool(found.output) and Path(found.output).is_file()
-    options = {k: found[k] for k in ("model", "checkpoint", "size", "head")}
-    path = cluster_photo(found.photo, found.output, **options)
-    print(f"{'replaced' if replaced else 'wrote'} {path}")
-    if not found.checkpoint:
+    same = ("model", "checkpoint", "size", "block", "head", "num_clusters", "cluster_size", "partition", "style")
+    view = View(stages=found.stage, **{name: found[name] for name in same})
+    extra = {name: found[name] for name in ("gradcam", "gif", "compare", "metrics", "masks")}
+    if found.masks and not found.metrics:
+        raise ValueError("--masks is for --metrics; give both")
+    if found.page and any(extra.values()):
+        raise ValueError("--page is one picture by itself; leave out " + ", ".join(f"--{n}" for n in extra if extra[n]))
+    if found.page:
+        made = cluster_page(found.photos, found.output, view)
+    else:
+        made = cluster_photos(found.photos, found.output, view, **extra)
+    for path in made.written:
+        print(f"wrote {path}")
+    for path in made.replaced:
+        print(f"replaced {path}")
+    if made.rows:
+        print(metrics_table(made.rows), end="")
+    if view.note == UNTRAINED:
         print(UNTRAINED)
+    for reason in made.skipped:
+        print(f"secvit cluster: left out {reason}", file=sys.stderr)
+    return 2 if made.skipped else 0
+
+
+# -- app -----------------------------------------------------------------------------------------
+
+
+def app(words: Sequence[str]) -> int:
+    """Serve a page to play with: clusters and Grad-CAM of your photos."""
+    parser = _parser(
+        "secvit app",
+        "A page in your browser, offline: drop a photo, choose model, stage and partition, compare two of them.\n\n"
+        "secvit app\n"
+        "secvit app --checkpoint runs/mine           your own network, first among the models",
+    )
+    parser.add_argument("--port", type=int | None, help="where it listens; else the first free port from 7860 on")
+    parser.add_argument(
+        "--host", type=str, default="127.0.0.1", help="this computer alone, or 0.0.0.0 for all of the network"
+    )
+    parser.add_argument("--checkpoint", type=str | None, help="the folder of a classification run")
+    parser.add_argument("--max_upload_mb", type=int, default=20, help="larger files are refused")
+    found = parser.parse_args(list(words))
+    from secvit.app import serve
+
+    serve(found.host, found.port, found.checkpoint, found.max_upload_mb)
     return 0
 
 
@@ -433,7 +534,11 @@ def convert(words: Sequence[str]) -> int:
 
 
 def bench(words: Sequence[str]) -> int:
-    """Time our networks beside timm's and the paper's equations written out."""
+    """Time our networks beside timm's and the paper's equations written out; `bench connector`: image tokens."""
+    if words[:1] == ["connector"]:
+        from secvit.measure.connectors import main as run_connector
+
+        return run_connector(list(words[1:]))
     from secvit.measure.bench import main as run
 
     return run(list(words))
@@ -500,7 +605,9 @@ COMMANDS: dict[str, Command] = {
     "predict": predict,
     "detect": detect,
     "segment": segment,
+    "ask": ask,
     "cluster": cluster,
+    "app": app,
     "convert": convert,
     "bench": bench,
     "patch-report": patch_report,

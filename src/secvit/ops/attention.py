@@ -25,7 +25,7 @@ from secvit.ops.cluster import (
 from secvit.ops.partitions import cluster
 
 BACKENDS = ("auto", "sdpa", "math", "reference", "triton")
-# tokens a cluster up to which "auto" takes the fused kernel: none until a GPU has passed `make bench-gpu`, which tries 256
+# tokens a cluster up to which "auto" takes the fused kernel: none until a GPU has passed `make bench-gpu`, with 256
 TRITON_SIZE = 0
 
 

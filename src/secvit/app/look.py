@@ -1,0 +1,232 @@
+"""What one network sees in one photo under one partition: clusters, Grad-CAM, classes, sizes and times."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+
+from secvit.classification import predict
+from secvit.images import read_image, upright_size
+from secvit.models.saved import has_weights, load_model
+from secvit.vis.clusters import UNTRAINED, maps_of, normalised, overlay, sized
+from secvit.vis.gradcam import grad_cam, heat_overlay
+from secvit.vis.panels import Panel, draw_panels, panel_size
+from secvit.vis.record import Layer, layers, record_keys
+
+PARTITIONS = {"SEC": "sec", "window": "window", "k-means": "kmeans", "random": "random"}
+AS_IT_IS, NUMBER, TOKENS = COUNTED = ("as it is", "number of clusters", "tokens per cluster")
+MAX_PIXELS = 40_000_000
+MAX_CLUSTERS = 256
+SHOWN_SIDE = 960  # px of the pictures on the page
+TIMED_CALLS, PATIENCE = 5, 0.5  # no further call after so many seconds
+
+looking = threading.Lock()  # a setting changes its network for a while, and times want the machine for themselves
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Which partition to look at.  Stage, block and head are counted from 1; block 0 is the stage's last.
+
+    partition, counted and count apply to all blocks of the stage; the rest of the network stays as it is.
+    counted: "as it is", or what `count` means: "number of clusters" or "tokens per cluster".
+    size: long side in px that the network sees.
+    checkpoint: weights or the folder of a run; without, those that ship under the name, else random ones.
+    """
+
+    model: str = "secvit_nano.clothing10"
+    stage: int = 1
+    block: int = 0
+    head: int = 1
+    partition: str = "SEC"
+    counted: str = AS_IT_IS
+    count: int = 8
+    size: int = 224
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("partition", PARTITIONS), ("counted", COUNTED)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
+        if self.count < 1 or (self.counted == NUMBER and self.count > MAX_CLUSTERS):
+            raise ValueError(f"{self.counted}: {self.count}; choose 1 to {MAX_CLUSTERS}")
+
+    @property
+    def trained(self) -> bool:
+        return self.checkpoint is not None or has_weights(self.model)
+
+    @property
+    def network(self) -> nn.Module:
+        return _load(self.model, self.checkpoint)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a setting shows of a photo.
+
+    clusters, cam: over the greyed photo.  classes: the likeliest and their probabilities; cam is of the first.
+    Random weights have neither classes nor cam.
+    numbers: place, grid, clusters and their sizes; milliseconds of this partition and of the whole network.
+    """
+
+    clusters: Image.Image
+    cam: Image.Image | None
+    classes: dict[str, float]
+    numbers: dict[str, Any]
+
+
+@lru_cache(maxsize=16)
+def look(photo: str, setting: Setting) -> Seen:
+    """Clusters, Grad-CAM, classes, sizes and times of a photo under one setting; a ValueError says what cannot be.
+
+    Remembered by the photo's path and the setting.
+    """
+    image = open_photo(photo)
+    network = setting.network
+    pixels = normalised(sized(image, setting.size), network)
+    stage, layer = _place(network, setting)
+    shown = sized(image, SHOWN_SIDE)
+    classes, cam = {}, None
+    with looking, torch.random.fork_rng([]):
+        if setting.counted == TOKENS:
+            _check_count(setting.count, record_keys(network, pixels, [layer.stage], layer.block)[0].grid)
+        with _partitioned(stage, setting):
+            torch.manual_seed(0)  # a random partition is the same one every time
+            keys = record_keys(network, pixels, [layer.stage], layer.block)[0]
+            found = maps_of(keys, setting.head - 1)[0]
+            if setting.trained and network.num_classes:
+                classes = dict(predict(network, image, 5))
+                names = list(map(str, network.pretrained_cfg.get("label_names") or range(network.num_classes)))
+                target = names.index(next(iter(classes)))
+                cam = _picture(heat_overlay(shown, grad_cam(network, pixels, target, [layer.stage], layer.block)[0]))
+            with torch.inference_mode():
+                partition, whole = _milliseconds(keys.cut), _milliseconds(lambda: network(pixels[None]))
+    low, high = int(found.sizes.min()), int(found.sizes.max())
+    numbers = {
+        "place": f"block {found.block + 1} of {found.blocks}, head {found.head + 1} of {found.heads}",
+        "grid": f"{keys.grid[1]} × {keys.grid[0]}",
+        "clusters": found.num_clusters,
+        "tokens per cluster": f"{low}" if low == high else f"{low} to {high}",
+        "partition (ms)": partition,
+        "network (ms)": whole,
+    }
+    return Seen(_picture(overlay(shown, found)), cam, classes, numbers)
+
+
+def open_photo(photo: str) -> Image.Image:
+    """The picture in a file, upright RGB; a ValueError where it is broken, or too large to be decoded."""
+    try:
+        width, height = upright_size(photo)
+    except (ValueError, Image.DecompressionBombError):
+        width = height = 0  # read_image says what is wrong, by the name that the reader knows
+    if width * height > MAX_PIXELS:
+        raise ValueError(
+            f"{Path(photo).name}: {width} × {height} pixels, more than {MAX_PIXELS // 10**6} million; "
+            "make it smaller first"
+        )
+    return read_image(Path(photo).read_bytes(), Path(photo).name)
+
+
+@lru_cache(maxsize=3)
+def _load(model: str, checkpoint: str | None) -> nn.Module:
+    return load_model(model, checkpoint)
+
+
+def extent(network: nn.Module, stage: int) -> tuple[int, int, int]:
+    """Stages of a network; blocks, and heads of each, in one stage, counted from 1."""
+    inside = [layer for layer in layers(network) if layer.stage == stage - 1]
+    return layers(network)[-1].stage + 1, len(inside), inside[0].module.num_heads
+
+
+def _place(network: nn.Module, setting: Setting) -> tuple[list[Layer], Layer]:
+    """All attentions of the setting's stage, and the one to look at."""
+    known = layers(network)
+    stage = [layer for layer in known if layer.stage == setting.stage - 1]
+    if not stage:
+        raise ValueError(f"stage {setting.stage}; {setting.model} has stages 1 to {known[-1].stage + 1}")
+    heads = stage[0].module.num_heads
+    for name, value, low, high in (("block", setting.block, 0, len(stage)), ("head", setting.head, 1, heads)):
+        if not low <= value <= high:
+            raise ValueError(f"{name} {value}; stage {setting.stage} of {setting.model} has {name}s 1 to {high}")
+    return stage, stage[setting.block - 1]
+
+
+def _check_count(cluster_size: int, grid: tuple[int, int]) -> None:
+    tokens = grid[0] * grid[1]
+    least = -(-tokens // MAX_CLUSTERS)
+    if cluster_size < least:
+        raise ValueError(
+            f"{tokens} tokens in clusters of {cluster_size} are more than {MAX_CLUSTERS} clusters; "
+            f"choose {least} tokens per cluster or more"
+        )
+
+
+@contextmanager
+def _partitioned(stage: list[Layer], setting: Setting) -> Iterator[None]:
+    """The attentions of a stage cluster as the setting says, for a while."""
+    changes: dict[str, Any] = {"partition": PARTITIONS[setting.partition]}
+    if setting.counted != AS_IT_IS:
+        changes["num_clusters"] = setting.count if setting.counted == NUMBER else None
+        changes["cluster_size"] = setting.count if setting.counted == TOKENS else None
+    attentions = [getattr(layer.module, "secvit", layer.module) for layer in stage]
+    before = [dict(vars(own)) for own in attentions]
+    try:
+        for own in attentions:
+            if hasattr(own, "clustering"):  # SEC-DeiT's, and a patched ViT's
+                own.clustering = replace(own.clustering, **changes)
+            else:
+                vars(own).update(changes)
+        yield
+    finally:
+        for own, values in zip(attentions, before):
+            vars(own).update(values)
+
+
+def _milliseconds(call: Callable[[], object]) -> float:
+    """Median of a few calls; of one, where that is slow."""
+    seconds: list[float] = []
+    while len(seconds) < TIMED_CALLS and sum(seconds) < PATIENCE:
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return round(1000 * median(seconds), 2)
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+def draw(photo: str, settings: list[Setting]) -> Figure:
+    """A picture to keep: the photo, its clusters and its Grad-CAM, a row for each setting."""
+    image = open_photo(photo)
+    size = panel_size(image)
+    rows = []
+    for setting in settings:
+        seen = look(photo, setting)
+        of = seen.numbers
+        row = [
+            Panel(np.asarray(image.resize(size)), f"image\n{setting.size} px for the network"),
+            Panel(
+                np.asarray(seen.clusters),
+                f"{setting.model}, {setting.partition}\nstage {setting.stage}, {of['place']}\n"
+                f"{of['clusters']} clusters × {of['tokens per cluster']} tokens, grid {of['grid']}",
+            ),
+        ]
+        if seen.cam:
+            label, share = next(iter(seen.classes.items()))
+            row.append(Panel(np.asarray(seen.cam), f'Grad-CAM of "{label}"\nprobability {share:.2f}'))
+        rows.append(row)
+    note = "" if all(setting.trained for setting in settings) else UNTRAINED
+    return draw_panels(rows, size, Path(photo).name, note)

@@ -1,0 +1,224 @@
+"""The page: settings on top, what they show below, two of them side by side if wanted; the same for programs."""
+
+# without `from __future__ import annotations`: gradio reads the types of the functions inside `page`
+import html
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import timm
+from PIL import Image
+
+from secvit.app.look import AS_IT_IS, COUNTED, MAX_CLUSTERS, PARTITIONS, Seen, Setting, draw, extent, look, open_photo
+from secvit.models.saved import has_weights, saved_config
+from secvit.vis.clusters import UNTRAINED
+from secvit.vis.picture import save
+
+SHIPPED = ("secvit_nano.clothing10", "secvit_nano.cifar10")
+MIN_SIDE, MAX_SIDE = 64, 640  # px that a network sees
+MAX_WAITING = 20  # requests in the queue
+
+INTRO = """\
+# What does a network put together?
+Tokens of one colour attend to each other. SEC ranks them by the cosine of their keys to the mean key, dark to bright, \
+and cuts the ranking into clusters of equal size."""
+CREDIT = "Photos: danielbuechele, vultilion, CC BY 2.0."
+NOTHING = "Drop a photo on the left, or take one of those below it."
+CSS = """
+.numbers thead {display: none}
+.numbers table, .numbers tr, .numbers td {border-color: var(--border-color-primary) !important; font-size: 0.95em}
+"""
+CLICK = "() => document.querySelector('#picture').click()"
+
+
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+QUEUED: dict[str, Any] = {
+    "api_visibility": "private", "trigger_mode": "always_last", "concurrency_id": "network", "concurrency_limit": 1,
+}  # fmt: skip
+
+
+def page(folder: Path, checkpoint: str | None = None) -> gr.Blocks:
+    """The page, whose own files lie in `folder`.  checkpoint: the folder of a run, first among the models."""
+    untrained = [name for name in timm.list_models("sec*") if not has_weights(name)]
+    models = {
+        **(own_model(checkpoint) if checkpoint else {}),
+        **{name: Setting(name) for name in SHIPPED},
+        **{f"{name} (random weights)": Setting(name) for name in untrained},
+    }
+    photos = bundled_photos(folder)
+
+    def setting(model: str, stage, block, head, partition, counted, count, size) -> Setting:
+        return replace(
+            models[model], stage=stage, block=block, head=head, partition=partition, counted=counted, count=count,
+            size=size,
+        )  # fmt: skip
+
+    def show(on: bool, photo: str | None, *given, progress=gr.Progress()):  # noqa: B008  how gradio hands it over
+        if photo is None or not on:
+            return None, gr.Image(None, label="Grad-CAM"), None, NOTHING if on else ""
+        progress(0.3, f"{given[0]} looks at it")
+        with told():
+            seen = look(photo, setting(*given))
+        if seen.cam is None:
+            return seen.clusters, gr.Image(None, label="Grad-CAM"), None, f"{table(seen)}\n\n{UNTRAINED}"
+        label = f'Grad-CAM of "{next(iter(seen.classes))}"'
+        return seen.clusters, gr.Image(seen.cam, label=label), seen.classes, table(seen)
+
+    def keep(comparing: bool, photo: str | None, *given):
+        half = len(given) // 2
+        with told():
+            if photo is None:
+                raise ValueError(NOTHING)
+            figure = draw(photo, [setting(*given[:half]), *([setting(*given[half:])] if comparing else [])])
+            return str(save(figure, folder / f"{Path(photo).stem}_clusters.png"))
+
+    def places(model: str, stage: int):
+        network = models[model].network
+        stages = extent(network, 1)[0]
+        stage = min(stage, stages)
+        _, blocks, heads = extent(network, stage)
+        return (
+            gr.Radio(list(range(1, stages + 1)), value=stage),
+            gr.Slider(maximum=blocks, value=0),
+            gr.Slider(maximum=max(heads, 2), value=1, interactive=heads > 1),
+        )
+
+    def clusters(photo, model, stage, block, head, partition, counted, count, size):
+        with told():
+            seen = look(photo, setting(model, stage, block, head, partition, counted, count, size))
+        return seen.clusters, seen.cam, seen.classes, seen.numbers
+
+    def take(dropped: str, before: str | None):
+        """The drop zone is emptied for the next photo; one that cannot be read leaves the page as it is."""
+        try:
+            open_photo(dropped)
+        except ValueError as error:
+            gr.Warning(html.escape(str(error)))
+            return before, None
+        return dropped, None
+
+    def choose(event: gr.SelectData):
+        return photos[event.index]
+
+    with gr.Blocks(title="secvit", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as demo:
+        gr.Markdown(INTRO)
+        with gr.Row():
+            with gr.Column(scale=1, min_width=260):
+                photo = gr.State(photos[0] if photos else None)
+                drop = gr.File(label="Your photo", file_types=["image"], height=150)
+                gallery = gr.Gallery(
+                    photos, label="Or one of these", columns=2, height=150, allow_preview=False, buttons=[],
+                    visible=bool(photos), elem_id="bundled",
+                )  # fmt: skip
+                gr.Markdown(CREDIT, visible=bool(photos))
+                compare = gr.Checkbox(label="Compare with a second setting", elem_id="compare")
+                button = gr.Button("Download the picture", variant="primary")
+                picture = gr.DownloadButton(visible="hidden", elem_id="picture")
+            with gr.Column(scale=3, min_width=420):
+                given, shown = side("a", models, "SEC")
+            with gr.Column(scale=3, min_width=420, visible=False) as second:
+                others, shown_beside = side("b", models, "window")
+        drop.upload(take, [drop, photo], [photo, drop], **PRIVATE)
+        gallery.select(choose, None, photo, **PRIVATE)
+        compare.input(lambda on: gr.Column(visible=on), compare, second, **PRIVATE)
+        button.click(keep, [compare, photo, *given, *others], picture, **QUEUED).success(None, js=CLICK)
+        for on, begin, controls, there in (
+            (gr.State(True), demo.load, given, shown),
+            (compare, compare.input, others, shown_beside),
+        ):
+            run = {"fn": show, "inputs": [on, photo, *controls], "outputs": there, "show_progress_on": there[:2]}
+            model, stage, *rest = controls
+            gr.on([model.input, stage.input], places, [model, stage], [stage, *rest[:2]], **PRIVATE).then(
+                **run, **QUEUED
+            )
+            gr.on([begin, photo.change, *(control.input for control in rest)], **run, **QUEUED)
+        with gr.Column(visible=False):
+            gr.Button().click(clusters, *program_sides(models), api_name="clusters", concurrency_id="network")
+    return demo.queue(max_size=MAX_WAITING)
+
+
+def side(name: str, models: dict[str, Setting], partition: str) -> tuple[list[Any], list[Any]]:
+    """Controls of one setting, in the order of `Setting`, and what shows it."""
+    first, start = next(iter(models.items()))
+    stages, blocks, heads = extent(start.network, start.stage)
+    with gr.Group():
+        with gr.Row():
+            model = gr.Dropdown(list(models), value=first, label="Model", min_width=260)
+            stage = gr.Radio(list(range(1, stages + 1)), value=start.stage, label="Stage", min_width=260)
+        with gr.Row():
+            by = gr.Radio(list(PARTITIONS), value=partition, label="Partition of this stage", min_width=260)
+            counted = gr.Radio(list(COUNTED), value=start.counted, label="Clusters of this stage", min_width=260)
+        count = gr.Slider(1, MAX_CLUSTERS, start.count, step=1, label="How many", interactive=False)
+        with gr.Accordion("Block, head, size", open=False), gr.Row():
+            block = gr.Slider(0, blocks, start.block, step=1, label="Block (0: the last)", min_width=150)
+            head = gr.Slider(1, max(heads, 2), start.head, step=1, label="Head", min_width=150, interactive=heads > 1)
+            size = gr.Slider(MIN_SIDE, MAX_SIDE, start.size, step=32, label="Size (px, long side)", min_width=150)
+    picture: dict[str, Any] = {"interactive": False, "format": "png", "buttons": ["download", "fullscreen"]}
+    with gr.Row():
+        clusters = gr.Image(
+            label="Clusters", elem_id=f"clusters_{name}", alt_text="Clusters over the photo", min_width=320, **picture
+        )
+        cam = gr.Image(
+            label="Grad-CAM", elem_id=f"cam_{name}", alt_text="Grad-CAM over the photo", min_width=320, **picture
+        )
+    with gr.Row():
+        numbers = gr.Markdown(elem_id=f"numbers_{name}", elem_classes="numbers", min_height=120)
+        classes = gr.Label(label="Likeliest of the classes it knows", min_width=240)
+    counted.input(lambda how: gr.Slider(interactive=how != AS_IT_IS), counted, count, **PRIVATE)
+    return [model, stage, block, head, by, counted, count, size], [clusters, cam, classes, numbers]
+
+
+def program_sides(models: dict[str, Setting]) -> tuple[list[Any], list[Any]]:
+    """What a program gives, with the page's defaults, and what it gets."""
+    first, start = next(iter(models.items()))
+    numbers = {"precision": 0, "minimum": 0}
+    given = [
+        gr.File(label="photo"),
+        gr.Dropdown(list(models), value=first, label="model"),
+        *(gr.Number(getattr(start, name), label=name, **numbers) for name in ("stage", "block", "head")),
+        gr.Dropdown(list(PARTITIONS), value=start.partition, label="partition"),
+        gr.Dropdown(list(COUNTED), value=start.counted, label="counted"),
+        gr.Number(start.count, label="count", **numbers),
+        gr.Number(start.size, label="size", precision=0, minimum=MIN_SIDE, maximum=MAX_SIDE),
+    ]
+    pictures = [gr.Image(format="png", label=name) for name in ("clusters", "cam")]
+    return given, [*pictures, *(gr.JSON(label=name) for name in ("classes", "numbers"))]
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What cannot be is said on the page, as text."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(html.escape(str(error)), print_exception=False) from None
+
+
+def own_model(checkpoint: str) -> dict[str, Setting]:
+    """The network of a run under the name of its folder; a ValueError where it does not say which it is."""
+    name = (saved_config(checkpoint).get("model") or {}).get("name")
+    if name is None:
+        raise ValueError(f"{checkpoint}: no config.yaml that names the model; give the folder of a classification run")
+    own = Setting(name, checkpoint=checkpoint)
+    extent(own.network, own.stage)  # here, rather than in the middle of the page, if it cannot be
+    return {f"{Path(checkpoint).resolve().name} (yours)": own}
+
+
+def bundled_photos(folder: Path) -> list[str]:
+    """Paths of scikit-learn's two photographs, copied into `folder`; none without scikit-learn."""
+    try:
+        from sklearn.datasets import load_sample_images
+    except ImportError:
+        return []
+    found = load_sample_images()
+    paths = [folder / Path(name).name for name in found.filenames]
+    for path, pixels in zip(paths, found.images):
+        Image.fromarray(pixels).save(path, quality=90)
+    return [str(path) for path in paths]
+
+
+def table(seen: Seen) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in seen.numbers.items())])
