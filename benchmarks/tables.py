@@ -10,12 +10,18 @@ from typing import Any
 import torch
 
 from secvit import detection
+from secvit.measure.connectors import connector_markdown
 from secvit.measure.detectors import detector_macs
 from secvit.measure.patching import patch_markdown
 from secvit.measure.report import report
 
 HERE = Path(__file__).parent
-PAGES = (HERE / "README.md", HERE.parent / "README.md", HERE.parent / "docs" / "detection.md")
+DOCS = HERE.parent / "docs"
+PAGES = (
+    HERE / "README.md",
+    HERE.parent / "README.md",
+    *(DOCS / f"{page}.md" for page in ("detection", "segmentation", "gallery")),
+)
 # Tables 4 and 5 as printed: millions of parameters and 1e9 multiply-accumulates at 800 x 1280, "FLOPs (G)" in the paper
 PRINTED = {
     ("mask_rcnn", "secvit_tiny"): (34, 221),
@@ -115,6 +121,23 @@ def segmentations() -> str:
     return _table(rows)
 
 
+def segmented_classes() -> str:
+    """IoU of each class on the test pictures of a data set, a column for each run."""
+    by_data: dict[str, list[dict[str, Any]]] = {}
+    for _, result in results("secvit train segmentation"):
+        if all("test" in run for run in result["runs"]):
+            by_data.setdefault(result["data"], []).append(result)
+    texts = []
+    for data, found in by_data.items():
+        names = [f"`{result['name'].removeprefix(data + '_')}`" for result in found]
+        rows = [f"| {data}, test IoU | {' | '.join(names)} |", "|---|" + "---|" * len(found)]
+        for label in found[0]["runs"][0]["test"]["per_class"]:
+            scores = [[run["test"]["per_class"][label] for run in result["runs"]] for result in found]
+            rows.append(f"| {label} | {' | '.join(_spread([100 * iou for iou in runs]) for runs in scores)} |")
+        texts.append(_table(rows))
+    return "\n".join(texts) or "No result yet.\n"
+
+
 def detector_sizes() -> str:
     """Parameters and work of each row of tables 4 and 5, the paper's and ours in both ways of counting."""
     rows = [
@@ -170,6 +193,113 @@ def patch_reports() -> str:
     return "\n".join(texts) or "No result yet.\n"
 
 
+def connectors() -> str:
+    """What a small language model answers right with each connector: the mean over seeds and their range."""
+    lines = []
+    for _, result in results("connectors by task"):
+        kinds, runs = result["kinds"], result["runs"]
+        train, test = (f"{count:,}" for count in result["images"])
+        floors = [f"{100 * result['majority'][kind]:.1f}" for kind in kinds]
+        names = dict.fromkeys(run["connector"] for run in runs)
+        seen = {name: [run for run in runs if run["connector"] == name] for name in names}
+        lines += [
+            f"### {result['task']}: {result['length']} tokens to {result['num_tokens']}",
+            "",
+            f"{result['data']}, {train} training and {test} test images, {result['recipe']['steps']:,} steps of "
+            f"{result['recipe']['batch']}; {result['hardware']}, {result['date']}.",
+            "",
+            f"| connector | tokens | {' | '.join(kinds)} | {kinds[0]} after {result['equal_seconds']:.0f} s "
+            "| seconds | seeds |",
+            "|---|---|---|" + "---|" * len(kinds) + "---|---|",
+            f"| most frequent answer | | {' | '.join(floors)} | | | |",
+        ]
+        for name, same in seen.items():
+            cells = [_range([100 * run["test"][kind] for run in same]) for kind in kinds]
+            early = _range([100 * run["equal_time"][kinds[0]] for run in same])
+            seconds = sum(run["seconds"] for run in same) / len(same)
+            lines.append(
+                f"| {name} | {same[0]['tokens']} | {' | '.join(cells)} | {early} | {seconds:.0f} | {len(same)} |"
+            )
+        lines.append("")
+    return "\n".join(lines) or "No result yet.\n"
+
+
+def connector_costs() -> str:
+    """What `secvit bench connector` worked out and timed."""
+    texts = [
+        connector_markdown(result).replace("\n### ", "\n#### ").replace("## ", "### ", 1)
+        for _, result in results("secvit bench connector")
+    ]
+    return "\n".join(texts) or "No result yet.\n"
+
+
+def _range(values: list[float]) -> str:
+    mean = sum(values) / len(values)
+    return f"{mean:.1f}" + (f" ({min(values):.1f} .. {max(values):.1f})" if len(values) > 1 else "")
+
+
+PARTITIONS = {
+    "sec": "SEC",
+    "sec of unturned keys": "SEC before rotary",
+    "random": "random",
+    "random_projection": "projection",
+    "window": "window",
+    "kmeans": "k-means",
+    "kmeans of unturned keys": "k-means before rotary",
+}
+
+
+def cluster_purities() -> str:
+    """Share of pixels that are of their cluster's most frequent class, by data set and stage, means over heads."""
+    lines = []
+    for _, result in results("secvit clusters")[:1]:
+        rows, trained = result["rows"], result["rows"][0]["weights"]
+        lines = [
+            f"{trained}, photos of {result['size']} px, {rows[0]['images']} of each data set; per cent, means over "
+            f"heads; {result['hardware']}, {result['date']}.",
+            "",
+            f"| data | clusters | stage | one cluster | {' | '.join(PARTITIONS.values())} | SEC, untrained "
+            "| SEC's lead over random | over windows |",
+            "|---|---|---|---|" + "---|" * (len(PARTITIONS) + 3),
+        ]
+        for data, clusters, stage in dict.fromkeys((row["data"], row["clusters"], row["stage"]) for row in rows):
+            same = [row for row in rows if (row["data"], row["clusters"], row["stage"]) == (data, clusters, stage)]
+            own = [row for row in same if row["weights"] == trained]
+            cells = [_head_mean(own, partition, "purity") for partition in PARTITIONS]
+            cells.append(_head_mean([row for row in same if row["weights"] != trained], "sec", "purity"))
+            leads = [
+                f"{_head_mean(own, rival, 'lead'):+.1f} ± {_head_mean(own, rival, 'lead_error'):.1f}"
+                for rival in ("random", "window")
+            ]
+            values = " | ".join(f"{cell:.1f}" for cell in [_head_mean(own, "sec", "floor"), *cells])
+            lines.append(f"| {data} | {clusters} | {stage + 1} | {values} | {' | '.join(leads)} |")
+    return "\n".join(lines) + "\n" if lines else "No result yet.\n"
+
+
+def cluster_stabilities() -> str:
+    """Compactness and stability of partitions by stage, means over heads and data sets."""
+    scores = ("compactness", "noise", "flip", "bfloat16")
+    lines = []
+    for _, result in results("secvit clusters")[:1]:
+        rows = [row for row in result["rows"] if "noise" in row]
+        lines = [f"| clusters | partition | {' | '.join(scores)} |", "|---|---|" + "---|" * len(scores)]
+        for clusters, partition in dict.fromkeys((row["clusters"], row["partition"]) for row in rows):
+            same = [row for row in rows if row["clusters"] == clusters]
+            stages = sorted({row["stage"] for row in same})
+            cells = [
+                ", ".join(f"{_head_mean([r for r in same if r['stage'] == s], partition, score):.0f}" for s in stages)
+                for score in scores
+            ]
+            lines.append(f"| {clusters} | {PARTITIONS[partition]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n" if lines else "No result yet.\n"
+
+
+def _head_mean(rows: list[dict[str, Any]], partition: str, score: str) -> float:
+    """Per cent, the mean over heads; and over data sets."""
+    values = [100 * row[score] for row in rows if (row["partition"], row["head"]) == (partition, "mean")]
+    return sum(values) / len(values)
+
+
 def _table(rows: list[str]) -> str:
     return "\n".join(rows) + "\n" if len(rows) > 2 else "No result yet.\n"
 
@@ -193,8 +323,13 @@ SECTIONS = {
     "detections": detections,
     "detector_sizes": detector_sizes,
     "segmentations": segmentations,
+    "segmented_classes": segmented_classes,
     "patchings": patchings,
     "patch_reports": patch_reports,
+    "cluster_purities": cluster_purities,
+    "cluster_stabilities": cluster_stabilities,
+    "connectors": connectors,
+    "connector_costs": connector_costs,
 }
 
 
