@@ -227,28 +227,6 @@ class SecLlavaForConditionalGeneration(Connected, LlavaForConditionalGeneration)
 class ConnectedProcessor:
     """What a LLaVA's processor does otherwise with a connector; a mixin."""
 
-    def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
-        """As in transformers; each prompt has one <image> a picture, and the error names the prompt that has not."""
-        if text is not None and images is not None:
-            prompts = [text] if isinstance(text, str) else list(text)
-            written = [prompt.count(self.image_token) for prompt in prompts]
-            nested = isinstance(images, (list, tuple)) and all(isinstance(item, (list, tuple)) for item in images)
-            given = [len(pictures) for pictures in images] if nested else None
-            if given is not None and len(given) == len(prompts):
-                for i, (here, there) in enumerate(zip(written, given)):
-                    if here != there:
-                        raise ValueError(f"prompt {i} has {here} {self.image_token} for {there} picture(s); {REMEDY}")
-            elif sum(written) != (pictures := len(make_flat_list_of_images(images))):
-                raise ValueError(f"{written} {self.image_token} in the prompts for {pictures} picture(s); {REMEDY}")
-        super().validate_inputs(images=images, text=text, **kwargs)
-
-
-REMEDY = "write it once where each picture goes"
-
-
-class SecLlavaProcessor(ConnectedProcessor, LlavaProcessor):
-    """LLaVA's processor that writes `num_image_tokens` placeholders for a picture, whatever its size."""
-
     def __init__(
         self,
         image_processor: Any = None,
@@ -274,6 +252,28 @@ class SecLlavaProcessor(ConnectedProcessor, LlavaProcessor):
         if num_image_tokens is None:
             raise ValueError("num_image_tokens is missing: give the model's config.image_seq_length")
         self.num_image_tokens = num_image_tokens
+
+    def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
+        """As in transformers; each prompt has one <image> a picture, and the error names the prompt that has not."""
+        if text is not None and images is not None:
+            prompts = [text] if isinstance(text, str) else list(text)
+            written = [prompt.count(self.image_token) for prompt in prompts]
+            nested = isinstance(images, (list, tuple)) and all(isinstance(item, (list, tuple)) for item in images)
+            given = [len(pictures) for pictures in images] if nested else None
+            if given is not None and len(given) == len(prompts):
+                for i, (here, there) in enumerate(zip(written, given)):
+                    if here != there:
+                        raise ValueError(f"prompt {i} has {here} {self.image_token} for {there} picture(s); {REMEDY}")
+            elif sum(written) != (pictures := len(make_flat_list_of_images(images))):
+                raise ValueError(f"{written} {self.image_token} in the prompts for {pictures} picture(s); {REMEDY}")
+        super().validate_inputs(images=images, text=text, **kwargs)
+
+
+REMEDY = "write it once where each picture goes"
+
+
+class SecLlavaProcessor(ConnectedProcessor, LlavaProcessor):
+    """LLaVA's processor that writes `num_image_tokens` placeholders for a picture, whatever its size."""
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """What <image> becomes."""

@@ -83,32 +83,6 @@ class SecLlavaNextForConditionalGeneration(Connected, LlavaNextForConditionalGen
 class SecLlavaNextProcessor(ConnectedProcessor, LlavaNextProcessor):
     """LLaVA-NeXT's processor that writes `num_image_tokens` placeholders for each tile of a picture."""
 
-    def __init__(
-        self,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        patch_size: int | None = None,
-        vision_feature_select_strategy: str | None = None,
-        chat_template: str | None = None,
-        image_token: str = "<image>",
-        num_additional_image_tokens: int = 0,
-        num_image_tokens: int | None = None,
-        **kwargs: Any,
-    ):
-        super().__init__(
-            image_processor,
-            tokenizer,
-            patch_size=patch_size,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            chat_template=chat_template,
-            image_token=image_token,
-            num_additional_image_tokens=num_additional_image_tokens,
-            **kwargs,
-        )
-        if num_image_tokens is None:
-            raise ValueError("num_image_tokens is missing: give the model's config.image_seq_length")
-        self.num_image_tokens = num_image_tokens
-
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """What <image> becomes."""
         return self.image_token * self._count(image_inputs["image_sizes"][image_idx])
