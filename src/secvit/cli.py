@@ -423,12 +423,12 @@ def cluster(words: Sequence[str]) -> int:
         "secvit cluster photo.jpg                                     photo_clusters.png\n"
         "secvit cluster photo.jpg -o clusters.png --gradcam           and what speaks for the likeliest class\n"
         "secvit cluster photos/ more/*.png -o pictures --gif          a folder; animations through all blocks, too\n"
-        "secvit cluster photo.jpg --stage 2 --block all --head all --style outlined\n"
+        "secvit cluster photo.jpg --stage 3 --block all --head all --style outlined\n"
         "secvit cluster photo.jpg --compare --num_clusters 8          window, k-means and SEC, sizes and times\n"
         "secvit cluster photos/ --page -o page.png                    one page: clusters and Grad-CAM of all photos\n"
         "secvit cluster photos/ --metrics --masks masks/              do clusters follow objects, and do they stay?\n"
         "secvit cluster photo.jpg --model deit_small_patch16_224 --checkpoint weights.safetensors --cluster_size 49\n\n"
-        "Stages, blocks and heads count from 0, so --stage 2 is the picture's stage 3; -1 is the last block or head.",
+        "Stages, blocks and heads count from 1, as in the pictures; in Python they count from 0.",
     )
     parser.add_argument("photos", type=str, nargs="+", help="images of any format and size, or folders of them")
     parser.add_argument(
@@ -443,7 +443,7 @@ def cluster(words: Sequence[str]) -> int:
     parser.add_argument("--size", type=int | None, help="long side in px that the network sees (default: at most 640)")
     parser.add_argument("--stage", type=int, nargs="+", help="stages to show; else all")
     parser.add_argument("--block", type=int | Literal["all"] | None, help='of each stage; "all", or else the last')
-    parser.add_argument("--head", type=int | Literal["all"], default=0, help='number of the head, or "all"')
+    parser.add_argument("--head", type=int | Literal["all"], default=1, help='number of the head, or "all"')
     parser.add_argument("--num_clusters", type=int | None, help="cut the keys into so many, not as the network does")
     parser.add_argument("--cluster_size", type=int | None, help="or into clusters of so many tokens or fewer")
     parser.add_argument("--partition", type=str | None, help="sec, or a rival: window, raster, random, kmeans, ...")
@@ -459,8 +459,10 @@ def cluster(words: Sequence[str]) -> int:
     from secvit.vis.clusters import UNTRAINED
     from secvit.vis.metrics import metrics_table
 
-    same = ("model", "checkpoint", "size", "block", "head", "num_clusters", "cluster_size", "partition", "style")
-    view = View(stages=found.stage, **{name: found[name] for name in same})
+    where = {name: _from_one(name, found[name]) for name in ("block", "head")}
+    stages = None if found.stage is None else [_from_one("stage", stage) for stage in found.stage]
+    same = ("model", "checkpoint", "size", "num_clusters", "cluster_size", "partition", "style")
+    view = View(stages=stages, **where, **{name: found[name] for name in same})
     extra = {name: found[name] for name in ("gradcam", "gif", "compare", "metrics", "masks")}
     if found.masks and not found.metrics:
         raise ValueError("--masks is for --metrics; give both")
@@ -481,6 +483,13 @@ def cluster(words: Sequence[str]) -> int:
     for reason in made.skipped:
         print(f"secvit cluster: left out {reason}", file=sys.stderr)
     return 2 if made.skipped else 0
+
+
+def _from_one(name: str, number: Any) -> Any:
+    """A number that a user counts from 1, counted from 0; "all" and None as they are."""
+    if isinstance(number, int) and number < 1:
+        raise ValueError(f"--{name} {number}; count from 1, as in the pictures")
+    return number - 1 if isinstance(number, int) else number
 
 
 # -- app -----------------------------------------------------------------------------------------

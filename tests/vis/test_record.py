@@ -125,10 +125,10 @@ def test_a_grid_is_that_of_the_image():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"head": 2}, "stage 0 has heads 0 to 1"),
-        ({"head": "some"}, '"all" of them'),
-        ({"stages": [4]}, "stages 0 to 3"),
-        ({"block": 1}, "stage 0 has blocks 0 to 0"),
+        ({"head": 2}, "that stage has 2 of them"),
+        ({"head": "some"}, 'choose "all"'),
+        ({"stages": [4]}, "this model has 4 of them"),
+        ({"block": 1}, "that stage has 1 of them"),
     ],
 )
 def test_a_place_that_does_not_exist_is_refused(options, words):

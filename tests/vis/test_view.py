@@ -161,7 +161,7 @@ def test_the_command_says_what_it_wrote_replaced_and_left_out(file, tmp_path, ca
     assert cluster(file, "-o", output) == 0
     said = capsys.readouterr().out
     assert f"wrote {output}" in said and UNTRAINED not in said  # secvit_nano comes with weights
-    assert cluster(file, "-o", output, "--stage", "1", "--head", "all", "--block", "0", "--partition", "window") == 0
+    assert cluster(file, "-o", output, "--stage", "2", "--head", "all", "--block", "1", "--partition", "window") == 0
     assert f"replaced {output}" in capsys.readouterr().out
     assert main(["cluster", str(file), "-o", str(output), "--model", "sec_deit_small", "--size", "32"]) == 0
     assert UNTRAINED in capsys.readouterr().out
@@ -172,6 +172,8 @@ def test_the_command_says_what_it_wrote_replaced_and_left_out(file, tmp_path, ca
     assert "left out" in said.err and "broken.jpg" in said.err and "none.jpg" in said.err
     assert cluster(tmp_path / "none.jpg", "-o", output) == 2
     assert "none.jpg" in capsys.readouterr().err
+    assert cluster(file, "-o", output, "--stage", "0") == 2
+    assert "count from 1" in capsys.readouterr().err
 
 
 def test_the_command_prints_purity_where_there_are_masks(small, file, tmp_path, capsys):
@@ -179,7 +181,7 @@ def test_the_command_prints_purity_where_there_are_masks(small, file, tmp_path, 
     mask.paste(1, (0, 0, 56, 20))
     (tmp_path / "masks").mkdir()
     mask.save(tmp_path / "masks" / "photo.png")
-    words = [file, "-o", tmp_path / "out.png", "--metrics", "--num_clusters", "4", "--stage", "0"]
+    words = [file, "-o", tmp_path / "out.png", "--metrics", "--num_clusters", "4", "--stage", "1"]
     assert cluster(*words) == 0
     said = capsys.readouterr().out
     assert "| compactness | noise | flip | bfloat16 |" in said and "| purity" not in said

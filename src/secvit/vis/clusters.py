@@ -115,7 +115,7 @@ def maps_of(
     """The clusters of one layer's recorded keys, as the network makes them or cut otherwise; see `cluster_maps`."""
     layer, heads = keys.layer, len(keys.labels)
     if head != "all" and not (isinstance(head, int) and -heads <= head < heads):
-        raise ValueError(f'head {head!r}; stage {layer.stage} has heads 0 to {heads - 1}, or "all" of them')
+        raise ValueError(f'head {head!r}, counted from 0; that stage has {heads} of them; or choose "all"')
     labels, clusters, name = keys.labels, keys.num_clusters, keys.partition
     if (num_clusters, cluster_size, partition) != (None, None, None):
         plan = keys.cut(num_clusters, cluster_size, partition)

@@ -153,7 +153,7 @@ def choose(known: Sequence[Layer], stages: Sequence[int] | None, block: int | st
     for stage in sorted(set(range(last + 1) if stages is None else stages)):
         inside = [layer for layer in known if layer.stage == stage]
         if not inside:
-            raise ValueError(f"stage {stage}; this model has stages 0 to {last}")
+            raise ValueError(f"stage {stage}, counted from 0; this model has {last + 1} of them")
         count = len(inside)
         if block == "all":
             chosen += inside
@@ -163,9 +163,7 @@ def choose(known: Sequence[Layer], stages: Sequence[int] | None, block: int | st
         elif isinstance(block, int) and -count <= block < count:
             chosen.append(inside[block])
         else:
-            raise ValueError(
-                f'block {block!r}; stage {stage} has blocks 0 to {count - 1}, -1 for the last, or "all" of them'
-            )
+            raise ValueError(f'block {block!r}, counted from 0; that stage has {count} of them; or choose "all"')
     return chosen
 
 
