@@ -336,7 +336,7 @@ def run_jobs(jobs: Sequence[tuple[str, int, Path]], found: argparse.Namespace, r
         "length": grid[0] * grid[1], "kinds": test.names, "majority": majority(test),
     }  # fmt: skip
     (found.output / "task.json").write_text(json.dumps(about))
-    tower = tower_of(*splits, recipe, found.output, device)
+    tower = tower_of(splits[0], test, recipe, found.output, device)
     features = [features_of(tower, split, device) for split in splits]
     for name, seed, path in jobs:
         result = run_job(name, found.tokens, seed, splits, features, grid, recipe, device)
@@ -351,11 +351,7 @@ def write_result(found: argparse.Namespace, recipe: Recipe) -> Path:
     jobs = [json.loads(path.read_text()) for path in found.output.glob(f"{found.tokens}_*.json")]
     jobs.sort(key=lambda job: (order.index(job["connector"]), job["seed"]))
     task, tower = (json.loads((found.output / f"{name}.json").read_text()) for name in ("task", "tower"))
-    # before any learning rate has begun to fall
-    plateaus = [job["seconds"] * (1 - recipe.decay) for job in jobs if job["connector"] != QUESTION_ONLY]
-    seconds = min(plateaus, default=0)
-    for job in jobs:
-        job["equal_time"] = {kind: at_seconds(job, kind, seconds) for kind in task["kinds"]}
+    seconds = at_equal_time(jobs, task["kinds"], recipe.decay)
     about = provenance()
     result = {
         "kind": "connectors by task", **task, "num_tokens": found.tokens, "recipe": asdict(recipe), "tower": tower,
@@ -368,10 +364,23 @@ def write_result(found: argparse.Namespace, recipe: Recipe) -> Path:
     return path
 
 
-def at_seconds(job: dict[str, Any], kind: str, seconds: float) -> float:
-    """Accuracy of a job after so many seconds of training, between the evaluations around them."""
-    times = [0.0, *(point["seconds"] for point in job["curve"])]
-    return float(np.interp(seconds, times, [0.0, *(point[kind] for point in job["curve"])]))
+def at_equal_time(jobs: Sequence[dict[str, Any]], kinds: Sequence[str], decay: float) -> float:
+    """Add to each job its accuracy after the same processor seconds, which are returned.
+
+    They end when the fastest connector's learning rate begins to fall.  A connector's seconds a step are the least of
+    its seeds': other load on the machine slows a processor down.
+    """
+    pace: dict[str, float] = {}
+    for job in jobs:
+        pace[job["connector"]] = min(pace.get(job["connector"], np.inf), job["seconds"] / job["steps"])
+    plateaus = [(1 - decay) * job["steps"] * pace[job["connector"]] for job in jobs if job["tokens"]]
+    seconds = min(plateaus, default=0.0)
+    for job in jobs:
+        step = seconds / pace[job["connector"]]
+        steps = [0, *(point["step"] for point in job["curve"])]
+        curves = {kind: [0.0, *(point[kind] for point in job["curve"])] for kind in kinds}
+        job["equal_time"] = {kind: float(np.interp(step, steps, curve)) for kind, curve in curves.items()}
+    return seconds
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ def test_the_likeliest_class_comes_first_by_its_name():
     assert [label for label, _ in said] == ["green", "blue", "red"]
     assert sum(share for _, share in said) == pytest.approx(1)
     assert predict(Colour(), green, top=1)[0][0] == "1"
+    assert predict(Colour(label_names=["of", "another", "classifier", "head"]), green, top=1)[0][0] == "1"
 
 
 def test_top_below_one_is_refused():

@@ -175,10 +175,14 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_nearly_nothing(glyphs):
     assert rates[-1] == pytest.approx(1 / 8)
 
 
-def test_accuracy_at_equal_time_lies_between_the_evaluations_around_it(glyphs):
-    job = {"curve": [{"seconds": 10, "read": 0.2}, {"seconds": 20, "read": 0.6}]}
-    assert glyphs.at_seconds(job, "read", 15) == pytest.approx(0.4)
-    assert glyphs.at_seconds(job, "read", 99) == 0.6
+def test_equal_time_is_read_by_the_fastest_pace_of_each_connector(glyphs):
+    def job(name, seconds, *shares):
+        curve = [{"step": 50 * (i + 1), "read": share} for i, share in enumerate(shares)]
+        return {"connector": name, "tokens": 4, "steps": 100, "seconds": seconds, "curve": curve}
+
+    jobs = [job("quick", 10, 0.2, 0.4), job("quick", 30, 0.6, 0.8), job("slow", 20, 0.4, 0.8)]
+    assert glyphs.at_equal_time(jobs, ["read"], decay=0.5) == pytest.approx(5)  # 50 steps of the quick one's first seed
+    assert [found["equal_time"]["read"] for found in jobs] == pytest.approx([0.2, 0.6, 0.2])
 
 
 # -- the whole ----------------------------------------------------------------------------------------
@@ -227,7 +231,15 @@ def test_processes_that_share_the_jobs_leave_none_out_and_do_none_twice(glyphs, 
     def run_job(name, tokens, seed, splits, *rest):
         done.append((name, seed))
         shares = dict.fromkeys(splits[1].names, 0.0)
-        return {"connector": name, "seed": seed, "seconds": 1.0, "test": shares, "curve": [{"seconds": 1.0, **shares}]}
+        return {
+            "connector": name,
+            "seed": seed,
+            "tokens": tokens,
+            "seconds": 1.0,
+            "steps": 2,
+            "test": shares,
+            "curve": [{"step": 2, **shares}],
+        }
 
     monkeypatch.setattr(glyphs, "run_job", run_job)
     monkeypatch.setattr(glyphs, "features_of", lambda *args: ())

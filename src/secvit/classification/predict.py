@@ -21,6 +21,8 @@ def predict(model: nn.Module, image: Image.Image, top: int = 3) -> list[tuple[st
     one = Images("picture", (), torch.zeros(1, dtype=torch.long), None, ("picture",), read=lambda _: image)
     view = eval_view(one, model).__getitems__([0])["image"]
     shares = model.eval()(view.to(next(model.parameters()).device)).float().softmax(-1)[0].cpu()
-    names = model.pretrained_cfg.get("label_names") or range(len(shares))
+    names = model.pretrained_cfg.get("label_names") or ()
+    if len(names) != len(shares):  # of another classifier than the one that it has now
+        names = range(len(shares))
     found = shares.topk(min(top, len(shares)))
     return [(str(names[i]), p) for p, i in zip(found.values.tolist(), found.indices.tolist(), strict=True)]
