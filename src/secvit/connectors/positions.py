@@ -31,7 +31,7 @@ class Merged(NamedTuple):
 def grid_of(length: int, grid: Grid | None) -> Grid:
     """(H, W) of L tokens, a square unless it is given; ValueError where they do not fit."""
     if grid is None:
-        side = math.isqrt(length)
+        side = int(length**0.5 + 0.5)  # math.isqrt breaks the graph of torch.compile where lengths change
         if side * side != length:
             raise ValueError(f"{length} tokens are no square grid; give grid=(H, W) of the tokens")
         return side, side
