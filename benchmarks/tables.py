@@ -14,6 +14,7 @@ from secvit.measure.connectors import connector_markdown
 from secvit.measure.detectors import detector_macs
 from secvit.measure.patching import patch_markdown
 from secvit.measure.report import report
+from secvit.measure.scaling import growth
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -48,6 +49,52 @@ def speeds() -> str:
     """The tables of every result of `secvit bench`."""
     texts = [f"## {name}\n\n{report(result)}" for name, result in results("secvit bench")]
     return "\n".join(texts) or "No result yet.\n"
+
+
+def goals() -> str:
+    """What speed was aimed at on a CPU, what one interleaved run reached, and why where it fell short."""
+    found = next((r for _, r in results("secvit bench") if r.get("attention")), None)
+    if found is None:
+        return "No result yet.\n"
+
+    def model(mode: str, dtype: str, name: str, ratio: str) -> float:
+        table = next(m for m in found["models"] if (m["mode"], m["dtype"], m["compiled"]) == (mode, dtype, False))
+        return next(row[ratio]["median"] for row in table["rows"] if row["name"] == name)
+
+    def scaling(kind: str, length: int, name: str) -> float:
+        return next(one["times_sec"][name]["median"] for one in found[kind] if one["length"] == length)
+
+    rows = ["| goal | aimed at | reached | |", "|---|---|---|---|"]
+    both = ("secvit_tiny", "secvit_small")
+    dense = "what is left are matrix products and convolutions, which a literal network has as well"
+    for what, mode, dtype, prefix, aim in (
+        ("inference, float32", "inference", "float32", "", 1.6),
+        ("inference, float32, fused", "inference", "float32", "fused ", 1.75),
+        ("inference, bfloat16", "inference", "bfloat16", "", 1.35),
+        ("training step, float32", "training", "float32", "", 1.35),
+    ):
+        ratios = [model(mode, dtype, prefix + name, "vs_literal") for name in both]
+        why = "" if min(ratios) >= aim else dense
+        rows.append(
+            f"| T and S against their literal twins, {what} | {aim} | {ratios[0]:.2f}, {ratios[1]:.2f} | {why} |"
+        )
+    for name, aim in zip(both, (1.6, 0.9)):
+        ratio = model("inference", "float32", f"fused {name}", "vs_base")
+        why = "" if ratio >= aim else "fewer of its operations are large matrix products"
+        rows.append(f"| {name}, fused, against Swin-T, float32 | {aim} | {ratio:.2f} | {why} |")
+    for size, aim in ((224, 15), (1280, 25)):
+        shares = [100 * part["shares"]["partition"] for part in found["parts"] if part["size"][1] == size]
+        rows.append(f"| scores, order, gathers and return, share at {size} px | <= {aim} % | {max(shares):.1f} % | |")
+    matching = "its matching is on one mean head, as its paper has it, where SEC makes an order for each of 8 heads"
+    for rival, aim, why in (("Lloyd, 10 iterations", 20, ""), ("ToMe matching", 30, matching)):
+        ratio = scaling("operation", 3136, rival)
+        rows.append(
+            f"| the operation at 3,136 tokens against {rival} | {aim} | {ratio:.1f} | {'' if ratio >= aim else why} |"
+        )
+    rows.append(f"| its growth up to 65,536 tokens, exponent | <= 1.05 | {growth(found['operation'])['sec']:.2f} | |")
+    ratio = scaling("attention", 16384, "global")
+    rows.append(f"| attention at 2048 px (16,384 tokens) against all tokens | 8 | {ratio:.0f} | |")
+    return _table(rows)
 
 
 def trainings() -> str:
@@ -318,6 +365,7 @@ def _spread(values: list[float]) -> str:
 
 SECTIONS = {
     "speeds": speeds,
+    "goals": goals,
     "trainings": trainings,
     "pretrainings": pretrainings,
     "detections": detections,
