@@ -90,6 +90,7 @@ def camvid_semantic_fpn() -> Recipe:
     Score the test drives: secvit evaluate --checkpoint runs/camvid --data camvid --split test
     Muon, as in the classification recipes for small networks.  resnet18 begins with random weights, the backbone
     of SECViT-nano with those that come along (clothes); with --model.weights random it does, too.
+    Test mIoU here 57.0 %, ResNet-18 54.2 %, one seed each.
     """
     base = folder()
     return replace(base, loop=replace(base.loop, epochs=None, steps=1400, evaluate_every=700, save_every=200))
@@ -99,6 +100,8 @@ def camvid_upernet() -> Recipe:
     """UperNet on CamVid, otherwise as camvid_semantic_fpn; 25 minutes of one CPU core.
 
     secvit train segmentation.camvid_upernet --data camvid --output runs/camvid_upernet
+
+    Test mIoU here 57.3 %, ResNet-18 55.0 %, one seed each.
     """
     base = camvid_semantic_fpn()
     return replace(base, model=replace(base.model, head="upernet", args={"channels": 64, "auxiliary_channels": 64}))
