@@ -40,6 +40,45 @@ def test_no_speed_is_given_while_outputs_differ(tmp_path, monkeypatch):
         speed.bench_models(["secvit_nano"], literal=speed.load_literal(wrong), **SMALL)
 
 
+THEIRS = """
+import timm
+import torch
+from secvit.models.convert import from_authors, heads_of, to_authors
+
+class Theirs(torch.nn.Module):
+    # weights under the authors' names, as their own network has them
+    def __init__(self):
+        super().__init__()
+        self.inner = timm.create_model("secvit_nano")
+
+    def state_dict(self):
+        return to_authors(self.inner.state_dict(), heads_of(self.inner))
+
+    def load_state_dict(self, state):
+        return self.inner.load_state_dict(from_authors(state, heads_of(self.inner)))
+
+    def forward(self, x):
+        return self.inner(x)
+
+def KClusterFormerSimpleNew_N():
+    return Theirs()
+"""
+
+
+def test_the_authors_file_is_a_twin_as_it_is(tmp_path):
+    (tmp_path / "SecViT.py").write_text(THEIRS)
+    module = speed.load_literal(tmp_path / "SecViT.py")
+    model = speed.build("secvit_nano", 32)
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(module.like(model)(x), model(x))
+    with pytest.raises(ValueError, match="no network of this one's shape, only KClusterFormerSimpleNew_N"):
+        module.like(speed.build("secvit_tiny", 32))
+    (tmp_path / "other.py").write_text("")
+    with pytest.raises(ValueError, match="neither a function like"):
+        speed.load_literal(tmp_path / "other.py")
+
+
 def test_no_speed_is_given_while_fusing_changes_the_function(monkeypatch):
     monkeypatch.setattr(speed.SECViT, "fuse", lambda model: torch.nn.Sequential(model, torch.nn.Softmax(-1)).eval())
     monkeypatch.setattr(speed, "interleave", lambda *args, **kwargs: pytest.fail("timed"))

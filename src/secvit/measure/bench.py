@@ -78,7 +78,7 @@ def run(
         lengths: numbers of tokens for the operation and for attention, in clusters of 98.
         rounds: measurements of each, after a warm-up.
         threads: 1 measures processor time, more measure wall clock.
-        literal: the literal network, a file; benchmarks/literal.py under the current folder if it is there.
+        literal: a file with the literal network, or the authors' own; else benchmarks/literal.py, if it is there.
         json: write the result to this file.
         progress: show a bar.
     """

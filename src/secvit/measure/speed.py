@@ -7,7 +7,7 @@ import importlib.util
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from secvit.measure.macs import count_macs
 from secvit.measure.rounds import NULL, Seconds, clock_for, interleave, is_quiet, speed_ratio
 from secvit.models import SECViT
+from secvit.models.convert import heads_of, to_authors
 
 SWIN = "swin_tiny_patch4_window7_224"
 MODELS = ("secvit_tiny", "secvit_small", SWIN, "deit_small_patch16_224")
 TWIN, FUSED = "literal ", "fused "
 MATRIX = "matrix product"
+AUTHORS = "KClusterFormerSimpleNew_"  # what names of networks begin with in the authors' classification file
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EXACT = 1e-9  # float64, of the largest logit: rounding is 1e-15, one token in another cluster 1e-3
 ROUNDED = 2e-2  # float32: nearly tied tokens may swap clusters, which moves logits by 0.5 to 1 %
@@ -228,8 +230,29 @@ def load_literal(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "like"):
-        raise ValueError(f"{path} has no function like(model) that makes a twin of a model")
+        module.like = authors_like(path, module)  # type: ignore[attr-defined]
     return module
+
+
+def authors_like(path: Path, module: ModuleType) -> Callable[[SECViT], nn.Module]:
+    """`like(model)` from the authors' classification file: their network of the same shape, with a model's weights."""
+    factories = {name: make for name, make in vars(module).items() if name.startswith(AUTHORS)}
+    if not factories:
+        raise ValueError(f"{path} has neither a function like(model) that makes a twin of a model nor {AUTHORS}...")
+
+    def shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+        return {key: value.shape for key, value in state.items()}
+
+    def like(model: SECViT) -> nn.Module:
+        weights = to_authors(model.state_dict(), heads_of(model))
+        for make in factories.values():
+            twin = make()
+            if shapes(twin.state_dict()) == shapes(weights):
+                twin.load_state_dict(weights)
+                return twin.eval()
+        raise ValueError(f"{path} has no network of this one's shape, only {', '.join(factories)}: other --models?")
+
+    return like
 
 
 def compiler() -> str | None:
