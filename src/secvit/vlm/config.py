@@ -21,7 +21,7 @@ class Model:
         connector: name in secvit.connectors; null leaves that of `base`.
         num_tokens: tokens of a picture, without the extra one.
         extra_token: what comes before them, CLIP's own "cls", the "mean" of all, or null.
-        connector_args: further arguments of the connector, {"grouping": "sequential"}.
+        connector_args: further arguments of the connector, {"arrangement": "sequential"}.
         init: folder of a run of stage 1 whose connector to begin with.
         trained: parts that learn, next to LoRA; the rest is frozen, the tower always.
         lora: rank of LoRA in the language model's linear layers, which are frozen then; 0 for none.
