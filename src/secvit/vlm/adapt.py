@@ -111,7 +111,7 @@ def use_connector(
 
 def restore_connector(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> ProcessorMixin | None:
     """Undo `use_connector`: LLaVA's own classes and projector -> its processor.  An MLP trained meanwhile stays so."""
-    base = _base(model)
+    base = unwrapped(model)
     stock, _ = _family(base)
     if type(base) is stock.generation:
         raise ValueError("this model has no connector to take out; use_connector puts one in")
@@ -128,7 +128,7 @@ def restore_connector(model: PreTrainedModel, processor: ProcessorMixin | None =
 
 def save_connector(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
     """What stage 1 trains, without the towers: connector.safetensors and connector.json in `folder`."""
-    base = _base(model)
+    base = unwrapped(model)
     stock, _ = _family(base)
     if type(base) is stock.generation:
         raise ValueError("this model has no connector to save; use_connector puts one in")
@@ -152,16 +152,16 @@ def load_connector(
     found = read_weights(path.with_suffix(".safetensors"))
     chosen = json.loads(path.read_text())
     # before the model changes: the connector alone tells whether it fits
-    config = _with_connector(_base(model), chosen)
+    config = _with_connector(unwrapped(model), chosen)
     if report := misfit(found, new_connector(config).state_dict()):
-        raise ValueError(f"{path.parent} does not fit this {type(_base(model)).__name__}: {report}; take its twin")
+        raise ValueError(f"{path.parent} does not fit this {type(unwrapped(model)).__name__}: {report}; take its twin")
     processor = _connect(model, processor, chosen)
-    _base(model).model.multi_modal_projector.load_state_dict(found)
+    unwrapped(model).model.multi_modal_projector.load_state_dict(found)
     return processor
 
 
 def _connect(model: PreTrainedModel, processor: ProcessorMixin | None, chosen: dict[str, Any]) -> ProcessorMixin | None:
-    base = _base(model)
+    base = unwrapped(model)
     _, ours = _family(base)
     config = _with_connector(base, chosen)
     connector = new_connector(config)
@@ -184,8 +184,8 @@ def _connect(model: PreTrainedModel, processor: ProcessorMixin | None, chosen: d
     return processor
 
 
-def _base(model: PreTrainedModel) -> PreTrainedModel:
-    """The LLaVA inside peft's wrapper."""
+def unwrapped(model: nn.Module) -> PreTrainedModel:
+    """The LLaVA inside peft's wrapper, if there is one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from secvit.vlm.adapt import unwrapped
 from secvit.vlm.data import IGNORED
 
 
@@ -50,11 +50,6 @@ def without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, about:
 
 def forgive_frozen(module: nn.Module, found: Any) -> None:
     found.missing_keys[:] = [key for key in found.missing_keys if key not in module.frozen]
-
-
-def unwrapped(llava: nn.Module) -> PreTrainedModel:
-    """The LLaVA inside peft's wrapper, if there is one."""
-    return llava.get_base_model() if hasattr(llava, "get_base_model") else llava
 
 
 def answers(llava: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

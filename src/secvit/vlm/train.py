@@ -20,13 +20,13 @@ from secvit.train.engine import PATIENCE, fit
 from secvit.train.loading import to_device
 from secvit.train.result import Result, write_result
 from secvit.train.shares import share, sum_over_processes
-from secvit.vlm.adapt import save_connector
+from secvit.vlm.adapt import save_connector, unwrapped
 from secvit.vlm.cache import Cache
 from secvit.vlm.chat import Chat, prepare
 from secvit.vlm.config import Optim, Recipe
 from secvit.vlm.data import IGNORED, Conversations, files, load, read_samples, texts
 from secvit.vlm.start import set_trained, start
-from secvit.vlm.task import Trained, VlmTask, answers, unwrapped
+from secvit.vlm.task import Trained, VlmTask, answers
 
 logger = logging.getLogger(__name__)
 
