@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secvit.connectors.base import Connector
+from secvit.connectors.positions import Grid
 from secvit.connectors.precision import no_autocast
 from secvit.connectors.start import StartedLinear
 from secvit.ops import Plan, sec_pool
@@ -72,6 +75,39 @@ class AttentivePool(nn.Module):
                 return self.k(tokens.to(self.k.weight.dtype))
             dtype = torch.promote_types(tokens.dtype, torch.float32)
             return F.linear(tokens.to(dtype), self.k.weight.to(dtype))
+
+
+class GroupedConnector(Connector):
+    """Eq. 6 over groups of tokens; which tokens make a group is `groups`.
+
+    pooling, num_heads, init: of `AttentivePool`.  `shared`: arguments of `Connector`.
+    """
+
+    spatial: bool = False  # outputs in the order of places, not of groups
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        num_tokens: int = 144,
+        *,
+        pooling: str = "attentive",
+        num_heads: int | None = None,
+        init: str = "identity",
+        **shared: Any,
+    ):
+        super().__init__(in_dim, out_dim, num_tokens, **shared)
+        self.pool["attend"] = AttentivePool(self.pool_dim, num_heads, pooling, init)
+        self.options.update(pooling=pooling, num_heads=num_heads, init=init)
+
+    def groups(self, k: Tensor, grid: Grid | None) -> Plan:
+        """T groups of the tokens with keys k (B, h, L, D), shared (B, L) or per head (B, h, L)."""
+        raise NotImplementedError
+
+    def reduce(
+        self, x: Tensor, cls_attention: Tensor | None, grid: Grid | None, weigh: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.pool["attend"](x, lambda k: self.groups(k, grid), self.spatial, weigh)
 
 
 def heads_of(dim: int, num_heads: int | None) -> int:
