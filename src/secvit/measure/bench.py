@@ -27,9 +27,9 @@ from secvit.measure.report import report
 from secvit.measure.rounds import clock_for
 from secvit.measure.scaling import bench_attention, bench_operation
 from secvit.measure.speed import (
-    DTYPES,
     MODELS,
     bench_models,
+    check_settings,
     compiler,
     find_literal,
     is_ours,
@@ -82,12 +82,8 @@ def run(
         json: write the result to this file.
         progress: show a bar.
     """
-    unknown = [name for name in dtypes if name not in DTYPES]
-    if unknown:
-        raise ValueError(f"dtypes={unknown}; choose from {', '.join(DTYPES)}")
-    if json is not None and not Path(json).resolve().parent.is_dir():
-        raise ValueError(f"{Path(json).resolve().parent}: no such folder")
-    recipe = {key: value for key, value in locals().items() if key not in ("json", "progress", "unknown")}
+    check_settings(dtypes, json=json)
+    recipe = {key: value for key, value in locals().items() if key not in ("json", "progress")}
     twins = find_literal(literal)
     result: dict[str, Any] = {
         "kind": "secvit bench", "recipe": recipe, **provenance(),

@@ -25,7 +25,7 @@ from secvit.measure.bench import MATTERS, cpu, parser, using_threads
 from secvit.measure.macs import count_macs
 from secvit.measure.report import _ratio, _table
 from secvit.measure.rounds import NULL, clock_for, interleave, is_quiet, speed_ratio
-from secvit.measure.speed import DTYPES
+from secvit.measure.speed import DTYPES, check_settings
 from secvit.train.provenance import hardware, provenance
 
 if TYPE_CHECKING:
@@ -315,12 +315,7 @@ def connector_report(
         raise ValueError(f"text={text}, new={new}, rounds={rounds}, tokens={list(tokens)}; give 2, 2, 1, one or more")
     if connector not in connectors.NAMES:
         raise ValueError(f"no connector {connector!r}; choose one of {', '.join(connectors.NAMES)}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}; choose from {', '.join(DTYPES)}")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}, but torch finds no GPU; choose device='cpu'")
-    if json is not None and not Path(json).resolve().parent.is_dir():
-        raise ValueError(f"{Path(json).resolve().parent}: no such folder; make it first")
+    check_settings([dtype], device, json)
     extra = None if extra_token == "none" else extra_token
     shapes = [shape_of(model) for model in models]
     counts = sorted({*tokens}, reverse=True)

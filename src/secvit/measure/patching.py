@@ -25,7 +25,7 @@ from secvit.measure.parts import PARTS, forward_parts
 from secvit.measure.peak import peak_memory
 from secvit.measure.report import _ratio, _table
 from secvit.measure.rounds import NULL, Clock, clock_for, interleave, is_quiet, speed_ratio
-from secvit.measure.speed import DTYPES, inference, pictures, training_step
+from secvit.measure.speed import DTYPES, check_settings, inference, pictures, training_step
 from secvit.measure.variants import clustering, features, load, num_heads, photographs, variant
 from secvit.train.provenance import hardware, provenance
 
@@ -72,12 +72,7 @@ def patch_report(
     """
     if not sizes or rounds < 1 or batch_size < 1:
         raise ValueError(f"sizes={list(sizes)}, rounds={rounds}, batch_size={batch_size}; give one or more of each")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}; choose from {', '.join(DTYPES)}")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}, but torch finds no GPU; choose device='cpu'")
-    if json is not None and not Path(json).resolve().parent.is_dir():
-        raise ValueError(f"{Path(json).resolve().parent}: no such folder; make it first")
+    check_settings([dtype], device, json)
     sizes = sorted(set(sizes))
     if num_clusters is None and cluster_size is None:
         cluster_size = 196

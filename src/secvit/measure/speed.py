@@ -105,6 +105,17 @@ def _row(name: str, seconds: Seconds, base: str, batch_size: int, macs: dict[str
     return row
 
 
+def check_settings(dtypes: Sequence[str], device: str = "cpu", json: str | None = None) -> None:
+    """ValueError for what a benchmark cannot run with, before it runs: dtypes, device, the file to write."""
+    unknown = [name for name in dtypes if name not in DTYPES]
+    if unknown:
+        raise ValueError(f"dtype={unknown[0]!r}; choose from {', '.join(DTYPES)}")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}, but torch finds no GPU; choose device='cpu'")
+    if json is not None and not Path(json).resolve().parent.is_dir():
+        raise ValueError(f"{Path(json).resolve().parent}: no such folder; make it first")
+
+
 def build(name: str, image_size: int, device: str | None = None) -> nn.Module:
     """A model with random weights, the same ones every time, in eval mode."""
     settings = timm.get_pretrained_cfg(name)
