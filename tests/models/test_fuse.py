@@ -9,7 +9,8 @@ import torch
 from timm.utils import reparameterize_model
 from torch import nn
 
-from secvit.models.packed import _HAS_BFLOAT16, _HAS_ONEDNN, PackedLinear
+from secvit.models.packed import _HAS_BFLOAT16, _HAS_ONEDNN, ConvGELU, PackedLinear
+from secvit.models.secvit import AddDepthwise
 
 
 def network(**options):
@@ -40,6 +41,26 @@ def test_fused_is_the_same_function(size, stem_stride):
     with torch.no_grad():
         assert off(fused(x), model(x)) < 1e-12  # sums in another order
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in fused.modules())
+    assert sum(isinstance(layer, ConvGELU) for layer in fused.modules()) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_depthwise_sum_is_the_same_function_folded_or_not(dtype):
+    layer = AddDepthwise(4, {"dtype": dtype})
+    x = torch.randn(2, 4, 5, 7, dtype=dtype)
+    expected = x.double() + nn.functional.conv2d(x.double(), layer.weight.double(), layer.bias.double(), 1, 1, 1, 4)
+    bound = 4 * torch.finfo(dtype).eps * expected.abs().max()
+    with torch.no_grad():
+        assert (layer(x) - expected).abs().max() < bound
+        layer.reparameterize()
+        assert (layer(x) - expected).abs().max() < bound
+
+
+def test_autocast_does_not_round_depthwise_weights_beside_a_one():
+    layer = AddDepthwise(1, {})
+    nn.init.constant_(layer.weight, 1e-3)  # 1.001 is 1 in bfloat16
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert (layer(torch.ones(1, 1, 8, 8)) - 1 - layer.bias)[0, 0, 4, 4] > 0.5 * 9e-3
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])

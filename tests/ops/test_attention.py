@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import secvit
 from secvit.ops import PARTITIONS, attend_sorted, reference, sec_attention, sec_attention_packed
-from secvit.ops.attention import token_order
+from secvit.ops.attention import attend_packed, token_order
 
 # float64 sums in another order: 1e-16 each, at most 3136 terms, softmax included
 EXACT = dict(rtol=1e-10, atol=1e-12)
@@ -60,6 +60,16 @@ def test_packed_attention_equals_the_loops(length, clusters):
     assert_same_with_gradients(out, expected, (packed,))
     order = secvit.cluster(k, clusters).order
     assert torch.equal(token_order(packed), order)
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 4])
+def test_values_for_lepe_give_their_gradient_to_the_packed_rows(clusters):
+    packed = torch.randn(2, 9, 2, 3, 4, dtype=torch.float64, requires_grad=True)
+    q, k, v = packed.permute(3, 0, 2, 1, 4).unbind(0)
+    found = torch.cat(attend_packed(packed, clusters, 0.5), dim=-1)
+    expected = torch.cat([reference.sec_attention(q, k, v, clusters, scale=0.5), v], dim=-1).transpose(1, 2)
+    assert_same_with_gradients(found, expected, (packed,))
+    assert torch.autograd.gradgradcheck(lambda x: attend_packed(x, clusters, 0.5, "math"), (packed,))
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "math"])

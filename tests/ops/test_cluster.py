@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import secvit
 from secvit.ops import Plan, cluster_order, inverse_order, partition_sizes, reference, resolve_num_clusters
+from secvit.ops.cluster import order_by
 
 LENGTHS = [1, 2, 7, 63, 196, 577]
 
@@ -64,6 +65,22 @@ def test_ties_keep_the_order_of_tokens(descending):
     k = torch.randn(1, 1, 8).expand(1, 1000, 8)
     assert torch.equal(secvit.cluster(k, 3, descending=descending).order[0], torch.arange(1000))
     assert torch.equal(secvit.cluster(torch.zeros(1, 1000, 8), 3, descending=descending).order[0], torch.arange(1000))
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (3, 0), (2, 3, 63), (1, 3136)])
+def test_the_packed_sort_is_torchs_stable_sort(shape):
+    score = torch.randn(shape)
+    coarse = (score * 2).round()  # ties, and zeros of both signs
+    for bad, step in [(float("nan"), 7), (-float("nan"), 5), (float("inf"), 11), (-float("inf"), 13)]:
+        coarse.view(-1)[step::17] = bad
+    for values in (score, coarse, score.transpose(0, -1)):
+        assert torch.equal(order_by(values), torch.sort(values, dim=-1, stable=True).indices)
+
+
+def test_the_packed_sort_maps_over_an_axis_and_compiles():
+    score = torch.randn(4, 3, 50).round()
+    assert torch.equal(torch.vmap(order_by, in_dims=1)(score), order_by(score).transpose(0, 1))
+    assert torch.equal(torch.compile(order_by, fullgraph=True, backend="aot_eager")(score), order_by(score))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -18,11 +18,16 @@ PARTS = ("score and sort", "gather", "inverse", "restore", "indices", "attention
 # "indices" is what the functions of that row do outside all others: index arithmetic, joining of groups
 SPENT_IN = {
     "score and sort": (f"{ATTENTION}:token_order", "secvit.adapt.attend:cluster"),
-    "gather": (f"{ATTENTION}:permute_rows", f"{ATTENTION}:_gather_slots", "secvit.ops.cluster:Plan.take"),
+    "gather": (
+        f"{ATTENTION}:sort_rows",
+        f"{ATTENTION}:permute_rows",
+        f"{ATTENTION}:_gather_slots",
+        "secvit.ops.cluster:Plan.take",
+    ),
     "inverse": (f"{ATTENTION}:inverse_order", "secvit.ops.cluster:inverse_order"),
     "restore": ("secvit.ops.cluster:Plan.put_back",),
     "indices": (
-        "secvit.models.secvit:sec_attention_packed",
+        "secvit.models.secvit:attend_packed",
         "secvit.adapt.attend:sec_attention",
         "secvit.adapt.attend:attend_sorted",
     ),

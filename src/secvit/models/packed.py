@@ -10,12 +10,32 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
-def fold_batch_norms(layers: nn.Sequential) -> None:
-    """Fold each batch norm that follows a convolution into it, in place; an identity takes the norm's place."""
+def fold_layers(layers: nn.Sequential) -> None:
+    """Fold batch norms, then GELUs, into the convolutions before them, in place; identities take their places."""
     for i in range(len(layers) - 1):
         conv, norm = layers[i], layers[i + 1]
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             layers[i], layers[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    for i in range(len(layers) - 2):
+        conv, act = layers[i], layers[i + 2]
+        if isinstance(conv, nn.Conv2d) and isinstance(act, nn.GELU):
+            layers[i], layers[i + 2] = ConvGELU(conv), nn.Identity()
+
+
+class ConvGELU(nn.Conv2d):
+    """A convolution and GELU after it, in one call of oneDNN where `PackedLinear` would use it.  (B, C, H, W)"""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(conv.__dict__)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and _can_pack(x, self.weight):
+                return torch.ops.mkldnn._convolution_pointwise(
+                    x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, "gelu", [], "none"
+                )
+        return F.gelu(self._conv_forward(x, self.weight, self.bias))
 
 
 class PackedLinear(nn.Linear):
@@ -68,6 +88,7 @@ def _can_pack(x: Tensor, weight: Tensor) -> bool:
 
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and all(
-    hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
+    hasattr(torch.ops.mkldnn, name)
+    for name in ("_linear_pointwise", "_reorder_linear_weight", "_convolution_pointwise")
 )
 _HAS_BFLOAT16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()

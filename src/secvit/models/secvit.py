@@ -26,12 +26,14 @@ from timm.layers import (
 from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from secvit.models.convert import checkpoint_filter_fn
-from secvit.models.packed import PackedLinear, fold_batch_norms
+from secvit.models.packed import PackedLinear, fold_layers
 from secvit.models.rotary import RotaryTable, rotate_packed
-from secvit.ops import PARTITIONS, Plan, cluster, sec_attention, sec_attention_packed
+from secvit.ops import PARTITIONS, Plan, cluster, sec_attention
+from secvit.ops.attention import attend_packed
 
 __all__ = ["SECViT"]
 
@@ -91,11 +93,9 @@ class SECAttention(nn.Module):
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         B, H, W, C = x.shape
         qkv = self.qkv(x).view(B, H * W, self.num_heads, 3, C // self.num_heads)
-        qkv = rotate_packed(qkv, table)  # first: it may write q and k in place
-        v = qkv[:, :, :, 2].reshape(B, H, W, C)
-        lepe = self.lepe(v.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        out = self.attend(qkv, H, W).reshape(B, H, W, C)
-        return self.proj(out + lepe)
+        out, v = self.attend(rotate_packed(qkv, table), H, W)
+        lepe = self.lepe(v.reshape(B, H, W, C).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.proj(out.reshape(B, H, W, C) + lepe)
 
     def plan(self, x: Tensor, table: Tensor) -> Plan:
         """Eqs. 1 to 3: the partition that `forward` makes of the same input, an order per head.  x (B, H, W, C)"""
@@ -104,21 +104,22 @@ class SECAttention(nn.Module):
         k = qkv[:, :, :, 1].transpose(1, 2)
         return cluster(k, self.clusters_for(H * W), partition=self.partition, grid=(H, W))
 
-    def attend(self, qkv: Tensor, H: int, W: int) -> Tensor:
-        """qkv (B, L, h, 3, D) -> (B, L, h, D)"""
+    def attend(self, qkv: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
+        """qkv (B, L, h, 3, D) -> (B, L, h, D), and v in the same shape"""
         num_clusters = self.clusters_for(H * W)
         if not torch.jit.is_scripting():
             if self.partition != "sec" and num_clusters > 1:
                 q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
                 plan = cluster(k, num_clusters, partition=self.partition, grid=(H, W))
-                return sec_attention(q, k, v, plan=plan, scale=self.scale).transpose(1, 2)
-        return sec_attention_packed(qkv, num_clusters, self.scale)
+                return sec_attention(q, k, v, plan=plan, scale=self.scale).transpose(1, 2), v.transpose(1, 2)
+        return attend_packed(qkv, num_clusters, self.scale)
 
     def reparameterize(self) -> None:
         """For inference, `SECViT.fuse`."""
         self.qkv, self.proj = PackedLinear(self.qkv), PackedLinear(self.proj)
 
 
+@register_notrace_module
 class AddDepthwise(nn.Conv2d):
     """x + DW3x3(x).  (B, C, H, W)"""
 
@@ -127,8 +128,14 @@ class AddDepthwise(nn.Conv2d):
         self.folded = False
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self._conv_forward(x, self.weight, self.bias)
-        return y if self.folded else x + y
+        if self.folded:
+            return self._conv_forward(x, self.weight, self.bias)
+        if not torch.jit.is_scripting():
+            kind = x.device.type
+            casts = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+            if x.dtype in (torch.float32, torch.float64) and not casts:  # half precision would round weights near 1
+                return self._conv_forward(x, self.weight + F.pad(x.new_ones(1, 1, 1, 1), [1, 1, 1, 1]), self.bias)
+        return x + self._conv_forward(x, self.weight, self.bias)
 
     @torch.no_grad()
     def reparameterize(self) -> None:
@@ -217,7 +224,7 @@ class Stage(nn.Module):
     def reparameterize(self) -> None:
         """For inference, `SECViT.fuse`."""
         if isinstance(self.downsample, nn.Sequential):
-            fold_batch_norms(self.downsample)
+            fold_layers(self.downsample)
 
 
 class Head(nn.Module):
@@ -389,7 +396,7 @@ class SECViT(nn.Module):
         a backbone inside another model.
         """
         self.eval()
-        fold_batch_norms(self.stem)
+        fold_layers(self.stem)
         for module in list(self.modules()):
             if module is not self and hasattr(module, "reparameterize"):
                 module.reparameterize()

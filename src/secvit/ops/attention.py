@@ -151,32 +151,37 @@ def attend_sorted(
 
 
 def sec_attention_packed(qkv: Tensor, num_clusters: int, scale: float, backend: str = "auto") -> Tensor:
-    """Eqs. 1 to 4 for the backbones: one gather for q, k and v together.  qkv (B, L, h, 3, D) -> (B, L, h, D).
+    """Eqs. 1 to 4, one gather for q, k and v together.  qkv (B, L, h, 3, D) -> (B, L, h, D).
 
     The same function as `sec_attention` without masks; the caller sees to 1 <= num_clusters <= L.
     """
+    return attend_packed(qkv, num_clusters, scale, backend)[0]
+
+
+def attend_packed(qkv: Tensor, num_clusters: int, scale: float, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """`sec_attention_packed`, and v as it came, for LePE: gradients of both meet in one tensor.  -> 2 x (B, L, h, D)"""
     batch, length, heads, _, dim = qkv.shape
     if num_clusters == 1 and backend != "triton":
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
-        return _attend(q, k, v, scale, backend).transpose(1, 2)
+        return _attend(q, k, v, scale, backend).transpose(1, 2), v.transpose(1, 2)
     order = token_order(qkv)
     if not torch.jit.is_scripting():
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
         plan = Plan.equal(order, num_clusters)
         if _takes_triton(backend, q, k, v, plan):
             packed = qkv.to(_autocast_dtype(qkv))
-            return torch.ops.secvit.attend_clusters_packed(packed, order, num_clusters, scale)[0]
+            return torch.ops.secvit.attend_clusters_packed(packed, order, num_clusters, scale)[0], v.transpose(1, 2)
         if _exporting():
-            return _attend_slots(q, k, v, plan, plan, scale, backend).transpose(1, 2)
+            return _attend_slots(q, k, v, plan, plan, scale, backend).transpose(1, 2), v.transpose(1, 2)
     head = torch.arange(heads, device=qkv.device).view(heads, 1)
     image = torch.arange(batch, device=qkv.device).view(batch, 1, 1)
     # row (b, l, head) of qkv goes to row (b, head, rank) of the sorted copy, and comes back the same way
     to_sorted = ((image * length + order) * heads + head).flatten()
     from_sorted = ((image * heads + head) * length + inverse_order(order)).transpose(1, 2).flatten()
-    rows = permute_rows(qkv.reshape(-1, 3 * dim), to_sorted, from_sorted)
+    rows, values = sort_rows(qkv, to_sorted, from_sorted)
     q, k, v = rows.view(batch * heads, length, 3, dim).unbind(2)
     out = _attend_groups(q, _grouped(k, num_clusters), _grouped(v, num_clusters), num_clusters, scale, backend)
-    return permute_rows(out.reshape(-1, dim), from_sorted, to_sorted).view(batch, length, heads, dim)
+    return permute_rows(out.reshape(-1, dim), from_sorted, to_sorted).view(batch, length, heads, dim), values
 
 
 def _takes_triton(
@@ -264,6 +269,29 @@ def permute_rows(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         return rows.index_select(0, index)
     else:
         return _PermuteRows.apply(rows, index, inverse)
+
+
+class _SortRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv: Tensor, index: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(index, inverse)
+        ctx.shape = qkv.shape
+        return qkv.flatten(3).flatten(0, 2).index_select(0, index), qkv[:, :, :, 2].contiguous()
+
+    @staticmethod
+    def backward(ctx, rows: Tensor, values: Tensor):
+        index, inverse = ctx.saved_tensors
+        grad = _PermuteRows.apply(rows, inverse, index).view(ctx.shape)
+        grad[:, :, :, 2] += values
+        return grad, None, None
+
+
+def sort_rows(qkv: Tensor, index: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed rows[index] (B L h, 3 D), and v as it was (B, L, h, D).  qkv (B, L, h, 3, D), index inverse (B L h)"""
+    if torch.jit.is_scripting():
+        return qkv.flatten(3).flatten(0, 2).index_select(0, index), qkv[:, :, :, 2]
+    else:
+        return _SortRows.apply(qkv, index, inverse)
 
 
 def _attend_rows(

@@ -60,6 +60,8 @@ def similarity(k: Tensor, centre: Tensor) -> Tensor:
     those alone.  No gradient.
     """
     k = _scoring_dtype(k)
+    if k.device.type == "cpu":
+        k = k.contiguous()  # a product of strided rows and a broadcast centre takes several times as long as a copy
     dot = (k * centre.unsqueeze(-2)).sum(dim=-1)
     return dot * (k * k).sum(dim=-1).clamp_min(1e-37).rsqrt()  # a zero key scores 0
 
@@ -87,7 +89,33 @@ def order_by(score: Tensor, mask: Tensor | None = None, descending: bool = False
     if not torch.jit.is_scripting():
         if torch.compiler.is_exporting():  # ONNX has no stable sort; on a CPU torch's plain one is stable too
             return torch.sort(score, dim=-1).indices
+        if score.device.type == "cpu" and score.dtype == torch.float32 and not torch.jit.is_tracing():
+            return sort_packed(score)
     return torch.sort(score, dim=-1, stable=True).indices
+
+
+@torch.library.custom_op("secvit::sort_packed", mutates_args=(), device_types="cpu")
+def sort_packed(score: Tensor) -> Tensor:
+    """`torch.sort(score, stable=True).indices`, NaN last, and about twice as fast.  score float32 (..., L) -> (..., L).
+
+    Score and index are packed into one integer, so ties keep their order under any sort, and numpy's sort of integers
+    is vectorised where torch's is not.
+    """
+    bits = torch.where(score.isnan(), torch.nan, score + 0.0).view(torch.int32)  # one NaN, one zero
+    key = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32  # as integers, negative floats would fall
+    key = (key | torch.arange(score.shape[-1])).contiguous()
+    key.numpy().sort(axis=-1)
+    return key & 0xFFFFFFFF
+
+
+@sort_packed.register_fake
+def _(score: Tensor) -> Tensor:
+    return torch.empty_like(score, dtype=torch.int64, memory_format=torch.contiguous_format)
+
+
+@sort_packed.register_vmap
+def _(info, in_dims, score: Tensor):
+    return sort_packed(score.movedim(in_dims[0], 0)), 0
 
 
 def cluster_order(k: Tensor, mask: Tensor | None = None) -> Tensor:
