@@ -15,6 +15,7 @@ import secvit
 import secvit.ops.attention as attention
 from secvit.ops import Plan, reference, sec_attention, sec_attention_packed
 from secvit.ops.attention import token_order
+from secvit.ops.cluster import sec_scores
 
 GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -37,6 +38,12 @@ def unwritten_memory_is_nan():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+def order_tokens(k):
+    from secvit.ops import triton
+
+    return triton.order_tokens(k)
 
 
 def packed_qkv(length, dim=16, batch=1, heads=1, dtype=torch.float32):
@@ -77,6 +84,43 @@ def assert_same_with_gradients(out, inputs, plan):
     for gradient, expected in zip(found, torch.autograd.grad(true, exact, weight.cpu().double()), strict=True):
         assert_close(gradient, expected, inputs[0].dtype)
     return found
+
+
+@kernels
+@DTYPES
+@pytest.mark.parametrize(
+    ("length", "dim", "batch"), [(1, 16, 1), (7, 28, 2), (130, 40, 1), *([(3136, 32, 2), (6000, 64, 1)] if GPU else [])]
+)
+def test_the_order_is_that_of_the_scores_in_float64(length, dim, batch, dtype):
+    _, k, _ = packed_qkv(length, dim, batch, 2, dtype).permute(3, 0, 2, 1, 4).unbind(0)
+    order = order_tokens(k)
+    assert torch.equal(order.sort().values, torch.arange(length, device=DEVICE).expand_as(order))
+    score = sec_scores(k.double())
+    # float32 may swap tokens that are nearly tied, by its own rounding and no more
+    assert (score.gather(-1, order).diff() > -1e-5 * score.abs().max()).all()
+
+
+@kernels
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, in the interpreter
+def test_ties_keep_the_order_of_tokens_and_bad_ones_come_last():
+    k = torch.ones(1, 2, 40, 4, device=DEVICE)
+    k[0, 0, 3:30] *= 2  # their cosine is the same to the last bit
+    k[0, 1, 7, 0] = float("nan")
+    k[0, 1, 5, 1] = -float("inf")
+    k[0, 1, 2] = 0
+    k[0, 1, 4] *= -1
+    order = order_tokens(k)
+    assert torch.equal(order, secvit.ops.cluster_order(k))
+    assert order[0, 0].tolist() == list(range(40))
+    assert order[0, 1, :2].tolist() == [4, 2] and order[0, 1, -2:].tolist() == [5, 7]
+
+
+@kernels
+def test_more_tokens_than_a_block_sorts_are_sorted_by_torch(monkeypatch):
+    k = packed_qkv(20)[:, :, :, 1].transpose(1, 2)
+    expected = order_tokens(k)
+    monkeypatch.setattr(sys.modules["secvit.ops.triton"], "SORTED_AT_ONCE", 16)
+    assert torch.equal(order_tokens(k), expected)
 
 
 @kernels
@@ -223,6 +267,7 @@ def test_the_operators_keep_torchs_rules():
     torch.library.opcheck(operator, (q, k, v, plan.order, None, 1, 3, 0.25), test_utils=checks)
     packed = packed_qkv(3).requires_grad_()
     torch.library.opcheck(torch.ops.secvit.attend_clusters_packed, (packed, plan.order, 1, 0.25), test_utils=checks)
+    torch.library.opcheck(torch.ops.secvit.order_tokens, (k.detach(),), test_utils=("test_schema", "test_faketensor"))
 
 
 @kernels
@@ -296,15 +341,41 @@ def test_without_triton_all_else_works(monkeypatch):
         sec_attention(q, k, v, 2, backend="triton")
 
 
+def compiled_for_sm_90(function, signature, constants, options):
+    """What the interpreter does not see: types, shapes and the compiler's own limits."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = function.arg_names
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name][0] == "*"}
+    source = ASTSource(function, signature, {(names.index(n),): value for n, value in constants.items()}, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+
+
+@no_kernels
+def test_scores_and_sort_compile_for_a_gpu_that_is_not_here():
+    pytest.importorskip("triton", reason="no triton: pip install triton")
+    from secvit.ops import triton as fused
+
+    constants = {"D": 32, "D_PAD": 32, "TILE": 128, "UNIT": 16}
+    kinds = {"k": "*bf16", "centre": "*fp32", "keys": "*i64", **dict.fromkeys([*constants, "PADDED"], "constexpr")}
+    score, sort = (
+        compiled_for_sm_90(function, {name: kinds.get(name, "i32") for name in function.arg_names}, values, options)
+        for function, values, options in [
+            (fused._score, constants, {"num_warps": 4, "enable_fp_fusion": True}),
+            (fused._sort, {"PADDED": fused.SORTED_AT_ONCE}, {"num_warps": 32, "enable_fp_fusion": True}),
+        ]
+    )
+    assert ".v4.b32" in score.asm["ptx"]  # rows move 16 bytes at a time
+    assert ".local" not in sort.asm["ptx"] and sort.metadata.shared <= 48 * 1024
+
+
 @no_kernels
 @pytest.mark.parametrize("kernel", ["_forward", "_backward"])
 @pytest.mark.parametrize("size", [98, 196], ids=["one_tile", "tiles"])
 def test_kernels_compile_for_a_gpu_that_is_not_here(kernel, size):
-    """What the interpreter does not see: types, shapes and the compiler's own limits."""
-    triton = pytest.importorskip("triton", reason="no triton: pip install triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
+    pytest.importorskip("triton", reason="no triton: pip install triton")
     from secvit.ops import triton as fused
 
     function = getattr(fused, kernel)
@@ -320,11 +391,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_here(kernel, size):
         **dict.fromkeys(constants, "constexpr"),
     }
     signature = {name: {**rows, **others}.get(name, "i32") for name in function.arg_names}
-    aligned = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if signature[name][0] == "*"
-    }
-    source = ASTSource(function, signature, {(function.arg_names.index(n),): x for n, x in constants.items()}, aligned)
-    binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=build)
+    binary = compiled_for_sm_90(function, signature, constants, build)
     assert "wgmma.mma_async" in binary.asm["ptx"]
     assert ".v4.b32" in binary.asm["ptx"]  # rows move 16 bytes at a time
     assert len(binary.asm["cubin"]) > 1000

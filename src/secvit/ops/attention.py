@@ -52,7 +52,7 @@ def sec_attention(
     mask (B, L): True for real tokens (of the keys, in cross-attention).  Padded tokens enter no
         centre and no cluster, are attended to by none, and come out as zeros.
     scale: default D ** -0.5.
-    backend: "sdpa", "math" (softmax of a product), "triton" (one fused kernel on a GPU, for float32, bfloat16 and
+    backend: "sdpa", "math" (softmax of a product), "triton" (fused kernels on a GPU, for float32, bfloat16 and
         float16 up to D = 128; no prefix, cross-attention, dropout or second derivatives), "reference" (loops),
         or "auto": as the device likes it; triton where clusters hold at most `TRITON_SIZE` tokens, none as yet.
     plan: a partition made elsewhere (`secvit.cluster`, any rival), instead of a count or size.
@@ -106,12 +106,16 @@ def _attend_plan(
     key_mask = check_mask(mask, k)
     patches = k[:, :, prefix:]
     given = plan is not None
-    if plan is None:
+    sizes = _sizes(patches.shape[2], num_clusters or 1) if plan is None else (plan.num_clusters, plan.max_size)
+    fused = _takes_triton(backend, q, k, v, sizes, prefix, cross, dropout_p)
+    if plan is not None:
+        plan = _per_head(plan, patches)
+    elif fused and mask is None and not shared:
+        plan = Plan.equal(torch.ops.secvit.order_tokens(k.detach()), sizes[0])
+    else:
         ranked = patches.transpose(1, 2).flatten(2) if shared else patches
         plan = _per_head(cluster(ranked, num_clusters, mask=None if mask is None else mask[:, prefix:]), patches)
-    else:
-        plan = _per_head(plan, patches)
-    if _takes_triton(backend, q, k, v, plan, prefix, cross, dropout_p):
+    if fused:
         return _attend_triton(q, k, v, plan, scale)
     if given:
         key_mask = None if plan.unequal_sizes is None else F.pad(plan.labels >= 0, (prefix, 0), value=True)
@@ -164,15 +168,16 @@ def attend_packed(qkv: Tensor, num_clusters: int, scale: float, backend: str = "
     if num_clusters == 1 and backend != "triton":
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
         return _attend(q, k, v, scale, backend).transpose(1, 2), v.transpose(1, 2)
-    order = token_order(qkv)
     if not torch.jit.is_scripting():
         q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
-        plan = Plan.equal(order, num_clusters)
-        if _takes_triton(backend, q, k, v, plan):
+        if _takes_triton(backend, q, k, v, _sizes(length, num_clusters)):
+            order = torch.ops.secvit.order_tokens(k.detach())
             packed = qkv.to(_autocast_dtype(qkv))
             return torch.ops.secvit.attend_clusters_packed(packed, order, num_clusters, scale)[0], v.transpose(1, 2)
         if _exporting():
+            plan = Plan.equal(token_order(qkv), num_clusters)
             return _attend_slots(q, k, v, plan, plan, scale, backend).transpose(1, 2), v.transpose(1, 2)
+    order = token_order(qkv)
     head = torch.arange(heads, device=qkv.device).view(heads, 1)
     image = torch.arange(batch, device=qkv.device).view(batch, 1, 1)
     # row (b, l, head) of qkv goes to row (b, head, rank) of the sorted copy, and comes back the same way
@@ -184,13 +189,18 @@ def attend_packed(qkv: Tensor, num_clusters: int, scale: float, backend: str = "
     return permute_rows(out.reshape(-1, dim), from_sorted, to_sorted).view(batch, length, heads, dim), values
 
 
+def _sizes(num_tokens: int, num_clusters: int) -> tuple[int, int]:
+    """M, and the most tokens that one of M equal clusters holds."""
+    return num_clusters, (num_tokens + num_clusters - 1) // num_clusters
+
+
 def _takes_triton(
-    backend: str, q: Tensor, k: Tensor, v: Tensor, plan: Plan,
+    backend: str, q: Tensor, k: Tensor, v: Tensor, sizes: tuple[int, int],
     prefix: int = 0, cross: bool = False, dropout_p: float = 0.0,
 ) -> bool:  # fmt: skip
-    """Whether the fused kernel is what `backend` asks for; ValueError where it is asked for and cannot."""
+    """Whether the fused kernel is what `backend` asks for; ValueError where it is asked for and cannot.  sizes: M, N"""
     if backend == "auto":
-        few = plan.num_clusters > 1 and plan.max_size <= TRITON_SIZE
+        few = sizes[0] > 1 and sizes[1] <= TRITON_SIZE
         if q.device.type != "cuda" or not few or _exporting():
             return False
     elif backend != "triton":

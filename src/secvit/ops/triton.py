@@ -1,13 +1,16 @@
-"""Eq. 4 on a GPU: attention inside each cluster, in one kernel that reads rows by index and writes them back in place.
+"""Eqs. 1 to 4 on a GPU: order in two small kernels, attention in one that reads rows by index and writes them in place.
+
+Scores and token numbers are packed into integers as they are made, so a sort of one block of threads gives the order,
+ties included, and no float32 copy of the keys is made.
 
 No sorted copy of q, k, v or of the output is made: a program takes one tile of one cluster's queries,
 finds their rows through the order, runs over the cluster's keys with an online softmax, and stores to
 the tokens' own rows.  The backward does the same; every row has one writer, so it needs no atomics and
 gives the same bits every time.  Which tokens make a cluster is decided before (see `cluster`).
 
-The scores are sorted whole, by torch.  A selection of M - 1 borders would do, for order inside a cluster
-is free, but it is a kernel of several passes that could save part of a step which is small by count;
-`benchmarks/gpu.py` times that step, and this is to be looked at again with its figures.
+Scores are sorted whole.  A selection of M - 1 borders would do, for order inside a cluster is free, but it takes
+several passes where the sort of a block takes one; `benchmarks/gpu.py` times order and attention apart, and this is to
+be looked at again with its figures.
 
 Importing this module needs triton and registers `torch.ops.secvit`'s operators; `attention` does so.
 """
@@ -22,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 LOG2_E = 1.4426950408889634  # the kernels use 2**x, which is what the hardware has
+SORTED_AT_ONCE = 4096  # tokens that a block of threads sorts; torch sorts more
 SIZES = [f"{name}_{axis}" for name in ("order", "q", "k", "v", "out", "grad", "d") for axis in "bhl"]
 SIZES += ["heads", "length", "num_clusters", "tiles"]  # one binary for all of them
 
@@ -73,6 +77,36 @@ def _tokens(order, first, stop, TILE: tl.constexpr):
     rank = first + tl.arange(0, TILE)
     real = rank < stop
     return rank, real, tl.load(order + rank, mask=real, other=0)
+
+
+@triton.jit(do_not_specialize=["k_b", "k_h", "k_l", "heads", "length", "tiles"])
+def _score(
+    k, centre, keys, k_b, k_h, k_l, heads, length, tiles,
+    D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,
+):  # fmt: skip
+    """Eq. 2 for a tile of tokens, as `cluster.similarity`; score and token in one integer, as `cluster.sort_packed`."""
+    tile = tl.program_id(0) % tiles
+    sequence = (tl.program_id(0) // tiles).to(tl.int64)
+    token = tile * TILE + tl.arange(0, TILE)
+    real = token < length
+    start = k + ((sequence // heads) * k_b + (sequence % heads) * k_h) * UNIT
+    key = _rows(start, token, real, k_l, D, D_PAD, UNIT, True)
+    channel = tl.arange(0, D_PAD)
+    mean = tl.load(centre + sequence * D + channel, mask=channel < D, other=0.0)
+    score = tl.sum(key * mean[None, :], axis=1) * tl.rsqrt(tl.maximum(tl.sum(key * key, axis=1), 1e-37))
+    bits = score.to(tl.int32, bitcast=True)
+    bits = tl.where(score == score, tl.where(score == 0, 0, bits), 0x7FC00000)  # one zero, one NaN
+    packed = ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32) | token
+    tl.store(keys + sequence * length + token, packed, mask=real)
+
+
+@triton.jit(do_not_specialize=["length"])
+def _sort(keys, length, PADDED: tl.constexpr):
+    """Tokens by rising key, in the place of the keys."""
+    rank = tl.arange(0, PADDED)
+    place = keys + tl.program_id(0).to(tl.int64) * length + rank
+    key = tl.sort(tl.load(place, mask=rank < length, other=0x7FFFFFFFFFFFFFFF))
+    tl.store(place, key & 0xFFFFFFFF, mask=rank < length)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -230,6 +264,30 @@ def _new(x: Tensor, shape: list[int], bounds: Optional[Tensor], dtype: Optional[
     return make(shape, device=x.device, dtype=dtype or x.dtype)
 
 
+def _order_tokens(k: Tensor) -> Tensor:
+    """Eqs. 1, 2: token indices by rising similarity to the mean key, as `cluster_order`.  (B, h, L, D) -> (B, h, L)"""
+    k = _by_channel(k)
+    batch, heads, length, dim = k.shape
+    keys = torch.empty(batch, heads, length, dtype=torch.int64, device=k.device)
+    if not keys.numel():
+        return keys
+    centre = torch.nan_to_num(k.mean(dim=-2, dtype=torch.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    tiles = triton.cdiv(length, 128)
+    strides = k.stride()[:3]
+    unit = math.gcd(16, *strides)
+    settings = {"D": dim, "D_PAD": triton.next_power_of_2(dim), "TILE": 128, "UNIT": unit, "enable_fp_fusion": True}
+    with torch.cuda.device_of(k):
+        _score[(batch * heads * tiles,)](
+            k, centre, keys, *(stride // unit for stride in strides), heads, length, tiles, **settings
+        )
+        if length > SORTED_AT_ONCE:
+            return torch.sort(keys, dim=-1).values & 0xFFFFFFFF
+        padded = max(16, triton.next_power_of_2(length))
+        warps = min(32, max(1, padded // 128))
+        _sort[(batch * heads,)](keys, length, PADDED=padded, num_warps=warps, enable_fp_fusion=True)
+    return keys
+
+
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, order: Tensor, bounds: Optional[Tensor], num_clusters: int, max_size: int,
     scale: float,
@@ -274,11 +332,17 @@ def _attend_backward(
     return dqkv
 
 
+order_tokens = torch.library.custom_op("secvit::order_tokens", _order_tokens, mutates_args=())
 attend_clusters = torch.library.custom_op("secvit::attend_clusters", _attend, mutates_args=())
 attend_clusters_packed = torch.library.custom_op("secvit::attend_clusters_packed", _attend_packed, mutates_args=())
 attend_clusters_backward = torch.library.custom_op(
     "secvit::attend_clusters_backward", _attend_backward, mutates_args=()
 )
+
+
+@order_tokens.register_fake
+def _(k):
+    return k.new_empty(k.shape[:3], dtype=torch.int64)
 
 
 @attend_clusters.register_fake
