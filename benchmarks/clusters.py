@@ -12,7 +12,6 @@ all heads together, and, for purity, SEC's lead over each rival with its standar
 
 import argparse
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from tqdm import tqdm
 from secvit import detection, segmentation
 from secvit.images import read_image
 from secvit.models.saved import load_model
-from secvit.train.provenance import provenance
+from secvit.train.provenance import provenance, result_name
 from secvit.vis.clusters import sized
 from secvit.vis.metrics import CHANGES, RIVALS, cluster_metrics
 
@@ -53,9 +52,7 @@ def main() -> None:
                 print(about, flush=True)
     about = provenance()
     result = {"kind": "secvit clusters", "size": found.size, "partitions": RIVALS, "rows": rows, **about}
-    hardware = re.sub(r"\W+", "-", str(about["hardware"]).split(",")[0]).strip("-").lower()
-    version = about["versions"]["torch"].split("+")[0]  # type: ignore[index]
-    path = RESULTS / f"clusters_{hardware}_torch{version}_{about['date']}.json"
+    path = RESULTS / f"{result_name('clusters', about)}.json"
     path.write_text(json.dumps(result) + "\n")
     print(path)
 

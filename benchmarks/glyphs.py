@@ -34,7 +34,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from secvit import connectors
-from secvit.train.provenance import provenance
+from secvit.train.provenance import provenance, result_name
 from secvit.weights import load_weights, weight_bytes, write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -357,9 +357,8 @@ def write_result(found: argparse.Namespace, recipe: Recipe) -> Path:
         "kind": "connectors by task", **task, "num_tokens": found.tokens, "recipe": asdict(recipe), "tower": tower,
         "equal_seconds": seconds, "runs": jobs, **about,
     }  # fmt: skip
-    hardware = re.sub(r"\W+", "-", str(about["hardware"]).split(",")[0]).strip("-").lower()
-    version = about["versions"]["torch"].split("+")[0]  # type: ignore[index]
-    path = found.results / f"connectors.{task['task']}_{found.tokens}_{hardware}_torch{version}_{about['date']}.json"
+    name = result_name(f"connectors.{task['task']}_{found.tokens}", about)
+    path = found.results / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
 

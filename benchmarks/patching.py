@@ -11,7 +11,6 @@ first one stopped.
 
 import argparse
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,7 +25,7 @@ from secvit.classification import evaluate, recipes, train
 from secvit.classification.evaluate import eval_view
 from secvit.images import load_split
 from secvit.models.saved import load_model
-from secvit.train.provenance import provenance
+from secvit.train.provenance import provenance, result_name
 
 RESULTS = Path(__file__).parent / "results"
 PARTITIONS = ("sec", "window", "random")
@@ -85,9 +84,7 @@ def main() -> None:
         "recipes": ["classification.cifar10_vit", "classification.cifar10_vit_patched"],
         "base_steps": base["steps"], "steps": recipe.loop.steps, "tokens": 64, "rows": rows, **about,
     }  # fmt: skip
-    hardware = re.sub(r"\W+", "-", str(about["hardware"]).split(",")[0]).strip("-").lower()
-    version = about["versions"]["torch"].split("+")[0]  # type: ignore[index]
-    path = RESULTS / f"patching.{found.data.name}_{hardware}_torch{version}_{about['date']}.json"
+    path = RESULTS / f"{result_name(f'patching.{found.data.name}', about)}.json"
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(path)
 

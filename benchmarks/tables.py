@@ -21,7 +21,7 @@ DOCS = HERE.parent / "docs"
 PAGES = (
     HERE / "README.md",
     HERE.parent / "README.md",
-    *(DOCS / f"{page}.md" for page in ("detection", "segmentation", "gallery")),
+    *(DOCS / f"{page}.md" for page in ("connectors", "detection", "segmentation", "gallery")),
 )
 # Tables 4 and 5 as printed: millions of parameters and 1e9 multiply-accumulates at 800 x 1280, "FLOPs (G)" in the paper
 PRINTED = {
@@ -280,6 +280,34 @@ def connector_costs() -> str:
     return "\n".join(texts) or "No result yet.\n"
 
 
+def connector_stabilities() -> str:
+    """How far connectors' outputs move with their inputs, and which tokens stay together; per cent."""
+    lines = []
+    for _, result in results("connector stability")[:1]:
+        rows, recipe = result["rows"], result["recipe"]
+        lines = [
+            "| connector, at its start | ±1 grey level of noise: tokens | outputs | pairs kept "
+            "| tower in bfloat16: tokens | outputs | pairs kept |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name in dict.fromkeys(row["connector"] for row in rows):
+            cells = []
+            for case in ("noise", "bfloat16"):
+                same = [row for row in rows if (row["connector"], row["case"]) == (name, case)]
+                for score in ("inputs", "outputs", "together"):
+                    values = [100 * row[score] for row in same]
+                    mean, spread = sum(values) / len(values), max(values) - min(values)
+                    cells.append(f"{mean:.1f} %" + (f" (± {spread / 2:.1f})" if spread >= 0.1 else ""))
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines += [
+            "",
+            f"{len(recipe['photos'])} photographs of {recipe['size']} px on `{result['tower']}`, 576 tokens to "
+            f"{recipe['num_tokens']}, {len(recipe['seeds'])} seeds of noise and of random groups (half their range in "
+            f"brackets); {result['hardware']}, torch {result['versions']['torch']}, {result['date']}.",
+        ]
+    return "\n".join(lines) + "\n" if lines else "No result yet.\n"
+
+
 def _range(values: list[float]) -> str:
     mean = sum(values) / len(values)
     return f"{mean:.1f}" + (f" ({min(values):.1f} .. {max(values):.1f})" if len(values) > 1 else "")
@@ -378,6 +406,7 @@ SECTIONS = {
     "cluster_stabilities": cluster_stabilities,
     "connectors": connectors,
     "connector_costs": connector_costs,
+    "connector_stabilities": connector_stabilities,
 }
 
 

@@ -8,7 +8,6 @@ writes results/<recipe>_<hardware>_<torch>_<date>.json, and for each seed .log.c
 
 import argparse
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from secvit import segmentation
 from secvit.classification import evaluate_checkpoint
 from secvit.segmentation.data import splits
+from secvit.train.provenance import result_name
 from secvit.vis import draw_curves
 
 RESULTS = Path(__file__).parent / "results"
@@ -49,8 +49,7 @@ def main() -> None:
         }
         for run, result in zip(found.runs, results, strict=True)
     ]
-    hardware = re.sub(r"\W+", "-", first["hardware"].split(",")[0]).strip("-").lower()
-    stem = f"{kind}.{name}_{hardware}_torch{first['versions']['torch'].split('+')[0]}_{first['date']}"
+    stem = result_name(f"{kind}.{name}", first)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{stem}.json").write_text(json.dumps(kept, indent=2) + "\n")
     for run, about in zip(found.runs, kept["runs"], strict=True):

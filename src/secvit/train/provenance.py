@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 PACKAGES = ("secvit", "torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "pillow")
 
 
-def provenance() -> dict[str, object]:
+def provenance() -> dict[str, Any]:
     """Versions of the packages that decide a number, the git commit of a checkout, the hardware, the day."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -23,6 +26,12 @@ def provenance() -> dict[str, object]:
         except metadata.PackageNotFoundError:
             continue
     return {"versions": versions, "commit": git_commit(), "hardware": hardware(), "date": today()}
+
+
+def result_name(title: str, about: Mapping[str, Any]) -> str:
+    """What a result with this provenance is called: title_hardware_torchVERSION_date, without an ending."""
+    hardware = re.sub(r"\W+", "-", about["hardware"].split(",")[0]).strip("-").lower()
+    return f"{title}_{hardware}_torch{about['versions']['torch'].split('+')[0]}_{about['date'][:10]}"
 
 
 def today() -> str:
