@@ -21,7 +21,7 @@ MAY_IMPORT = {
     **{name: {"ops", "models", "adapt", "train", "images", "weights"} for name in SLICES},
     "vlm": {"ops", "models", "adapt", "train", "images", "weights", "connectors"},
 }
-TOP = {"vis", "measure", "cli", "app", "__init__"}  # may import all of the above; nothing imports them
+TOP = {"vis", "measure", "recipes", "cli", "app", "__init__"}  # may import all of the above; nothing imports them
 LIBRARIES = {
     "ops": {"torch"},
     "connectors": {"torch"},

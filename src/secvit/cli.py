@@ -11,7 +11,6 @@ import inspect
 import json
 import logging
 import os
-import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from secvit import recipes
 
 Command = Callable[[Sequence[str]], int]
 
@@ -68,7 +69,7 @@ def train(words: Sequence[str]) -> int:
         print(_train_help())
         return 0
     name, words = words[0], list(words[1:])
-    recipe, any_data = find_recipe(name), name.endswith(".digits")
+    recipe, any_data = recipes.find(name)(), name.endswith(".digits")
     part = name.partition(".")[0]
     if "--tiny" in words:
         words.remove("--tiny")
@@ -76,7 +77,7 @@ def train(words: Sequence[str]) -> int:
         recipe = importlib.import_module(f"secvit.{name.rpartition('.')[0]}").tiny(recipe)
     parser = _parser(
         f"secvit train {name}",
-        f"{_doc(find(name))}\n\nEvery number of the recipe can be changed:",
+        f"{_doc(recipes.find(name))}\n\nEvery number of the recipe can be changed:",
         f"secvit train {name} [--data DIR] [--output DIR] [--optim.lr 1e-3 ...]",
     )
     parser.add_argument("--config", action="config", help="YAML file with changes of the recipe")
@@ -110,46 +111,8 @@ def train(words: Sequence[str]) -> int:
     return 130 if result["stopped"] == "interrupted" else 0
 
 
-def find(name: str) -> Callable[[], Any]:
-    """The function behind a recipe's name, `slice.recipe`."""
-    where, _, recipe = name.rpartition(".")
-    try:
-        if not where:
-            raise ModuleNotFoundError(name="secvit")
-        module = importlib.import_module(f"secvit.{where}.recipes")
-    except ModuleNotFoundError as error:
-        if not (error.name or "").startswith("secvit"):
-            raise
-        raise ValueError(f"no recipe {name!r}; `secvit train --help` lists them") from None
-    known = _recipes(module)
-    if recipe not in known:
-        raise ValueError(f"no recipe {name!r}; {where} has {', '.join(known)}")
-    return known[recipe]
-
-
-def find_recipe(name: str) -> Any:
-    return find(name)()
-
-
-def _recipes(module: Any) -> dict[str, Callable[[], Any]]:
-    """The public functions of a recipes module that need no argument."""
-    return {
-        n: f
-        for n, f in inspect.getmembers(module, inspect.isfunction)
-        if f.__module__ == module.__name__ and n[0] != "_" and not inspect.signature(f).parameters
-    }
-
-
 def _train_help() -> str:
-    import secvit
-
-    lines = []
-    for package in sorted(p.name for p in pkgutil.iter_modules(secvit.__path__) if p.ispkg):
-        try:
-            module = importlib.import_module(f"secvit.{package}.recipes")
-        except ImportError:
-            continue
-        lines += [f"  {package}.{n}\n      {_doc(f).splitlines()[0]}" for n, f in _recipes(module).items()]
+    lines = [f"  {name}\n      {_doc(make).splitlines()[0]}" for name, make in recipes.every().items()]
     return TRAIN_HELP.format(recipes="\n".join(lines))
 
 

@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 
 from secvit.classification import ClassificationTask, recipes, tiny, train
 from secvit.classification.config import Recipe
-from secvit.cli import _recipes
 from secvit.models.saved import load_model
+from secvit.recipes import of as recipes_of
 from secvit.train.config import Schedule
 from secvit.train.optim import create_optimizer
 from secvit.weights import load_backbone, weight_bytes
 
-RECIPES = {name: make() for name, make in _recipes(recipes).items()}
+RECIPES = {name: make() for name, make in recipes_of(recipes).items()}
 IMAGENET = {name: r for name, r in RECIPES.items() if name.startswith(("imagenet_", "table10_"))}
 
 

@@ -9,14 +9,15 @@ import torch
 from safetensors.torch import load_file
 from torchvision.transforms import v2
 
-from secvit.cli import _recipes, main
+from secvit.cli import main
 from secvit.detection import load_detector, recipes, train
 from secvit.detection.evaluate import FIGURES
 from secvit.detection.saved import create
+from secvit.recipes import of as recipes_of
 from tests.detection.make import coco_folder, edit
 from tests.train.launch import launch, train_on_one_and_on_two
 
-RECIPES = {name: make() for name, make in _recipes(recipes).items()}
+RECIPES = {name: make() for name, make in recipes_of(recipes).items()}
 COCO = {name: r for name, r in RECIPES.items() if r.model.max_size == 1333}
 
 

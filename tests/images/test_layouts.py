@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from secvit.cli import find
+from secvit import recipes
 from secvit.images import EXTENSIONS, load_split, read_image, sources, splits
 from tests.conftest import ROOT
 from tests.images.make import pack, samples, save, shard
@@ -67,7 +67,7 @@ def test_layout_of_the_page_is_read_by_its_command(title, tmp_path, monkeypatch)
     build(tmp_path, body)
     monkeypatch.chdir(tmp_path)
     recipe, data = re.search(r"secvit train (\S+) --data (\S+)", block("console", body)).groups()
-    assert callable(find(recipe))
+    assert callable(recipes.find(recipe))
     said = re.search(r"^Splits: (.+)\.$", body, re.MULTILINE)[1].split(", ")
     assert list(splits(data)) == said
     parts = [load_split(data, split) for split in said]

@@ -12,7 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from secvit.cli import _recipes, main
+from secvit.cli import main
+from secvit.recipes import of as recipes_of
 from secvit.segmentation import evaluate_checkpoint, recipes, semantic_fpn, train, upernet
 from secvit.segmentation.config import Model
 from secvit.segmentation.task import SegmentationTask
@@ -21,7 +22,7 @@ from secvit.vis.segmentation import draw_confusion, overlay
 from tests.segmentation.make import mask_folder, save, scene
 from tests.train.launch import launch, train_on_one_and_on_two
 
-RECIPES = {name: make() for name, make in _recipes(recipes).items()}
+RECIPES = {name: make() for name, make in recipes_of(recipes).items()}
 ADE20K = {name: r for name, r in RECIPES.items() if name.startswith("ade20k")}
 PHOTO, _ = scene(7, side=96)
 

@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessor, CLIPVisionModel
 
-from secvit.cli import _recipes, main
+from secvit.cli import main
+from secvit.recipes import of as recipes_of
 from secvit.train.log import read_csv
 from secvit.vlm import ask, load_connector, load_trained, recipes, train
 from secvit.vlm.chat import Chat, prepare
@@ -23,7 +24,7 @@ from secvit.vlm.train import create_optimizer, evaluate
 from tests.train.launch import train_on_one_and_on_two
 from tests.vlm.make import folder
 
-RECIPES = {name: make() for name, make in _recipes(recipes).items()}
+RECIPES = {name: make() for name, make in recipes_of(recipes).items()}
 # small towers, so that a test takes seconds
 TINY = {"image_size": 32, "patch_size": 4, "dim": 32, "vision_layers": 2}
 
