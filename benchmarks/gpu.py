@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import secvit.ops.attention as attention
+from secvit.measure.gpu import GATHERED, report
 from secvit.measure.macs import count_macs
-from secvit.measure.report import _ratio, _table
-from secvit.measure.rounds import NULL, Clock, interleave, is_quiet, speed_ratio
+from secvit.measure.rounds import Clock, interleave, is_quiet, speed_ratio
 from secvit.measure.speed import (
     SWIN,
     TWIN,
@@ -46,7 +46,6 @@ from secvit.ops.cluster import sec_scores
 from secvit.train.provenance import provenance
 
 HERE = Path(__file__).parent
-GATHERED = ", gather + SDPA"
 # |found - true| / |true|, as in tests/ops/test_triton.py: tf32 three times for float32, else 11 and 8 bits
 FUSED_UP_TO = 256  # tokens a cluster for which models take the fused kernel here; attention.TRITON_SIZE is to follow
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -449,67 +448,7 @@ def least_bytes(model: SECViT, image_size: int) -> int:
     return 2 * elements
 
 
-# -- tables ----------------------------------------------------------------------------------------
-
-
-def report(result: dict[str, Any]) -> str:
-    """The result as Markdown."""
-    versions = ", ".join(
-        f"{name} {result['versions'][name]}" for name in ("torch", "timm") if name in result["versions"]
-    )
-    red = [row["name"] for part in ("checks", "kernels", "models") for row in result[part] if row.get("red")]
-    lines = [
-        *(["A tiny run: it shows that the script runs, and its figures nothing."] if result["tiny"] else []),
-        f"{result['hardware']}; {versions}; commit {result['commit'] or 'unknown'}; {result['date'][:10]}.",
-        f"{result['recipe']['rounds']} rounds, {result['clock']}; median (least .. greatest).",
-        f"Checks of the kernel: {len(result['checks'])}, red: {len(red)}{''.join('; ' + name for name in red)}.",
-        *(f"Not run: {line}." for line in result["not_run"]),
-        *(f"Error: {line}" for line in result["errors"]),
-    ]
-    ceilings = result["ceilings"]
-    if ceilings:
-        rates = [f"copy {ceilings['copy_bytes_per_second'] / 1e12:.2f} TB/s"]
-        rates += [f"{key[:-6]} {ceilings[key] / 1e12:.0f} TFLOP/s" for key in ceilings if key.endswith("_flops")]
-        lines.append(f"Measured here: {', '.join(rates)}.")
-    blocks = ["\n".join(lines)]
-    for training in (False, True):
-        rows = [row for row in result["kernels"] if "seconds" in row and row["training"] == training]
-        if rows:
-            blocks.append(_kernel_table(rows, training))
-    blocks += [_model_table(found) for found in result["models"] if found["rows"]]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _kernel_table(rows: list[dict[str, Any]], training: bool) -> str:
-    titles = [title for title in max((row["seconds"] for row in rows), key=len) if not title.endswith(NULL)]
-    body = []
-    for row in rows:
-        cells = [f"{1e3 * median(row['seconds'][t]):.3f}" if t in row["seconds"] else "not run" for t in titles]
-        ratio = speed_ratio(row["seconds"], "grouped SDPA", "fused")
-        share = row["floor_seconds"] / median(row["seconds"]["fused"])
-        quiet = "" if row["quiet"] else " (noisy)"
-        body.append(
-            [f"{row['length']:,}", str(row["batch"]), *cells, _ratio(vars(ratio)) + quiet, f"{100 * share:.0f} %"]
-        )
-    columns = ["L", "batch", *titles, "fused / grouped SDPA", "fused, of the byte floor"]
-    title = f"### Attention in clusters, bfloat16, {'forward and backward' if training else 'forward'}, milliseconds"
-    return "\n".join([title, "", *_table(columns, body)])
-
-
-def _model_table(found: dict[str, Any]) -> str:
-    body = []
-    for row in sorted(found["rows"], key=lambda row: -row["images_per_second"]):
-        others = [_ratio(row[key]) if key in row else "" for key in ("vs_base", "vs_literal", "vs_gathered")]
-        peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-        floor = f"{100 * row['of_byte_floor']:.0f} %" if "of_byte_floor" in row else ""
-        rate = f"{100 * row['of_matrix_rate']:.1f} %"
-        body.append([row["name"], f"{row['images_per_second']:,.0f}", *others, rate, floor, peak])
-    columns = [
-        "model", "images/s", f"speed, {found['base']} = 1", "literal twin = 1", "gathered = 1", "of the matrix rate",
-        "of the byte floor", "peak MiB",
-    ]  # fmt: skip
-    noisy = [] if found["quiet"] else ["", "Null pair off by more than 3 %: **too noisy to quote**."]
-    return "\n".join([f"### {found['name']}, bfloat16", "", *_table(columns, body), *noisy])
+# -- the command ---------------------------------------------------------------------------------
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from secvit import detection
+from secvit.measure import gpu
 from secvit.measure.connectors import connector_markdown
 from secvit.measure.detectors import detector_macs
 from secvit.measure.patching import patch_markdown
@@ -61,8 +62,8 @@ def goals() -> str:
         table = next(m for m in found["models"] if (m["mode"], m["dtype"], m["compiled"]) == (mode, dtype, False))
         return next(row[ratio]["median"] for row in table["rows"] if row["name"] == name)
 
-    def scaling(kind: str, length: int, name: str) -> float:
-        return next(one["times_sec"][name]["median"] for one in found[kind] if one["length"] == length)
+    def scaling(kind: str, length: int, name: str) -> dict[str, float]:
+        return next(one["times_sec"][name] for one in found[kind] if one["length"] == length)
 
     rows = ["| goal | aimed at | reached | |", "|---|---|---|---|"]
     both = ("secvit_tiny", "secvit_small")
@@ -85,14 +86,21 @@ def goals() -> str:
     for size, aim in ((224, 15), (1280, 25)):
         shares = [100 * part["shares"]["partition"] for part in found["parts"] if part["size"][1] == size]
         rows.append(f"| scores, order, gathers and return, share at {size} px | <= {aim} % | {max(shares):.1f} % | |")
-    mean_head = f"{scaling('operation', 3136, 'ToMe matching'):.1f} on one mean head, as in its paper"
+    mean_head = f"{scaling('operation', 3136, 'ToMe matching')['median']:.1f} on one mean head, as in its paper"
     for rival, aim, note in (("Lloyd, 10 iterations", 20, ""), ("ToMe matching, each head", 30, mean_head)):
         ratio = scaling("operation", 3136, rival)
-        rows.append(f"| the operation at 3,136 tokens against {rival} | {aim} | {ratio:.1f} | {note} |")
+        reached = f"{ratio['median']:.1f} ({ratio['low']:.1f} .. {ratio['high']:.1f})"
+        rows.append(f"| the operation at 3,136 tokens against {rival} | {aim} | {reached} | {note} |")
     rows.append(f"| its growth up to 65,536 tokens, exponent | <= 1.05 | {growth(found['operation'])['sec']:.2f} | |")
-    ratio = scaling("attention", 16384, "global")
+    ratio = scaling("attention", 16384, "global")["median"]
     rows.append(f"| attention at 2048 px (16,384 tokens) against all tokens | 8 | {ratio:.0f} | |")
     return _table(rows)
+
+
+def on_a_gpu() -> str:
+    """What was aimed at on a GPU, and the tables of the latest run there, if there is one."""
+    found = next((result for _, result in results("secvit bench-gpu") if not result["tiny"]), None)
+    return gpu.goals(found) + (f"\n{gpu.report(found)}" if found else "")
 
 
 def trainings() -> str:
@@ -392,6 +400,7 @@ def _spread(values: list[float]) -> str:
 SECTIONS = {
     "speeds": speeds,
     "goals": goals,
+    "on_a_gpu": on_a_gpu,
     "trainings": trainings,
     "pretrainings": pretrainings,
     "detections": detections,

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from secvit.measure.gpu import goals
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
@@ -45,6 +46,13 @@ def test_a_tiny_run_goes_all_the_way(tmp_path, gpu):
         }
     assert gpu.report(result) in done.stdout
     assert "its figures nothing" in done.stdout
+    assert goals(result) == goals(None) and goals(None).count("not run") == 7
+    for row in result["kernels"]:
+        row["length"] = 3136
+    for batch, found in zip((256, 64), result["models"], strict=True):
+        found["batch"] = batch
+        found["rows"] = [row | {"name": row["name"].replace("nano", "tiny")} for row in found["rows"]]
+    assert goals(result).count("not run") == 3  # what is compiled
 
 
 def test_no_speed_of_a_kernel_that_is_wrong(gpu, monkeypatch):
