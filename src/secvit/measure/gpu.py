@@ -15,8 +15,8 @@ def goals(result: dict[str, Any] | None) -> str:
     """Aims in bfloat16 on an H200 beside what a run reached; "not run" where there is no figure.  Markdown."""
     kernels = [row for row in (result or {"kernels": []})["kernels"] if "seconds" in row and row["length"] >= 3136]
     alone = [row for row in kernels if not row["training"]]
-    most = max((row["batch"] for row in alone), default=0)
-    alone = [row for row in alone if row["batch"] == most]  # times of small batches are those of launches
+    most = {row["length"]: max(r["batch"] for r in alone if r["length"] == row["length"]) for row in alone}
+    alone = [row for row in alone if row["batch"] == most[row["length"]]]  # each length's largest batch
     grouped = [speed_ratio(row["seconds"], "grouped SDPA", "fused").median for row in alone]
     floor = [median(row["seconds"]["kernel alone"]) / row["floor_seconds"] for row in alone]
 
