@@ -116,8 +116,9 @@ def test_compiling_stops_at_its_time_limit_visibly(monkeypatch):
 def test_a_run_writes_what_its_tables_show(tmp_path):
     target = tmp_path / "out.json"
     words = "--models secvit_tiny --dtypes float32 --no-training --image-size 64 --batch-size 1 --rounds 1"
-    small = "--large 64 96 --lengths 196 --no-progress --json"
+    small = f"--large 64 96 --lengths 196 --no-progress --plot {tmp_path}/out.png --json"
     assert bench.main([*words.split(), *small.split(), str(target)]) == 0
+    assert (tmp_path / "out.png").stat().st_size > 10_000
     result = json.loads(target.read_text())
     text = report(result)
     for line in ("### inference, float32", "### Share of a forward pass", "### The clustering alone", "Null pair"):
@@ -130,6 +131,8 @@ def test_a_run_writes_what_its_tables_show(tmp_path):
 def test_unusable_arguments_are_named(capsys):
     assert bench.main(["--dtypes", "float16"]) == 2
     assert "choose from float32, bfloat16" in capsys.readouterr().err
+    assert bench.main(["--plot", "out.txt"]) == 2
+    assert "no picture format" in capsys.readouterr().err
     assert bench.main(["--json", "nowhere/out.json"]) == 2
     assert "no such folder" in capsys.readouterr().err
 

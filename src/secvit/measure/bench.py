@@ -36,6 +36,8 @@ from secvit.measure.speed import (
     pictures,
 )
 from secvit.train.provenance import provenance
+from secvit.vis.picture import check_output
+from secvit.vis.speeds import draw_speeds
 
 MATTERS = ("MALLOC_", "OMP_", "MKL_", "KMP_")  # prefixes of variables that change speed
 
@@ -59,6 +61,7 @@ def run(
     threads: int = 1,
     literal: str | None = None,
     json: str | None = None,
+    plot: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Compare models, say where their time goes, and time the clustering alone; on the CPU, in this process.
@@ -80,10 +83,13 @@ def run(
         threads: 1 measures processor time, more measure wall clock.
         literal: a file with the literal network, or the authors' own; else benchmarks/literal.py, if it is there.
         json: write the result to this file.
+        plot: draw the speeds, and time over the number of tokens, to this file: PNG, PDF, ...
         progress: show a bar.
     """
     check_settings(dtypes, json=json)
-    recipe = {key: value for key, value in locals().items() if key not in ("json", "progress")}
+    recipe = {key: value for key, value in locals().items() if key not in ("json", "plot", "progress")}
+    if plot is not None:
+        check_output(plot)
     twins = find_literal(literal)
     result: dict[str, Any] = {
         "kind": "secvit bench", "recipe": recipe, **provenance(),
@@ -121,6 +127,8 @@ def run(
     result["load_after"] = os.getloadavg()[0]
     if json is not None:
         Path(json).write_text(jsonlib.dumps(result, indent=1) + "\n")
+    if plot is not None:
+        draw_speeds(result, plot)
     return result
 
 

@@ -9,6 +9,7 @@ from secvit.vis.metrics import cluster_metrics
 from secvit.vis.pages import compare_partitions, draw_page, draw_partitions
 from secvit.vis.patching import draw_patch_report
 from secvit.vis.record import record_keys
+from secvit.vis.speeds import draw_speeds
 from secvit.vis.view import View, cluster_page, cluster_photo, cluster_photos
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "draw_page",
     "draw_partitions",
     "draw_patch_report",
+    "draw_speeds",
     "grad_cam",
     "merge_photo",
     "picture_of",
