@@ -17,8 +17,8 @@ def fold_layers(layers: nn.Sequential) -> None:
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             layers[i], layers[i + 1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
     for i in range(len(layers) - 2):
-        conv, act = layers[i], layers[i + 2]
-        if isinstance(conv, nn.Conv2d) and isinstance(act, nn.GELU):
+        conv, between, act = layers[i : i + 3]
+        if isinstance(conv, nn.Conv2d) and isinstance(between, nn.Identity) and isinstance(act, nn.GELU):
             layers[i], layers[i + 2] = ConvGELU(conv), nn.Identity()
 
 
