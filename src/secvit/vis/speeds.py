@@ -11,12 +11,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 
+from secvit.measure.rounds import NULL
+from secvit.measure.speed import TWIN
 from secvit.vis.picture import FAINT, INK, check_output, new_figure, save
 
-OURS, TWIN, OTHER = "#c8553d", "#d9a79b", "#8aa6c1"
+OURS, LITERAL, OTHER = "#c8553d", "#d9a79b", "#8aa6c1"
 COLOURS = {"sec": OURS, "windows": "#8aa6c1", "window copy": "#8aa6c1", "global": "#5b5b5b"}
 SPARE = ("#6a994e", "#bc8034", "#7b6fa3", "#4f8a8b", "#b0b0b0", "#a05195")
-AGAIN = " (again)"
+CURVES = {"the clustering alone": "operation", "attention alone": "attention"}
 
 
 def draw_speeds(result: dict[str, Any], output: str | os.PathLike[str]) -> Path:
@@ -39,7 +41,7 @@ def draw_speeds(result: dict[str, Any], output: str | os.PathLike[str]) -> Path:
     about = f"{result['hardware']}; torch {result['versions']['torch']}; {result['date'][:10]}"
     figure.text(left, 1 - 0.5 / height, about, fontsize=8, color=FAINT)
     if models:
-        names = [row["name"] for row in models[0]["rows"] if not row["name"].endswith(AGAIN)]
+        names = [row["name"] for row in models[0]["rows"] if not row["name"].endswith(NULL)]
         for i, cell in enumerate(grid[0].subgridspec(1, len(models), wspace=0.08)):
             _bars(figure.add_subplot(cell), models[i], names, labelled=i == 0)
     if curves:
@@ -48,16 +50,13 @@ def draw_speeds(result: dict[str, Any], output: str | os.PathLike[str]) -> Path:
     return save(figure, output)
 
 
-CURVES = {"the clustering alone": "operation", "attention alone": "attention"}
-
-
 def _bars(axes: Axes, table: dict[str, Any], names: Sequence[str], labelled: bool) -> None:
     rows = {row["name"]: row["vs_base"] for row in table["rows"]}
     for place, name in enumerate(reversed(names)):
         if name not in rows:
             continue
         ratio = rows[name]
-        colour = TWIN if name.startswith("literal ") else OURS if "sec" in name.split("_")[0] else OTHER
+        colour = LITERAL if name.startswith(TWIN) else OURS if "sec" in name.split("_")[0] else OTHER
         axes.barh(place, ratio["median"], color=colour, height=0.62)
         axes.plot([ratio["low"], ratio["high"]], [place, place], color=INK, linewidth=1)
         axes.annotate(
@@ -76,7 +75,7 @@ def _bars(axes: Axes, table: dict[str, Any], names: Sequence[str], labelled: boo
 
 
 def _growth(axes: Axes, title: str, found: Sequence[dict[str, Any]]) -> None:
-    names = [name for name in dict.fromkeys(n for one in found for n in one["seconds"]) if not name.endswith(AGAIN)]
+    names = [name for name in dict.fromkeys(n for one in found for n in one["seconds"]) if not name.endswith(NULL)]
     spare = iter(SPARE * 2)
     for name in names:
         points = sorted((one["length"], median(one["seconds"][name])) for one in found if name in one["seconds"])
