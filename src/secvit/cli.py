@@ -69,7 +69,8 @@ def train(words: Sequence[str]) -> int:
         print(_train_help())
         return 0
     name, words = words[0], list(words[1:])
-    recipe, any_data = recipes.find(name)(), name.endswith(".digits")
+    make = recipes.find(name)
+    recipe, any_data = make(), name.endswith(".digits")
     part = name.partition(".")[0]
     if "--tiny" in words:
         words.remove("--tiny")
@@ -77,7 +78,7 @@ def train(words: Sequence[str]) -> int:
         recipe = importlib.import_module(f"secvit.{name.rpartition('.')[0]}").tiny(recipe)
     parser = _parser(
         f"secvit train {name}",
-        f"{_doc(recipes.find(name))}\n\nEvery number of the recipe can be changed:",
+        f"{_doc(make)}\n\nEvery number of the recipe can be changed:",
         f"secvit train {name} [--data DIR] [--output DIR] [--optim.lr 1e-3 ...]",
     )
     parser.add_argument("--config", action="config", help="YAML file with changes of the recipe")

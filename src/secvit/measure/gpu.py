@@ -13,8 +13,8 @@ GATHERED = ", gather + SDPA"  # what a model is called that takes torch's attent
 
 def goals(result: dict[str, Any] | None) -> str:
     """Aims in bfloat16 on an H200 beside what a run reached; "not run" where there is no figure.  Markdown."""
-    kernels = [row for row in (result or {"kernels": []})["kernels"] if "seconds" in row and row["length"] >= 3136]
-    alone = [row for row in kernels if not row["training"]]
+    result = result or {"kernels": [], "models": []}
+    alone = [row for row in result["kernels"] if "seconds" in row and row["length"] >= 3136 and not row["training"]]
     most = {row["length"]: max(r["batch"] for r in alone if r["length"] == row["length"]) for row in alone}
     alone = [row for row in alone if row["batch"] == most[row["length"]]]  # each length's largest batch
     grouped = [speed_ratio(row["seconds"], "grouped SDPA", "fused").median for row in alone]
@@ -22,7 +22,7 @@ def goals(result: dict[str, Any] | None) -> str:
 
     def models(mode: str, compiled: bool, batch: int, ratio: str, *names: str) -> list[float]:
         key = (mode, compiled, batch)
-        found = [m for m in (result or {"models": []})["models"] if (m["mode"], m["compiled"], m["batch"]) == key]
+        found = [m for m in result["models"] if (m["mode"], m["compiled"], m["batch"]) == key]
         rows = [row for table in found for row in table["rows"] if row["name"] in names and ratio in row]
         return [row[ratio] if isinstance(row[ratio], float) else row[ratio]["median"] for row in rows]
 
