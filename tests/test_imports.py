@@ -12,14 +12,15 @@ SOURCE = ROOT / "src" / "secvit"
 SLICES = {"classification", "simmim", "detection", "segmentation", "vlm"}
 MAY_IMPORT = {
     "ops": set(),
-    "models": {"ops", "adapt", "weights"},
+    "fields": set(),
+    "models": {"ops", "adapt", "weights", "fields"},
     "adapt": {"ops"},
     "connectors": {"ops"},
-    "train": {"weights"},
-    "images": {"train"},
-    "weights": set(),
-    **{name: {"ops", "models", "adapt", "train", "images", "weights"} for name in SLICES},
-    "vlm": {"ops", "models", "adapt", "train", "images", "weights", "connectors"},
+    "train": {"weights", "fields"},
+    "images": {"train", "fields"},
+    "weights": {"fields"},
+    **{name: {"ops", "models", "adapt", "train", "images", "weights", "fields"} for name in SLICES},
+    "vlm": {"ops", "models", "adapt", "train", "images", "weights", "fields", "connectors"},
 }
 TOP = {"vis", "measure", "recipes", "cli", "app", "__init__"}  # may import all of the above; nothing imports them
 LIBRARIES = {

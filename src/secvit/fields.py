@@ -1,0 +1,202 @@
+"""Fields of foreign files, typed: what is meant is converted, everything else is an error that names file and entry.
+
+The one way in for JSON that other tools write: COCO, conversations, lists of classes, a run's config.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+NAMED = 20  # faults that one error names
+_REQUIRED: Any = object()
+LARGEST = 2**53  # whole numbers beyond it are not exact as JSON numbers of other tools
+
+
+class Wrong(ValueError):
+    """A value of another kind than wanted; the text says what was wanted."""
+
+
+def whole(value: Any) -> int:
+    """A whole number: 3, 3.0 or "3"."""
+    number_ = number(value)
+    if number_ != int(number_) or abs(number_) > LARGEST:
+        raise Wrong("a whole number")
+    return int(value) if isinstance(value, int) else int(number_)
+
+
+def number(value: Any) -> float:
+    """A finite number: 1.5 or "1.5"; no boolean."""
+    if isinstance(value, str) and len(value) < 400:
+        try:
+            value = float(value)
+        except ValueError:
+            raise Wrong("a number") from None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Wrong("a number")
+    if (isinstance(value, int) and abs(value) > 1e300) or not math.isfinite(value):
+        raise Wrong("a finite number")
+    return float(value)
+
+
+def flag(value: Any) -> bool:
+    """Yes or no: true, 0, "1", "false"."""
+    if isinstance(value, str) and value.strip().casefold() in ("true", "false"):
+        return value.strip().casefold() == "true"
+    try:
+        found = value if isinstance(value, bool) else whole(value)
+    except Wrong:
+        found = None
+    if found not in (0, 1):
+        raise Wrong("0 or 1")
+    return bool(found)
+
+
+def text(value: Any) -> str:
+    """Text that is not empty; a whole number becomes its digits."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST:
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise Wrong("text")
+    return value
+
+
+def identity(value: Any) -> int | str:
+    """What may name an entry: a whole number, or text; "7" and 7.0 are 7, so that references of other types meet."""
+    if isinstance(value, str) and value.strip() and not value.strip().lstrip("-").isdecimal():
+        return value
+    try:
+        return whole(value)
+    except Wrong:
+        raise Wrong("a whole number or text") from None
+
+
+def numbers(value: Any, count: int | None = None) -> list[float]:
+    """A list of finite numbers, `count` of them if given."""
+    wanted = "a list of numbers" if count is None else f"a list of {count} numbers"
+    if not isinstance(value, (list, tuple)) or (count is not None and len(value) != count):
+        raise Wrong(wanted)
+    try:
+        return [number(one) for one in value]
+    except Wrong as error:
+        raise Wrong(f"{wanted}, each {error!s}") from None
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Wrong("an object {...}")
+    return value
+
+
+def items(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise Wrong("a list [...]")
+    return value
+
+
+class Entry:
+    """One object of a file, called `where` in errors ("annotation 918")."""
+
+    def __init__(self, where: str, value: Any) -> None:
+        self.where = where
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where}: {shown(value)}, expected an object {{...}}")
+        self.fields = value
+
+    def get(self, name: str, read: Callable[[Any], T], default: Any = _REQUIRED) -> T:
+        """A field through a reader of this module; `default` where it is missing or null.  ValueError if wrong."""
+        value = self.fields.get(name)
+        if value is None:
+            if default is not _REQUIRED:
+                return default
+            raise ValueError(f"{self.where}: no {name!r}")
+        try:
+            return read(value)
+        except Wrong as error:
+            raise ValueError(f"{self.where}: {name} is {shown(value)}, expected {error}") from None
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value, short enough for an error."""
+    if isinstance(value, (list, dict)) and len(value) > 8:
+        return f"a {'list' if isinstance(value, list) else 'dict'} of {len(value)}"
+    try:
+        said = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__}"
+    return said if len(said) <= most else f"{said[:most]}..."
+
+
+class Faults:
+    """What is wrong with a file, collected: one error names the first of all of them."""
+
+    def __init__(self, file: str | os.PathLike[str]) -> None:
+        self.file, self.found = os.fspath(file), []  # type: tuple[str, list[str]]
+
+    def add(self, fault: object) -> None:
+        self.found.append(str(fault))
+
+    def __bool__(self) -> bool:
+        return bool(self.found)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.found)
+
+    def check(self, remedy: str = "") -> None:
+        """Raise a ValueError if there is any."""
+        if self.found:
+            more = f"\n  and {len(self.found) - NAMED} more" if len(self.found) > NAMED else ""
+            raise ValueError(
+                f"{self.file}:\n  " + "\n  ".join(self.found[:NAMED]) + more + (f"\n{remedy}" if remedy else "")
+            )
+
+
+def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
+    """A regular file's bytes; ValueError for a folder, a device, a pipe, a missing file or more than `most` bytes."""
+    try:
+        about = os.stat(path)
+        if not stat.S_ISREG(about.st_mode):
+            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "a device, pipe or socket"
+            raise ValueError(f"{os.fspath(path)}: {kind}, not a file; check the path")
+        if most is not None and about.st_size > most:
+            raise ValueError(f"{os.fspath(path)}: {about.st_size:,} bytes, more than the {most:,} that are read")
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"{os.fspath(path)}: cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:
+        if "null" in str(error):  # a null byte inside the path
+            raise ValueError(f"{os.fspath(path)!r}: no path of a file ({error})") from None
+        raise
+
+
+def read_text(path: str | os.PathLike[str], most: int | None = None) -> str:
+    """A UTF-8 text file, without the byte order mark if it has one."""
+    try:
+        return read_bytes(path, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{os.fspath(path)}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file; a ValueError that names it if it is not JSON or nested too deeply.
+
+    NaN and Infinity, which Python's writer makes and JSON does not know, are kept for the reader of their field.
+    """
+    try:
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise ValueError(f"{os.fspath(path)}: nested too deeply to be read; write it anew") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{os.fspath(path)}: not JSON ({error}); write or copy it again") from None
+    except ValueError as error:
+        if os.fspath(path) in str(error):
+            raise
+        raise ValueError(f"{os.fspath(path)}: not readable JSON ({str(error)[:200]})") from None

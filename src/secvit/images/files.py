@@ -1,0 +1,87 @@
+"""Image files below a folder: which count, and what is left out and why."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Raster formats whose decoder is Pillow's own.  Formats that start another program (EPS, WMF) or need a plug-in that
+# Pillow does not bring (HDF5, GRIB, BUFR, MPEG) are not opened, whatever a file calls itself.
+FORMATS = (
+    "AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MPO",
+    "MSP", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM",
+)  # fmt: skip
+# the endings of these formats
+EXTENSIONS = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif", ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c", ".mpo",
+    ".tga", ".icb", ".vda", ".vst", ".qoi", ".psd", ".pcx", ".dcx", ".dds", ".blp", ".ico", ".cur", ".icns",
+    ".sgi", ".rgb", ".rgba", ".bw", ".ras", ".im", ".msp", ".pxr", ".fli", ".flc", ".xbm", ".xpm",
+)  # fmt: skip
+# what file managers, editors and version control leave among the data; also every name that begins with a dot
+STRAY = {"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "@eadir", "lost+found", "system volume information",
+         "__pycache__", "cvs"}  # fmt: skip
+
+
+def is_image(name: str | os.PathLike[str]) -> bool:
+    """Whether a file's ending is that of an image."""
+    return os.path.splitext(os.fspath(name))[1].lower() in EXTENSIONS
+
+
+def is_stray(name: str) -> bool:
+    """Whether a file or folder is no part of the data: hidden, or made by a file manager or an editor."""
+    return name.startswith((".", "~$")) or name.endswith("~") or name.casefold() in STRAY
+
+
+@dataclass
+class LeftOut:
+    """What a reader passed over, by reason, for one line in the log."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def add(self, reason: str, count: int = 1) -> None:
+        if count:
+            self.reasons[reason] += count
+
+    def line(self, name: str, used: int, things: str = "files") -> str:
+        """ "train: used 20 of 28 files; left out: 6 hidden, 2 of another ending (.txt)"; "" if nothing was left out."""
+        total = used + sum(self.reasons.values())
+        why = ", ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common(12))
+        return f"{name}: used {used:,} of {total:,} {things}; left out: {why}" if self.reasons else ""
+
+
+def image_files(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
+    """The images below a folder in order of their paths; linked folders are followed, each once."""
+    left_out = LeftOut() if left_out is None else left_out
+    found = []
+    for path in _walk(folder, left_out, frozenset()):
+        if is_image(path):
+            found.append(path)
+        else:
+            left_out.add(f"of another ending ({path.suffix.lower() or 'none'})")
+    return sorted(found)
+
+
+def _walk(folder: Path, left_out: LeftOut, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Every regular file below a folder that is no stray; `above`: the folders that contain it."""
+    try:
+        about = folder.stat()
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+    here = (about.st_dev, about.st_ino)
+    if here in above:
+        left_out.add("linked folders that contain themselves")
+        return
+    for entry in entries:
+        if is_stray(entry.name):
+            left_out.add("hidden or stray")
+        elif entry.is_dir():
+            yield from _walk(Path(entry.path), left_out, above | {here})
+        elif entry.is_file():
+            yield Path(entry.path)
+        else:
+            left_out.add("broken links" if entry.is_symlink() else "that are no regular files")
