@@ -31,6 +31,8 @@ every_tower = pytest.mark.parametrize("family", TOWERS)
 
 # float64: orders agree exactly, sums differ in the order of their terms
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
+# transformers 5.24 resizes the positions of SigLIP 2 by a product in float32, which rounds otherwise in another shape
+RESIZED = {"rtol": 1e-6, "atol": 1e-7}
 
 
 def config(family: str, **changes):
@@ -146,8 +148,8 @@ def test_padding_changes_nothing(share):
             given["pixel_attention_mask"][i : i + 1, :real],
             given["spatial_shapes"][i : i + 1],
         )
-        torch.testing.assert_close(alone.pooler_output[0], together.pooler_output[i], **CLOSE)
-        torch.testing.assert_close(alone.last_hidden_state[0], together.last_hidden_state[i, :real], **CLOSE)
+        torch.testing.assert_close(alone.pooler_output[0], together.pooler_output[i], **RESIZED)
+        torch.testing.assert_close(alone.last_hidden_state[0], together.last_hidden_state[i, :real], **RESIZED)
         torch.testing.assert_close(junk.last_hidden_state[i, :real], together.last_hidden_state[i, :real], **CLOSE)
 
 

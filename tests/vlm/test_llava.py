@@ -45,7 +45,8 @@ def test_a_picture_takes_the_tokens_that_its_connector_makes(made, pictures, nam
     assert processor._get_num_multimodal_tokens([(60, 130)])["num_image_tokens"] == [count]
     with torch.no_grad():
         outputs = model(**inputs, labels=inputs["input_ids"])
-    assert outputs.image_hidden_states.shape == (count, 64)
+        features = model.model.get_image_features(inputs["pixel_values"]).pooler_output
+    assert [tokens.shape for tokens in features] == [(count, 64)]
     assert outputs.loss.isfinite()
 
 

@@ -6,6 +6,7 @@ within a round (see `rounds`) of a model of random weights, scaled down where th
 
 from __future__ import annotations
 
+import inspect
 import json as jsonlib
 import os
 import sys
@@ -213,6 +214,9 @@ class Timed:
             self.language: PreTrainedModel = AutoModelForCausalLM.from_config(language, dtype=self.dtype).eval()
             self.image = torch.randn(1, 3, shape.image_size, shape.image_size, dtype=self.dtype)
             self.words = torch.randint(shape.vocab, (1, text))
+        # transformers 5.24 says cache to what was past_key_values
+        takes = inspect.signature(self.language.forward).parameters
+        self.cache_name = "cache" if "cache" in takes else "past_key_values"
 
     def connector(self, name: str, num_tokens: int, extra_token: str | None) -> connectors.Connector:
         return connector_of(self.shape, name, num_tokens, extra_token).to(self.device, self.dtype).eval()
@@ -229,16 +233,20 @@ class Timed:
         prompt = torch.cat([before, _connect(connector, self.features()), after], dim=1)
         return self.language(inputs_embeds=prompt, use_cache=True, logits_to_keep=1)
 
+    def cache(self, connector: connectors.Connector) -> Any:
+        """Keys and values of image and text."""
+        return getattr(self.first(connector), self.cache_name)
+
     @torch.no_grad()
     def later(self, cache: Any) -> None:
         """The tokens after the first; the cache is as before afterwards."""
         word = self.words[:, :1]
         for _ in range(self.new - 1):
-            word = self.language(input_ids=word, past_key_values=cache, use_cache=True).logits.argmax(-1)
+            word = self.language(input_ids=word, use_cache=True, **{self.cache_name: cache}).logits.argmax(-1)
         cache.crop(1 - self.new)
 
     def answer(self, connector: connectors.Connector) -> None:
-        self.later(self.first(connector).past_key_values)
+        self.later(self.cache(connector))
 
 
 def times(
@@ -248,7 +256,7 @@ def times(
     """Speed of the first token, of the later ones and of the whole answer, for each number of tokens; most = 1."""
     timed = Timed(shape, text, new, dtype, device)
     ready = {str(count): timed.connector(name, count, extra_token) for count in tokens}
-    caches = {count: timed.first(connector).past_key_values for count, connector in ready.items()}
+    caches = {count: timed.cache(connector) for count, connector in ready.items()}
     base = str(max(tokens))
     calls: dict[str, dict[str, Callable[[], object]]] = {
         "first token": {count: partial(timed.first, connector) for count, connector in ready.items()},

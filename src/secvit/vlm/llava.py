@@ -114,11 +114,17 @@ class ConnectedModel:
         """What the tower sees: pixel_values (B, 3, H, W) -> (its output, the connector's arguments)."""
         layers = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         layers = [layers] if isinstance(layers, int) else list(layers)
-        layers = [i % (self.config.vision_config.num_hidden_layers + 1) for i in layers]
+        depth = self.config.vision_config.num_hidden_layers
+        layers = [i % (depth + 1) for i in layers]
         connector = self.multi_modal_projector
         deepest = max(layers)
-        wanted = [*layers, deepest - 1] if connector.needs_cls_attention else layers
-        outputs = self.vision_tower(pixel_values, output_hidden_states=wanted, return_dict=True)
+        # all of them: given a list, transformers below 5.23 returns fewer, and an index finds another layer
+        outputs = self.vision_tower(pixel_values, output_hidden_states=True, return_dict=True)
+        if len(outputs.hidden_states) != depth + 1:
+            raise RuntimeError(
+                f"{type(self.vision_tower).__name__} returned {len(outputs.hidden_states)} hidden states for {depth} "
+                "layers; this version of transformers is not supported (see pyproject.toml for those that are)"
+            )
         features = torch.cat([outputs.hidden_states[i] for i in layers], dim=-1)
         dtype = next((p.dtype for p in connector.parameters() if p.is_floating_point()), features.dtype)
         features = features.to(dtype)
