@@ -40,16 +40,30 @@ def test_no_speed_is_given_while_outputs_differ(tmp_path, monkeypatch):
         speed.bench_models(["secvit_nano"], literal=speed.load_literal(wrong), **SMALL)
 
 
+# A stand-in for the authors' file.  As there: imports that warn, functions that timm registers and that take `args`,
+# several networks, weights under the authors' names, drop path, a constructor that reads numbers from tensors.
 THEIRS = """
+from __future__ import annotations
+import warnings
+from dataclasses import dataclass
 import timm
 import torch
+from timm.models import register_model
+from timm.models.vision_transformer import _cfg
 from secvit.models.convert import from_authors, heads_of, to_authors
 
+warnings.warn("Importing from timm.models.layers is deprecated", FutureWarning)
+
+@dataclass
+class Settings:  # looks for its module, as register_model does
+    depths: tuple
+    drop_path_rate: float = 0.5
+
 class Theirs(torch.nn.Module):
-    # weights under the authors' names, as their own network has them
-    def __init__(self):
+    def __init__(self, settings):
         super().__init__()
-        self.inner = timm.create_model("secvit_nano")
+        rates = [rate.item() for rate in torch.linspace(0, settings.drop_path_rate, 2)]
+        self.inner = timm.create_model("secvit_nano", depths=settings.depths, drop_path_rate=rates[-1])
 
     def state_dict(self):
         return to_authors(self.inner.state_dict(), heads_of(self.inner))
@@ -60,23 +74,69 @@ class Theirs(torch.nn.Module):
     def forward(self, x):
         return self.inner(x)
 
-def KClusterFormerSimpleNew_N():
-    return Theirs()
+@register_model
+def KClusterFormerSimpleNew_A(args):
+    model = Theirs(Settings((1, 1, 1, 1)))
+    model.default_cfg = _cfg()
+    return model
+
+@register_model
+def KClusterFormerSimpleNew_N(args):
+    model = Theirs(Settings(DEPTHS))
+    model.default_cfg = _cfg()
+    return model
 """
 
 
-def test_the_authors_file_is_a_twin_as_it_is(tmp_path):
-    (tmp_path / "SecViT.py").write_text(THEIRS)
-    module = speed.load_literal(tmp_path / "SecViT.py")
+@pytest.fixture
+def theirs(tmp_path):
+    depths = tuple(len(stage.blocks) for stage in speed.build("secvit_nano", 32, "meta").stages)
+    path = tmp_path / "SecViT.py"
+    path.write_text(THEIRS.replace("DEPTHS", str(depths)))
+    return path
+
+
+def test_a_file_like_the_authors_gives_twins(theirs):
+    for _ in range(2):  # networks registered anew do not warn
+        module = speed.load_literal(theirs)
+    x = torch.randn(4, 3, 32, 32)
     model = speed.build("secvit_nano", 32)
-    x = torch.randn(1, 3, 32, 32)
+    twin = module.like(model)
+    assert not twin.training
     with torch.no_grad():
-        assert torch.equal(module.like(model)(x), model(x))
-    with pytest.raises(ValueError, match="no network of this one's shape, only KClusterFormerSimpleNew_N"):
+        assert torch.equal(twin(x), model(x))
+        assert torch.equal(twin.train()(x), model.train()(x))  # drop path is off in both
+    with pytest.raises(ValueError, match=r"SecViT.py has no network of this shape; it has those of secvit_nano$"):
         module.like(speed.build("secvit_tiny", 32))
-    (tmp_path / "other.py").write_text("")
-    with pytest.raises(ValueError, match="neither a function like"):
-        speed.load_literal(tmp_path / "other.py")
+
+
+def test_the_table_has_the_authors_network_and_names_models_without_one(theirs, capsys):
+    options = "--dtypes float32 --no-training --no-parts --no-operation --no-attention --no-progress --image-size 32 --batch-size 1"
+    words = [*options.split(), "--rounds", "1", "--literal", str(theirs), "--models"]
+    assert bench.main([*words, "secvit_nano", "secvit_tiny"]) == 0
+    table = capsys.readouterr().out
+    assert "| literal secvit_nano " in table and "| literal secvit_tiny " not in table
+    assert f"literal secvit_tiny: {theirs} has no network of this shape" in table
+    assert bench.main([*words, "secvit_tiny"]) == 2
+    assert "no model has a literal twin" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", r"neither a function like\(model\).*KClusterFormerSimpleNew_\* or SecViT_\*"),
+        ("import torch\nimport absent_one.part\nfrom absent_two import x\n", "No module named 'absent_one'; run: pip install absent_one absent_two "),
+        ("def f():\n    import absent_three\nf()\n", "No module named 'absent_three'; run: pip install absent_three "),
+        ("from timm.models import absent\n", "ImportError: cannot import name 'absent'.*; it needs another version of timm"),
+        ("import timm.absent\n", "No module named 'timm.absent'; it needs another version of timm"),
+        ("def f(:\n", "cannot be run: SyntaxError"),
+        ("1 / 0\n", "cannot be run: ZeroDivisionError"),
+    ],
+)  # fmt: skip
+def test_a_file_without_usable_networks_is_named_with_the_remedy(tmp_path, content, message):
+    (tmp_path / "other.txt").write_text(content)
+    with pytest.raises(ValueError, match=r"other\.txt .*" + message):
+        speed.load_literal(tmp_path / "other.txt")
 
 
 def test_no_speed_is_given_while_fusing_changes_the_function(monkeypatch):

@@ -81,7 +81,7 @@ def run(
         lengths: numbers of tokens for the operation and for attention, in clusters of 98.
         rounds: measurements of each, after a warm-up.
         threads: 1 measures processor time, more measure wall clock.
-        literal: a file with the literal network, or the authors' own; else benchmarks/literal.py, if it is there.
+        literal: file of the literal network, or the authors' own SecViT.py; else benchmarks/literal.py, if it exists.
         json: write the result to this file.
         plot: draw the speeds, and time over the number of tokens, to this file: PNG, PDF, ...
         progress: show a bar.

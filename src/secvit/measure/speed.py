@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import functools
 import importlib.util
+import inspect
 import os
 import shutil
+import sys
 import time
+import warnings
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,6 +21,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from secvit.measure.macs import count_macs
@@ -26,7 +33,7 @@ SWIN = "swin_tiny_patch4_window7_224"
 MODELS = ("secvit_tiny", "secvit_small", SWIN, "deit_small_patch16_224")
 TWIN, FUSED = "literal ", "fused "
 MATRIX = "matrix product"
-AUTHORS = "KClusterFormerSimpleNew_"  # what names of networks begin with in the authors' classification file
+AUTHORS = ("KClusterFormerSimpleNew_", "SecViT_")  # how functions that make a network begin in the authors' file
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EXACT = 1e-9  # float64, of the largest logit: rounding is 1e-15, one token in another cluster 1e-3
 ROUNDED = 2e-2  # float32: nearly tied tokens may swap clusters, which moves logits by 0.5 to 1 %
@@ -50,22 +57,29 @@ def bench_models(
 
     mode: "inference" or "training".  literal: the module with `like(model)`, or None for no twins.
     compile_seconds: no further model is compiled once this much time has gone into compiling.
-    Raises ArithmeticError, before anything is timed, where a model and its twin disagree.
+    A model without a twin is listed under `skipped`.  Raises ValueError where none has one, and ArithmeticError
+    where a model and its twin disagree, both before anything is timed.
     """
     base = base or (SWIN if SWIN in models else models[0])
     images = pictures(batch_size, image_size)
     networks, differences = {}, {}
+    skipped: dict[str, str] = {}
     for name in models:
         network = build(name, image_size)
         networks[name] = network
         if mode == "inference" and not compiled and isinstance(network, SECViT):
             networks[FUSED + name] = check_fused(name, network, images[:1])
         if literal is not None and isinstance(network, SECViT):
-            twin = literal.like(network)
+            try:
+                twin = literal.like(network)
+            except ValueError as error:
+                skipped[TWIN + name] = str(error)
+                continue
             differences[name] = check_twin(name, network, twin, images[:1], dtype)
             networks[TWIN + name] = twin
+    if skipped and not differences:
+        raise ValueError("no model has a literal twin: " + next(iter(skipped.values())))
     clock = clock_for(threads)
-    skipped: dict[str, str] = {}
     candidates: dict[str, Callable[[], object]] = {}
     spent = 0.0
     for name, network in networks.items():
@@ -234,36 +248,89 @@ def find_literal(path: str | None) -> ModuleType | None:
 
 
 def load_literal(path: Path) -> ModuleType:
+    """Run the file at `path` as a module.  Its `like(model)` makes the twin of a model.
+
+    A file of the authors' has no such function; it gets one (`authors_like`).  Raises ValueError where the file
+    cannot be run here or has no networks.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such file; the literal network is benchmarks/literal.py of the repository")
-    spec = importlib.util.spec_from_file_location("secvit_literal", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = ModuleType("secvit_literal")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # timm's register_model and dataclasses look there for the module they are in
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the authors' file imports timm's layers by a former name
+            warnings.filterwarnings("ignore", f"Overwriting ({'|'.join(AUTHORS)})")  # loaded for a second time
+            exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+    except Exception as error:
+        del sys.modules[module.__name__]
+        remedy = import_remedy(path, error) if isinstance(error, ImportError) else ""
+        raise ValueError(f"{path} cannot be run: {type(error).__name__}: {error}{remedy}") from error
     if not hasattr(module, "like"):
         module.like = authors_like(path, module)  # type: ignore[attr-defined]
     return module
 
 
+def import_remedy(path: Path, error: ImportError) -> str:
+    """What to install, all of it at once, where the file at `path` stopped at one import."""
+    names = [error.name] if isinstance(error, ModuleNotFoundError) and error.name else []
+    for line in ast.parse(path.read_bytes()).body:
+        if isinstance(line, ast.Import):
+            names += [alias.name for alias in line.names]
+        elif isinstance(line, ast.ImportFrom) and line.module and not line.level:
+            names.append(line.module)
+    packages = {name.partition(".")[0] for name in names}
+    missing = sorted(name for name in packages if name not in sys.modules and importlib.util.find_spec(name) is None)
+    if missing:
+        return f"; run: pip install {' '.join(missing)} (or add the folder of a module of your own to PYTHONPATH)"
+    return f"; it needs another version of {error.name.partition('.')[0]}" if error.name else ""
+
+
 def authors_like(path: Path, module: ModuleType) -> Callable[[SECViT], nn.Module]:
     """`like(model)` from the authors' classification file: their network of the same shape, with a model's weights."""
-    factories = {name: make for name, make in vars(module).items() if name.startswith(AUTHORS)}
+    factories = {name: value for name, value in vars(module).items() if name.startswith(AUTHORS) and callable(value)}
     if not factories:
-        raise ValueError(f"{path} has neither a function like(model) that makes a twin of a model nor {AUTHORS}...")
+        raise ValueError(
+            f"{path} has neither a function like(model), which makes the twin of a model, nor the authors' networks, "
+            f"functions named {' or '.join(name + '*' for name in AUTHORS)}"
+        )
 
     def shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
         return {key: value.shape for key, value in state.items()}
 
+    @functools.cache
+    def shapes_of(name: str) -> dict[str, torch.Size]:
+        return shapes(call_factory(factories[name]).state_dict())
+
+    def find(model: nn.Module) -> str | None:
+        wanted = shapes(to_authors(model.state_dict(), heads_of(model)))
+        return next((name for name in factories if shapes_of(name) == wanted), None)
+
+    @functools.cache
+    def presets() -> str:
+        fitting = [name for name in timm.list_models("secvit*") if find(build(name, 224, "meta"))]
+        return f"it has those of {', '.join(fitting)}" if fitting else "nor of any other preset"
+
     def like(model: SECViT) -> nn.Module:
-        weights = to_authors(model.state_dict(), heads_of(model))
-        for make in factories.values():
-            twin = make()
-            if shapes(twin.state_dict()) == shapes(weights):
-                twin.load_state_dict(weights)
-                return twin.eval()
-        raise ValueError(f"{path} has no network of this one's shape, only {', '.join(factories)}: other --models?")
+        name = find(model)
+        if name is None:
+            raise ValueError(f"{path} has no network of this shape; {presets()}")
+        twin = call_factory(factories[name])
+        twin.load_state_dict(to_authors(model.state_dict(), heads_of(model)))
+        for layer in twin.modules():
+            if isinstance(layer, DropPath):
+                layer.drop_prob = 0.0  # as in `build`, so that both do the same in training
+        return twin.eval()
 
     return like
+
+
+def call_factory(factory: Callable[..., nn.Module]) -> nn.Module:
+    """The network of a factory; the authors' take the parsed command line, which they do not read."""
+    parameters = inspect.signature(factory).parameters.values()
+    required = [one for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    return factory(*(Namespace() for _ in required))
 
 
 def compiler() -> str | None:
