@@ -1,27 +1,40 @@
-# Everything sets itself up in .venv; a machine needs Python 3.10 to 3.13, make and git.
+# Everything sets itself up in .venv; a machine needs Python 3.11 or newer, make and git.
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+# the versions that the tests passed with; empty for whatever is newest
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
+PIP = $(BIN)/pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS),--upgrade --upgrade-strategy eager)
+# with other versions than those, what other libraries deprecate is reported and not fatal
+LENIENT := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
+PYTEST ?=
 READY := $(VENV)/ready
 PHOTO ?=
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: demo test test-app test-all lint format bench wheel clean
+.PHONY: demo test test-app test-all test-newest test-oldest lint format bench wheel clean
 
 demo: $(READY)  ## train on real digits, score against rival partitions, draw a photo's clusters
 	$(BIN)/python examples/demo.py $(if $(PHOTO),--photo "$(PHOTO)")
 
 test: $(READY)  ## the tests that take seconds, on two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST)
 
 test-app: $(READY)  ## the page of `secvit app` in a real browser: Debian's Chromium, unless CHROMIUM names another
 	@test -n "$(CHROMIUM)" || { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } || \
 	  { echo "no Chromium; install one, or name it with: make test-app CHROMIUM=/path/to/it"; exit 1; }
-	$(BIN)/pip install --quiet -e ".[app]" playwright
+	$(PIP) -e ".[app]" playwright
 	OMP_NUM_THREADS=1 NEEDS_BROWSER=1 $(BIN)/python -m pytest tests/app
 
 test-all: $(READY)  ## the slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+test-newest:  ## the same tests with the newest version of every library, in .venv-newest
+	rm -f .venv-newest/ready
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS= PYTEST="$(LENIENT) $(PYTEST)"
+
+test-oldest:  ## the same tests with the oldest supported version of every library, in .venv-oldest
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt PYTEST="$(LENIENT) $(PYTEST)"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -41,12 +54,14 @@ bench-gpu:  ## kernels checked and timed, and models, by the python that has tor
 wheel: $(READY)
 	$(BIN)/pip wheel --no-deps -w dist .
 
-$(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
-	  { echo "secvit needs Python 3.10 to 3.13; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "secvit needs Python 3.11 or newer; name one with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up $(VENV): PyTorch and the rest, a few minutes.  PyTorch brings its CUDA libraries (about 6 GB in all);"
+	@echo "for its smaller builds for CPUs alone set PIP_EXTRA_INDEX_URL to the address that PyTorch's install page names."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e ".[dev]"
+	$(PIP) -e ".[dev]"
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info demo_output
+	rm -rf .venv .venv-newest .venv-oldest build dist src/*.egg-info demo_output
