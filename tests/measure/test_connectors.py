@@ -36,8 +36,7 @@ def counted(call):
     counter = FlopCounterMode(display=False, custom_mapping=on_cpu)
     with counter:
         result = call()
-    # the angles of rotary positions are a product of two vectors, and no work to speak of
-    return sum(n // 2 for op, n in counter.get_flop_counts()["Global"].items() if str(op) != "aten.bmm"), result
+    return sum(counter.get_flop_counts()["Global"].values()) // 2, result
 
 
 # -- the work ------------------------------------------------------------------------------------
@@ -52,9 +51,12 @@ def test_work_of_prefill_and_decode_is_what_torch_counts(tiny, tokens):
     length = TEXT + tokens
     prompt = torch.randn(1, length, TINY.dim)
     with torch.no_grad():
-        found, out = counted(lambda: tiny.language(inputs_embeds=prompt, use_cache=True, logits_to_keep=1))
-    assert found == measured.prefill_macs(TINY, length)
-    assert counted(lambda: tiny.later(getattr(out, tiny.cache_name)))[0] == measured.decode_macs(TINY, length, NEW)
+        prefill, out = counted(lambda: tiny.language(inputs_embeds=prompt, use_cache=True, logits_to_keep=1))
+    decode, _ = counted(lambda: tiny.later(getattr(out, tiny.cache_name)))
+    # the angles of rotary positions, no work to speak of, are a product of two vectors in some versions of transformers
+    angles = TINY.head_dim // 2
+    assert prefill - measured.prefill_macs(TINY, length) in (0, angles * length)
+    assert decode - measured.decode_macs(TINY, length, NEW) in (0, angles * (NEW - 1))
 
 
 def test_bytes_of_keys_and_values_are_those_of_the_cache(tiny):

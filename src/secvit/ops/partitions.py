@@ -158,8 +158,12 @@ def window(
 
 def _window_rows(height: int, width: int, num_clusters: int) -> int:
     """Number of window rows: the divisor of M that makes windows most nearly square."""
-    divisors = [n for n in range(1, num_clusters + 1) if num_clusters % n == 0 and n <= height]
-    return min(divisors, key=lambda n: abs(height / n - width * n / num_clusters))
+    best, least = 1, float("inf")  # a loop: torch 2.7 cannot compile min(..., key=)
+    for n in range(1, min(num_clusters, height) + 1):
+        off = abs(height / n - width * n / num_clusters)
+        if num_clusters % n == 0 and off < least:
+            best, least = n, off
+    return best
 
 
 def _kmeans(k: Tensor, num_clusters: int, mask: Tensor | None, iterations: int = KMEANS_ITERATIONS) -> Tensor:
@@ -247,7 +251,7 @@ def _plan_of_labels(labels: Tensor, num_clusters: int, mask: Tensor | None) -> P
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in their own dtype, under autocast too."""
-    if not torch.amp.is_autocast_available(a.device.type):  # meta
+    if a.device.type == "meta":  # has no autocast
         return a @ b
     with torch.autocast(a.device.type, enabled=False):
         return a @ b
