@@ -15,11 +15,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
-
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from secvit import recipes
+from secvit.extras import needs
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 Command = Callable[[Sequence[str]], int]
 
@@ -99,11 +101,11 @@ def train(words: Sequence[str]) -> int:
         from torch.distributed.elastic.multiprocessing.errors import record
 
         run = record(run)
+    from secvit.vis import draw_curves  # before the work: it may be missing
+
     result = run(changed, found.data, found.output, found.resume)
     if _silent():
         return 0
-    from secvit.vis import draw_curves
-
     draw_curves(Path(found.output) / "log.csv", Path(found.output) / "curves.png")
     if not result["stopped"]:
         print(f"{result['summary']} in {result['seconds']:.0f} s; see {found.output}")
@@ -598,14 +600,16 @@ def _overview() -> str:
 
 
 def _parser(prog: str, description: str, usage: str | None = None) -> ArgumentParser:
-    return ArgumentParser(prog=prog, description=description, usage=usage, formatter_class=_Formatter)
+    with needs("the secvit command", "jsonargparse", "command"):
+        from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
+    class Formatter(DefaultHelpFormatter):
+        """Keeps the lines of a description as they are written."""
 
-class _Formatter(DefaultHelpFormatter):
-    """Keeps the lines of a description as they are written."""
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return "\n".join(indent + line for line in text.splitlines())
 
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(indent + line for line in text.splitlines())
+    return ArgumentParser(prog=prog, description=description, usage=usage, formatter_class=Formatter)
 
 
 def _explain(parser: ArgumentParser, entry: str, kind: type) -> None:

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from secvit.extras import needs
+
 
 def serve(
     host: str = "127.0.0.1", port: int | None = None, checkpoint: str | None = None, max_upload_mb: int = 20
@@ -23,10 +25,8 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="secvit_app_") as folder:
         for name in ("GRADIO_TEMP_DIR", "MPLCONFIGDIR"):  # before gradio and matplotlib are imported
             os.environ[name] = str(Path(folder, name.lower()))
-        try:
+        with needs("secvit app", "gradio", "app"):
             import gradio as gr
-        except ImportError:
-            raise ImportError('secvit app needs gradio: pip install "secvit[app]"') from None
         from secvit.app.page import CSS, page
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes then, too

@@ -1,9 +1,9 @@
 """Detection and instance segmentation: Mask R-CNN, Cascade Mask R-CNN and RetinaNet on any backbone of timm."""
 
-try:
+from secvit.extras import needs
+
+with needs("secvit.detection", "faster-coco-eval", "detection"):
     import faster_coco_eval  # noqa: F401
-except ImportError:
-    raise ImportError('secvit.detection needs faster-coco-eval: pip install "secvit[detection]"') from None
 
 from secvit.detection.evaluate import evaluate_checkpoint
 from secvit.detection.models import cascade_mask_rcnn, mask_rcnn, retinanet

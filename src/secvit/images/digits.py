@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from secvit.extras import needs
 from secvit.images.labelled import Images
 
 DIGITS = tuple("0123456789")
@@ -12,10 +13,8 @@ DIGITS = tuple("0123456789")
 
 def read_digits(name: str) -> Images:
     """The 8x8 px digits, shown at 32x32."""
-    try:
+    with needs("the data set of digits", "scikit-learn", "demo"):
         from sklearn.datasets import load_digits
-    except ImportError:
-        raise ImportError('the digits come with scikit-learn; run: pip install "secvit[demo]"') from None
     found = load_digits()
     grey = torch.from_numpy(found.images).float()[:, None] * (255 / 16)
     # 4x larger, so that a network with strides 4 to 32 has something to look at

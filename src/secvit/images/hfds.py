@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
+from secvit.extras import needs
 from secvit.images.labelled import SPLITS, Images, Source, class_names, number_labels
 from secvit.images.read import read_image
 
@@ -25,10 +26,8 @@ LABELS = ("label", "labels", "class")
 
 def hfds_sources(name: str) -> dict[str, Source]:
     """The splits of a data set on the Hugging Face Hub or in a folder."""
-    try:
+    with needs(f"hfds/{name}", "datasets"):
         import datasets
-    except ImportError:
-        raise ImportError(f"hfds/{name} is read with Hugging Face datasets; run: pip install datasets") from None
     saved = os.path.isfile(os.path.join(name, "state.json"))
     try:
         available = ["train"] if saved else datasets.get_dataset_split_names(name)

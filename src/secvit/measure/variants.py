@@ -13,6 +13,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transf
 from torch import Tensor, nn
 
 from secvit.adapt import patch, unpatch
+from secvit.extras import needs
 from secvit.images import read_image
 from secvit.models.saved import create, has_weights, load_model
 
@@ -63,10 +64,8 @@ def load(model: str | nn.Module, pretrained: bool = False, checkpoint: str | Non
 
 
 def _load_tower(folder: Path) -> tuple[nn.Module, str]:
-    try:
+    with needs(f"{folder}, a model of transformers,", "transformers", "vlm"):
         from transformers import AutoConfig, AutoModel
-    except ImportError:
-        raise ValueError(f"{folder} is a transformers model; pip install transformers") from None
     if any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*")):
         return _tower(AutoModel.from_pretrained(folder, local_files_only=True), folder).eval(), "given"
     torch.manual_seed(0)

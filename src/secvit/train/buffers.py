@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class Buffers:

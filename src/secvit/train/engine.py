@@ -27,11 +27,10 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.utils import gather_object
 from torch import nn
 from tqdm import tqdm
 
+from secvit.extras import needs
 from secvit.train import checkpoint as files
 from secvit.train.config import Loop, Schedule, changes
 from secvit.train.ema import Ema
@@ -42,6 +41,7 @@ from secvit.train.result import Result
 from secvit.train.sampler import mix
 from secvit.train.schedule import learning_rate
 from secvit.train.sharding import whole
+from secvit.train.shares import of_all_processes
 from secvit.train.step import Step
 from secvit.train.stop import Stop
 from secvit.weights import load_weights
@@ -116,6 +116,8 @@ class Run:
         output: Path,
         config: Mapping[str, Any],
     ) -> None:
+        with needs("training", "accelerate", "train"):
+            from accelerate import Accelerator, InitProcessGroupKwargs
         self.loop, self.schedule, self.output, self.config = (loop, schedule, output, config)
         self.dataset, self.optimizer = dataset, optimizer
         cpu = loop.device == "cpu" or not torch.accelerator.is_available()
@@ -156,7 +158,7 @@ class Run:
 
     def check_same_step(self) -> None:
         """Otherwise some processes would be done while the others wait for them."""
-        steps = gather_object([self.state.step]) if self.accelerator.num_processes > 1 else [self.state.step]
+        steps = of_all_processes([self.state.step])
         if len(set(steps)) > 1:
             raise ValueError(
                 f"{self.output}: the processes found checkpoints of steps {steps}; give an output folder "

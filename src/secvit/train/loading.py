@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from secvit.train.config import Loop
 from secvit.train.sampler import Keys
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def batches(dataset: Any, loop: Loop, start: int, stop: int, accelerator: Accelerator) -> Generator[Any, None, None]:

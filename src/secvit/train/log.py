@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from secvit.extras import needs
 from secvit.weights import write_atomically
 
 try:
@@ -99,10 +100,8 @@ class TensorBoard:
     """Event files in OUTPUT/tensorboard."""
 
     def __init__(self, output: Path, config: Mapping[str, Any]) -> None:
-        try:
+        with needs("--loop.trackers [tensorboard]", "tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ImportError("trackers: tensorboard needs: pip install tensorboard") from None
         self.writer = SummaryWriter(str(output / "tensorboard"))
 
     def write(self, numbers: Row, step: int) -> None:
@@ -117,10 +116,8 @@ class WeightsAndBiases:
     """A run of the project "secvit"; resuming an output folder resumes its run.  WANDB_MODE=offline needs no login."""
 
     def __init__(self, output: Path, config: Mapping[str, Any]) -> None:
-        try:
+        with needs("--loop.trackers [wandb]", "wandb"):
             import wandb
-        except ImportError:
-            raise ImportError("trackers: wandb needs: pip install wandb") from None
         name = hashlib.sha1(str(output.resolve()).encode()).hexdigest()[:12]
         self.run = wandb.init(
             project="secvit", name=output.name, id=name, resume="allow", dir=str(output), config=dict(config)

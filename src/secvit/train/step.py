@@ -6,12 +6,10 @@ import contextlib
 import inspect
 import random
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,6 +18,10 @@ from secvit.train.config import Loop
 from secvit.train.nonfinite import first_nonfinite, nonfinite_gradient
 from secvit.train.sampler import mix
 from secvit.train.sharding import shard, whole
+from secvit.train.shares import of_all_processes
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,7 @@ class Step:
             seed_everything(self.seed(seed, i))
             with self.autocast():
                 found.append(first_nonfinite(self.task, batch))
-        if self.processes > 1:
-            found = gather_object(found)
-        return next(filter(None, found), None) or gradient or "the update"
+        return next(filter(None, of_all_processes(found)), None) or gradient or "the update"
 
     def autocast(self) -> torch.autocast:
         half = torch.float16 if self.loop.precision == "fp16" else torch.bfloat16

@@ -1,5 +1,10 @@
 """Pictures: which tokens a network puts together and why, what a detector finds, and how a training went."""
 
+from secvit.extras import needs
+
+with needs("secvit.vis", "matplotlib", "vis"):
+    import matplotlib  # noqa: F401
+
 from secvit.vis.clusters import ClusterMap, cluster_maps, draw_clusters
 from secvit.vis.connectors import draw_merged, merge_photo, picture_of
 from secvit.vis.curves import draw_curves

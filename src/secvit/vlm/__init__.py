@@ -1,9 +1,9 @@
 """LLaVA with SEC and its rivals as connector: models for transformers, training, evaluation.  Imports transformers."""
 
-try:
+from secvit.extras import needs
+
+with needs("secvit.vlm", "transformers", "vlm"):
     import transformers  # noqa: F401
-except ImportError:
-    raise ImportError('secvit.vlm needs transformers: pip install "secvit[vlm]"') from None
 
 from secvit.vlm.adapt import load_connector, restore_connector, save_connector, use_connector
 from secvit.vlm.ask import ask, load_trained

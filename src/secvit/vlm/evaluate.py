@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from secvit.extras import needs
 from secvit.images import read_image
 from secvit.train.shares import is_first, of_all_processes, share
 from secvit.vlm import benchmarks
@@ -195,6 +195,8 @@ def evaluate_checkpoint(
             raise ValueError(f"{path}: no such file; give --checkpoint to answer the questions")
         said = match(questions, read_lines(path), str(path))
     else:
+        with needs("answering a benchmark's questions", "accelerate", "train"):
+            from accelerate import PartialState
         state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))  # shares may take unequally long
         place = torch.device(device or state.device)
         # many checkpoints are saved at half precision, which is slow there

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -25,6 +24,7 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from secvit.extras import needs
 from secvit.vlm.adapt import load_connector, use_connector
 from secvit.vlm.chat import IMAGE
 from secvit.vlm.config import Model
@@ -93,7 +93,7 @@ def connected(
 def from_parts(language: str, vision: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """LLaVA-1.5 before stage 1: a language model, a CLIP tower, and a projector of new weights."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(language)
+        tokenizer = read_tokenizer(language)
         speaker = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
         tower = CLIPVisionModel.from_pretrained(vision, dtype=torch.float32)
         images = AutoImageProcessor.from_pretrained(vision)
@@ -114,7 +114,7 @@ def from_parts(language: str, vision: str) -> tuple[PreTrainedModel, ProcessorMi
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=(tower.config.image_size // patch) ** 2,
     )
-    with init_empty_weights():
+    with torch.device("meta"):
         llava = LlavaForConditionalGeneration(config)
     llava.model.vision_tower, llava.model.language_model, llava.lm_head = tower, speaker.model, speaker.lm_head
     llava.model.multi_modal_projector = LlavaMultiModalProjector(config)
@@ -122,6 +122,17 @@ def from_parts(language: str, vision: str) -> tuple[PreTrainedModel, ProcessorMi
     return llava.eval(), LlavaProcessor(
         images, tokenizer, patch_size=patch, vision_feature_select_strategy="default", num_additional_image_tokens=1
     )
+
+
+def read_tokenizer(language: str) -> Any:
+    """The tokenizer of a language model.  Vicuna's is a tokenizer.model alone, which takes two more packages to read."""
+    try:
+        return AutoTokenizer.from_pretrained(language)
+    except (ValueError, ImportError):
+        with needs(f"the tokenizer.model of {language}", "sentencepiece and protobuf", "vlm"):
+            import google.protobuf  # noqa: F401
+            import sentencepiece  # noqa: F401
+        raise
 
 
 def set_trained(llava: PreTrainedModel, chosen: Model, seed: int = 0, half: bool = False) -> nn.Module:
@@ -148,10 +159,8 @@ def set_trained(llava: PreTrainedModel, chosen: Model, seed: int = 0, half: bool
 
 def with_lora(llava: PreTrainedModel, chosen: Model, seed: int = 0) -> nn.Module:
     """LoRA beside the language model's linear layers; the connector is trained whole, if at all."""
-    try:
+    with needs("--model.lora", "peft"):
         from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ImportError("--model.lora needs peft: pip install peft") from None
     config = LoraConfig(
         r=chosen.lora,
         lora_alpha=chosen.lora_alpha,

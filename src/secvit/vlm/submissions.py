@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from secvit.extras import needs
 from secvit.vlm.benchmarks import Question, mmbench_rows, read_json, read_lines
 from secvit.vlm.scores import gqa_answer, normalise
 from secvit.weights import write_atomically
@@ -112,8 +113,6 @@ def read_grades(path: Path) -> dict[str, list[float]]:
 
 
 def _openpyxl() -> Any:
-    try:
+    with needs("the .xlsx file for MMBench's server", "openpyxl"):
         import openpyxl
-    except ImportError:
-        raise ImportError("MMBench's server takes .xlsx files: pip install openpyxl") from None
     return openpyxl

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn import functional as F
 
+from secvit.extras import needs
 from secvit.train import checkpoint as saving
 from secvit.train.engine import PATIENCE, fit
 from secvit.train.loading import to_device
@@ -41,6 +41,8 @@ def train(recipe: Recipe, data: str | Path, output: str | Path = "runs/vlm", res
     connector alone was trained, what `load_connector` reads.  And result.json, config.yaml, log.csv, eval.csv,
     checkpoints/.
     """
+    with needs("training", "accelerate", "train"):
+        from accelerate import PartialState
     output = Path(output)
     saving.check_writable(output)
     cpu = recipe.loop.device == "cpu" or not torch.accelerator.is_available()
