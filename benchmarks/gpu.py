@@ -1,6 +1,6 @@
 """The run on a GPU: kernels are checked on the device, then timed, then whole models.  Under ten minutes on an H200.
 
-PYTHONPATH=src python benchmarks/gpu.py                             # needs torch, triton, timm, accelerate
+PYTHONPATH=src python benchmarks/gpu.py                             # needs torch, triton, timm
 PYTHONPATH=src TRITON_INTERPRET=1 python benchmarks/gpu.py --tiny   # the same path on a CPU, its figures worth nothing
 
 Writes JSON to --output, else to $OUT, else to benchmarks/results, after every step; prints tables at the end.

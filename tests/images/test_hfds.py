@@ -39,7 +39,7 @@ def parquet(root, **parts):
 
 def test_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"hfds/timm/pets is read with .*pip install datasets"):
+    with pytest.raises(ImportError, match=r"hfds/timm/pets needs datasets; run: pip install datasets"):
         load_split("hfds/timm/pets")
 
 
