@@ -125,7 +125,7 @@ def from_parts(language: str, vision: str) -> tuple[PreTrainedModel, ProcessorMi
 
 
 def read_tokenizer(language: str) -> Any:
-    """The tokenizer of a language model.  Vicuna's is a tokenizer.model alone, which takes two more packages to read."""
+    """The tokenizer of a language model.  Vicuna's, a tokenizer.model alone, takes two more packages to read."""
     try:
         return AutoTokenizer.from_pretrained(language)
     except (ValueError, ImportError):
