@@ -8,6 +8,7 @@ PIP = $(BIN)/pip install $(if $(CONSTRAINTS),-c $(CONSTRAINTS),--upgrade --upgra
 # with other versions than those, what other libraries deprecate is reported and not fatal
 LENIENT := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 PYTEST ?=
+EXTRAS ?= dev
 READY := $(VENV)/ready
 PHOTO ?=
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
@@ -31,10 +32,10 @@ test-all: $(READY)  ## the slow ones too
 
 test-newest:  ## the same tests with the newest version of every library, in .venv-newest
 	rm -f .venv-newest/ready
-	$(MAKE) test VENV=.venv-newest CONSTRAINTS= PYTEST="$(LENIENT) $(PYTEST)"
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS= EXTRAS=dev,app PYTEST="$(LENIENT) $(PYTEST)"
 
 test-oldest:  ## the same tests with the oldest supported version of every library, in .venv-oldest
-	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt PYTEST="$(LENIENT) $(PYTEST)"
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRAS=dev,app PYTEST="$(LENIENT) $(PYTEST)"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -60,7 +61,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@echo "Setting up $(VENV): PyTorch and the rest, a few minutes.  PyTorch brings its CUDA libraries (about 6 GB in all);"
 	@echo "for its smaller builds for CPUs alone set PIP_EXTRA_INDEX_URL to the address that PyTorch's install page names."
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e ".[dev]"
+	$(PIP) -e ".[$(EXTRAS)]"
 	touch $(READY)
 
 clean:

@@ -8,6 +8,7 @@ import tomllib
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tests.conftest import ROOT
 
@@ -27,8 +28,8 @@ def pinned(file: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda r: r.name)
 def test_each_library_has_a_lower_bound_which_is_what_make_test_oldest_installs(requirement):
-    lowest = [s.version for s in requirement.specifier if s.operator == ">="]
-    assert lowest == [pinned("constraints-oldest.txt")[canonicalize_name(requirement.name)]]
+    (lowest,) = [Version(s.version) for s in requirement.specifier if s.operator == ">="]
+    assert lowest == Version(pinned("constraints-oldest.txt")[canonicalize_name(requirement.name)])
 
 
 @pytest.mark.parametrize("requirement", REQUIREMENTS, ids=lambda r: r.name)
