@@ -240,7 +240,7 @@ def test_a_split_is_scored_as_in_training(tmp_path, run, folder, capsys):
         ),
         (
             ["evaluate", "--checkpoint", "RUN", "--data", "OTHER"],
-            "knows 3 classes .noise, square, stripe.*has 2 .noise, stripe",
+            "have other classes .2 and 3.; only in the run .*: 'square'; classes are compared by name",
         ),
     ],
 )

@@ -10,8 +10,9 @@ from pathlib import Path
 
 # Raster formats whose decoder is Pillow's own.  Formats that start another program (EPS, WMF) or need a plug-in that
 # Pillow does not bring (HDF5, GRIB, BUFR, MPEG) are not opened, whatever a file calls itself.
+# MPO has no opener of its own: Pillow opens it as JPEG.
 FORMATS = (
-    "AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MPO",
+    "AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FLI", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000",
     "MSP", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM",
 )  # fmt: skip
 # the endings of these formats

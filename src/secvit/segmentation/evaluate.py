@@ -61,16 +61,11 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:  # fmt: skip
     """Score what `secvit train segmentation...` left on a split.
 
-    look: other than the run's own, {"scales": (0.75, 1.0, 1.25), "flip": True}.  "confusion" in the result is the
-    matrix of pixels, a list of rows.
+    data: a folder with the run's classes, which are compared by name.  look: other than the run's own,
+    {"scales": (0.75, 1.0, 1.25), "flip": True}.  "confusion" in the result is the matrix of pixels, a list of rows.
     """
     trained = load_trained(weights, device, **look)
-    view = EvalView(load(data, split))
-    if view.split.classes != trained.classes:
-        raise ValueError(
-            f"{weights} knows {len(trained.classes)} classes ({', '.join(trained.classes[:3])}, ...), "
-            f"{data} has {len(view.split.classes)} ({', '.join(view.split.classes[:3])}, ...)"
-        )
+    view = EvalView(load(data, split).in_order_of(trained.classes, f"the run {weights}"))
     return report(evaluate(trained.model, view, trained.look), trained.classes, view)
 
 

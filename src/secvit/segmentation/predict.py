@@ -15,10 +15,12 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
 
+from secvit.fields import Entry, items, numbers, text, whole
 from secvit.models.saved import saved_config
 from secvit.segmentation import models
 from secvit.segmentation.augment import base_scale
 from secvit.segmentation.config import Look, Model
+from secvit.segmentation.masks import LARGEST
 from secvit.segmentation.models import Segmenter
 from secvit.weights import load_weights
 
@@ -125,10 +127,14 @@ def starts(side: int, window: int, overlap: float, cell: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in evaluation mode with the names and colours of its classes, and how it looks at pictures."""
+    """A network in evaluation mode with the names and colours of its classes, and how it looks at pictures.
+
+    values: what stands for each class in the masks that it learned from.
+    """
 
     model: Segmenter
     classes: tuple[str, ...]
+    values: tuple[int, ...]
     palette: tuple[tuple[int, ...], ...]
     look: Look
 
@@ -155,13 +161,27 @@ def load_trained(weights: str | os.PathLike[str], device: str | None = None, **c
     known = config.get("model")
     if not isinstance(known, dict) or "head" not in known or not {"classes", "palette", "look"} <= config.keys():
         raise ValueError(f"{path}: no config.yaml of a segmentation run beside the weights; give the folder of one")
+    where = Entry(f"{path}: its config.yaml", config)
+    classes = tuple(where.get("classes", class_list))
+    palette = where.get("palette", lambda colours: tuple(tuple(map(whole, numbers(one, 3))) for one in items(colours)))
+    # runs of older versions do not say; their masks most often count from 0
+    values = where.get("values", lambda given: tuple(map(whole, items(given))), tuple(range(len(classes))))
+    if not len(classes) == len(palette) == len(values) or not all(0 <= value <= LARGEST for value in values):
+        raise ValueError(f"{path}: its config.yaml has classes, palette and values that do not fit each other")
+    if any(not 0 <= part <= 255 for colour in palette for part in colour):
+        raise ValueError(f"{path}: its config.yaml has a palette with colours beyond 0 to 255")
     try:
         chosen, look = Model(**known), Look(**{**config["look"], "scales": tuple(config["look"]["scales"])})
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path}: its config.yaml does not fit this version ({error})") from None
     look = replace(look, **{name: value for name, value in changes.items() if value is not None})
     with torch.random.fork_rng(devices=[]):
-        model = create(chosen, len(config["classes"]))
+        model = create(chosen, len(classes))
     load_weights(model, path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Trained(model.to(device).eval(), tuple(config["classes"]), tuple(map(tuple, config["palette"])), look)
+    return Trained(model.to(device).eval(), classes, values, palette, look)
+
+
+def class_list(value: Any) -> list[str]:
+    """A reader of `Entry.get`: a list of classes."""
+    return [text(one) for one in items(value)]

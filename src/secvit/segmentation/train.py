@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
+from secvit.fields import Entry
 from secvit.images import check_overlap, skipped_in
+from secvit.images.words import match_classes
 from secvit.models.features import start_from
-from secvit.models.saved import has_weights
+from secvit.models.saved import has_weights, saved_config
 from secvit.segmentation.config import Model, Recipe
 from secvit.segmentation.data import EvalView, TrainView, load, splits
 from secvit.segmentation.evaluate import evaluate, report, scores
 from secvit.segmentation.models import Segmenter
-from secvit.segmentation.predict import create
+from secvit.segmentation.predict import class_list, create
 from secvit.segmentation.task import SegmentationTask
 from secvit.train import checkpoint as files
-from secvit.train.engine import fit
+from secvit.train.engine import PATIENCE, fit
 from secvit.train.optim import create_optimizer
 from secvit.train.result import write_result
-from secvit.weights import few
+from secvit.weights import few, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +44,15 @@ def train(
     """
     output = Path(output)
     files.check_writable(output)
+    # of many processes, each reads a share of the masks
+    PartialState(recipe.loop.device == "cpu" or not torch.accelerator.is_available(), timeout=PATIENCE)
     held_out = "test" if {"val", "test"} & set(splits(data)) == {"test"} else "val"
-    pictures, others = load(data, "train"), load(data, held_out)
-    if pictures.classes != others.classes:
-        raise ValueError(f"{data}: train has {len(pictures.classes)} classes, {held_out} {len(others.classes)}")
+    pictures = load(data, "train")
+    if last := files.latest(output) if resume == "auto" else None if resume == "never" else Path(resume):
+        pictures = pictures.in_order_of(saved_classes(last) or pictures.classes, f"the run {last}, which is resumed,")
+    others = load(data, held_out, pictures)
     check_overlap(pictures.images, others.images)
-    model = start(recipe, len(pictures.classes))
+    model = start(recipe, len(pictures.classes), pictures.classes)
     on_gpus = recipe.loop.device != "cpu" and torch.cuda.is_available()
     if recipe.sync_norm and on_gpus:
         model = convert_sync_batchnorm(model)
@@ -58,7 +64,9 @@ def train(
         latest["confusion"] = evaluate(network, view, recipe.look, recipe.loop.workers)  # type: ignore[arg-type]
         return {name: value for name, value in scores(latest["confusion"]).items() if name != "per_class"}
 
-    config = {"data": str(data), "classes": pictures.classes, "palette": pictures.palette, **asdict(recipe)}
+    labels = pictures.labels
+    config = {"data": str(data), "classes": labels.names, "values": labels.values, "palette": labels.palette}
+    config |= asdict(recipe)
     done = fit(
         SegmentationTask(model, recipe.auxiliary),
         create_optimizer(model, recipe.optim),
@@ -87,8 +95,11 @@ def train(
     return write_result(output, done, config, own, asdict(recipe))
 
 
-def start(recipe: Recipe, classes: int) -> Segmenter:
-    """The network at step 0: weights that the seed decides, and those that the recipe starts from."""
+def start(recipe: Recipe, classes: int, names: Sequence[str] = ()) -> Segmenter:
+    """The network at step 0: weights that the seed decides, and those that the recipe starts from.
+
+    names: of the classes; predictors of a run that the recipe starts from are taken for those of the same name.
+    """
     chosen: Model = recipe.model
     if chosen.init and chosen.weights == "timm":
         raise ValueError(f'weights="timm" and init={chosen.init}; give one of them')
@@ -99,11 +110,43 @@ def start(recipe: Recipe, classes: int) -> Segmenter:
         torch.manual_seed(recipe.loop.seed)
         model = create(chosen, classes, pretrained)
     if chosen.init:
+        fresh = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(PREDICTORS)}
         new = start_from(model, chosen.init)
+        if names and (known := saved_classes(chosen.init)):
+            new += match_predictors(model, fresh, chosen.init, known, names)
         logger.info("starting from %s; new: %s", chosen.init, few(new) or "nothing")
     elif not pretrained:
         logger.info("%s begins with random weights; --model.init gives others", chosen.backbone)
     return model
+
+
+PREDICTORS = ("head.classify.", "auxiliary.1.")  # tensors with a row for each class
+
+
+def match_predictors(
+    model: Segmenter, fresh: Mapping[str, Tensor], source: str, known: Sequence[str], names: Sequence[str]
+) -> list[str]:
+    """Give each class the row that predicts the class of its name in a saved run, else its fresh one.
+
+    Returns the classes that have none, for a log.
+    """
+    own = [i for i, name in enumerate(names) if name in set(known)]
+    theirs = match_classes(known, [names[i] for i in own], source, "the data")
+    saved = read_weights(source)
+    state = {key: value.clone() for key, value in fresh.items()}
+    for key, value in state.items():
+        if key in saved and saved[key].shape == (len(known), *value.shape[1:]):
+            value[own] = saved[key][theirs].to(value)
+    model.load_state_dict(state, strict=False)
+    return [f"class {name!r}" for name in names if name not in set(known)]
+
+
+def saved_classes(weights: str | Path) -> list[str] | None:
+    """The classes of the segmentation run that weights belong to; None if they belong to none."""
+    config = saved_config(weights)
+    if not isinstance(config.get("model"), dict) or "head" not in config["model"]:
+        return None
+    return Entry(f"{weights}: its config.yaml", config).get("classes", class_list)
 
 
 def summary(metrics: Mapping[str, float], split: str, pictures: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from secvit.images import read_image
 from secvit.segmentation.predict import label_picture, load_trained
@@ -31,8 +33,11 @@ def segment_photos(
     device: str | None = None,
     **look: Any,
 ) -> Iterator[str]:
-    """Write PHOTO.png (class numbers, with colours) and PHOTO_overlay.jpg for each photo; yield a line about it.
+    """Write PHOTO.png and PHOTO_overlay.jpg for each photo; yield a line about it.
 
+    PHOTO.png holds the numbers of the masks that the run learned from, with colours, and the names of the classes by
+        number as JSON in its text `classes`.
+    A photo that cannot be read is left out; when all others are done, a ValueError names those left out.
     photos: files of any format and size, or folders of them.  output: the folder for the results, numbered where two
         photos have one name or a result would have a photo's; older ones are replaced.
     weights: of `secvit train segmentation...`.  look: other than the run's own, {"window": 512}.
@@ -42,17 +47,37 @@ def segment_photos(
     names = picture_names(paths, folder, ".png", "_overlay.jpg")
     check_writable(folder)
     trained = load_trained(weights, device, **look)
+    left_out = []
+    classes = PngInfo()
+    classes.add_itxt("classes", json.dumps(dict(zip(map(str, trained.values), trained.classes)), ensure_ascii=False))
     for path in paths:
-        picture = read_image(path)
-        labels = label_picture(trained.model, picture, trained.look, progress=True)
+        try:
+            picture = read_image(path)
+            labels = label_picture(trained.model, picture, trained.look, progress=True)
+        except ValueError as error:
+            left_out.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            continue
         files = names[path]
-        write_atomically(files[0], encoded(indexed(labels, trained.palette), "PNG", optimize=True))
+        mask = numbered(labels, trained.values, trained.palette)
+        write_atomically(files[0], encoded(mask, "PNG", optimize=True, pnginfo=classes))
         seen = overlay(picture, labels, trained.palette, trained.classes)
         write_atomically(files[1], encoded(seen, "JPEG", quality=92))
         shares = 100 * np.bincount(labels.ravel(), minlength=len(trained.classes)) / labels.size
         largest = [i for i in shares.argsort()[::-1][:4] if shares[i]]
         most = ", ".join(f"{trained.classes[i]} {shares[i]:.0f} %" for i in largest)
         yield f"{path}: {most}; wrote {files[0]} and {files[1].name}"
+    if left_out:
+        raise ValueError("\n".join(f"left out {reason}" for reason in left_out))
+
+
+def numbered(labels: np.ndarray, values: Sequence[int], palette: Palette) -> Image.Image:
+    """Classes (H, W) as the numbers that stand for them in masks: indexed with the palette, beyond 255 16-bit grey."""
+    if max(values) > 255:
+        return Image.fromarray(np.array(values, np.uint16)[labels])
+    colours = [(0, 0, 0)] * (max(values) + 1)
+    for value, colour in zip(values, palette, strict=True):
+        colours[value] = tuple(colour)
+    return indexed(np.array(values, np.uint8)[labels], colours)
 
 
 def indexed(labels: np.ndarray, palette: Palette) -> Image.Image:

@@ -299,4 +299,7 @@ def _mask_of(photo: Path, masks: Path) -> np.ndarray:
     found = next((path for path in tried if path.is_file()), None)
     if found is None:
         raise ValueError(f"{tried[0]}: no mask for {photo.name}; give a folder of masks with the photos' names")
-    return read_mask(found)
+    mask = read_mask(found)
+    if mask.dtype != np.uint8:
+        raise ValueError(f"{found}: holds the value {mask.max()}; purity takes class numbers of 0 to 254")
+    return mask

@@ -1,0 +1,325 @@
+"""Where the pictures and masks of a data set lie: the known layouts.  docs/segmentation.md shows a tree of each.
+
+Names of folders count in any case, and the words for splits are those of all tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from secvit.fields import Faults, read_text
+from secvit.images.files import LeftOut, image_files, is_image, is_stray
+from secvit.images.words import SPLITS, split_of
+from secvit.segmentation.classes import Named, ade20k, cityscapes, from_csv, read_names, voc, voc_colours
+from secvit.segmentation.masks import LOSSY, MASKS, Colours
+
+# where pictures and masks of a split lie
+LAYOUTS = (
+    ("images/{}", "annotations/{}"),
+    ("images/{}", "masks/{}"),
+    ("images/{}", "labels/{}"),
+    ("img_dir/{}", "ann_dir/{}"),
+    ("{}", "{}_label"),
+    ("{}", "{}annot"),
+    ("{}/images", "{}/masks"),
+)
+UNDIVIDED = (("images", "masks"), ("images", "annotations"), ("images", "labels"))
+ADE20K = ("images", "training", "annotations", "training")
+VOC = ("jpegimages", "segmentationclass", "imagesets/segmentation")
+ROBOFLOW = "_mask"  # x.jpg has x_mask.png beside it
+CITYSCAPES = (("leftimg8bit/{}", "gtfine/{}", "_gtFine"), ("leftimg8bit/{}", "gtcoarse/{}", "_gtCoarse"))
+HELD_OUT = 0.15  # of an undivided set
+LISTS = 1 << 28  # bytes that a list of names may have
+LOOKED_FOR = (
+    *(" + ".join(layout) for layout in (*LAYOUTS, *UNDIVIDED)),
+    "JPEGImages + SegmentationClass (CVAT, VOC)",
+    "{}/NAME.jpg + {}/NAME_mask.png (Roboflow)",
+    "leftImg8bit/{} + gtFine/{} (Cityscapes)",
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a split lies.
+
+    ends: what names of pictures and of masks end with, before the ending, and which no name of the pair has.
+    lists: files with the names that belong to it; all of them without.  partial: pictures may lack a mask.
+    """
+
+    images: Path
+    masks: Path
+    ends: tuple[str, str] = ("", "")
+    lists: tuple[Path, ...] = ()
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures and masks of a split, in order, and what was left out."""
+
+    images: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    left_out: LeftOut
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Places by split, "" for a set that is not divided; what it says of its classes; what colours in masks mean."""
+
+    root: Path
+    places: dict[str, Place]
+    named: Callable[[], Named | None]
+    colours: Colours | None = None
+
+    @property
+    def undivided(self) -> bool:
+        """Whether a part is held out: there are no splits, or train alone."""
+        return self.places.keys() in ({""}, {"train"})
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        if self.undivided:
+            return SPLITS[:2]
+        return tuple(split for split in SPLITS if split in self.places)
+
+    def pairs(self, split: str) -> Pairs:
+        """The pictures of a split and their masks; a ValueError for one without the other, or two of one name."""
+        if split not in self.splits:
+            there = ", ".join(self.splits)
+            tried = ", ".join(LOOKED_FOR).replace("{}", split)
+            has = f"there is {there}" if there else f"looked for folders {tried}"
+            raise ValueError(f"{self.root}: no {split} split; {has} (docs/segmentation.md)")
+        place = next(iter(self.places.values())) if self.undivided else self.places[split]
+        pictures, masks, left_out = _files(place)
+        order = sorted(pictures)
+        if self.undivided:
+            kept = set(sorted(order, key=_by_hash)[: max(1, round(HELD_OUT * len(order)))])
+            order = [name for name in order if (name in kept) == (split == "val")]
+            if not order:
+                raise ValueError(f"{place.images}: one picture cannot be divided into train and val; add more")
+        return Pairs(tuple(pictures[name] for name in order), tuple(masks[name] for name in order), left_out)
+
+
+def splits(root: str | Path) -> tuple[str, ...]:
+    """The splits that `load` can give."""
+    return find_layout(Path(root)).splits
+
+
+def find_layout(root: Path) -> Layout:
+    """The layout of a folder, without places where it is none that is known."""
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder; check the path")
+    places = {split: place for split in SPLITS if (place := _place(root, LAYOUTS, split))}
+    if not places and (place := _place(root, UNDIVIDED, "")):
+        places = {"": place}
+    ade = "train" in places and _parts(places["train"]) == ADE20K
+    for find in (_voc, _roboflow, _cityscapes):
+        if not places and (layout := find(root)):
+            return layout
+    return Layout(root, places, lambda: read_names(root) or (ade20k(root) if ade else None))
+
+
+# -- layouts -------------------------------------------------------------------------------------
+
+
+def _place(root: Path, layouts: Sequence[tuple[str, str]], split: str) -> Place | None:
+    """The folders of a split's pictures and masks by the first layout that has both."""
+    for layout in layouts:
+        images, masks = (_folder(root, pattern, split) for pattern in layout)
+        if images and masks:
+            return Place(images, masks)
+    return None
+
+
+def _folder(root: Path, pattern: str, split: str) -> Path | None:
+    """The folder that a pattern like "images/{}" means; a ValueError if there are two."""
+    found = [root]
+    for part in pattern.split("/"):
+        found = [folder for above in found for folder in _folders(above) if _means(folder.name, part, split)]
+    if len(found) > 1:
+        names = ", ".join(str(folder.relative_to(root)) for folder in found)
+        raise ValueError(f"{root}: {len(found)} folders for {split or pattern}: {names}; keep one, or join them")
+    return found[0] if found else None
+
+
+def _parts(place: Place) -> tuple[str, ...]:
+    return tuple(part.casefold() for folder in (place.images, place.masks) for part in folder.parts[-2:])
+
+
+def _means(name: str, part: str, split: str) -> bool:
+    """Whether a folder's name is a part of a pattern: "Train_label" is "{}_label" of train."""
+    name = name.casefold()
+    before, mark, after = part.partition("{}")
+    if not mark:
+        return name == part
+    return name.endswith(after) and split_of(name[len(before) : len(name) - len(after)]) == split
+
+
+def _folders(above: Path) -> list[Path]:
+    try:
+        return sorted(Path(entry.path) for entry in os.scandir(above) if entry.is_dir() and not is_stray(entry.name))
+    except OSError as error:
+        raise ValueError(f"{above}: cannot be read ({error.strerror}); check its permissions") from None
+
+
+def _voc(root: Path) -> Layout | None:
+    """JPEGImages, SegmentationClass and lists in ImageSets/Segmentation: PASCAL VOC, and what CVAT writes like it."""
+    images, masks, lists = (_folder(root, pattern, "") for pattern in VOC)
+    if not images or not masks:
+        return None
+    files = sorted(lists.glob("*.txt")) if lists else []
+    files = [file for file in files if file.is_file() and not is_stray(file.name)]
+    by_split: dict[str, tuple[Path, ...]] = {}
+    for file in files:
+        if split := split_of(file.stem):
+            by_split[split] = (*by_split.get(split, ()), file)
+    by_split = by_split or {"": tuple(files)}
+    places = {split: Place(images, masks, lists=lists, partial=True) for split, lists in by_split.items()}
+    return Layout(root, places, lambda: read_names(root) or voc(root), voc_colours())
+
+
+def _roboflow(root: Path) -> Layout | None:
+    """train/x.jpg with train/x_mask.png and train/_classes.csv."""
+    folders = {split: folder for split in SPLITS if (folder := _folder(root, "{}", split))} or {"": root}
+    places = {
+        split: Place(folder, folder, ("", ROBOFLOW))
+        for split, folder in folders.items()
+        if any(_is_mask(entry.name, ROBOFLOW) for entry in os.scandir(folder))
+    }
+    if not places:
+        return None
+
+    def named() -> Named | None:
+        folders = [root, *(place.images for place in places.values())]
+        files = [folder / "_classes.csv" for folder in folders if (folder / "_classes.csv").is_file()]
+        said = {file: from_csv(file) for file in files}
+        for file, one in said.items():
+            if (one.names, one.values) != (said[files[0]].names, said[files[0]].values):
+                raise ValueError(f"{file}: other classes than {files[0]}; export all splits together")
+        return read_names(root) or (said[files[0]] if files else None)
+
+    return Layout(root, places, named)
+
+
+def _cityscapes(root: Path) -> Layout | None:
+    """leftImg8bit/train/CITY/x_leftImg8bit.png and gtFine/train/CITY/x_gtFine_labelTrainIds.png or _labelIds.png."""
+    for images, masks, kind in CITYSCAPES:
+        folders = {split: (_folder(root, images, split), _folder(root, masks, split)) for split in SPLITS}
+        both = {split: (image, mask) for split, (image, mask) in folders.items() if image and mask}
+        if not both:
+            continue
+        first = both.get("train") or next(iter(both.values()))
+        ends = [kind + ids for ids in ("_labelTrainIds", "_labelIds")]
+        train_ids = any(path.stem.endswith(ends[0]) for path in image_files(first[1]))
+        end = ends[0] if train_ids else ends[1]
+        places = {split: Place(*folders, ends=("_leftImg8bit", end)) for split, folders in both.items()}
+        return Layout(root, places, partial(_cityscapes_names, root, train_ids))
+    return None
+
+
+def _cityscapes_names(root: Path, train_ids: bool) -> Named:
+    return read_names(root) or cityscapes(root, train_ids)
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+def _files(place: Place) -> tuple[dict[str, Path], dict[str, Path], LeftOut]:
+    """Pictures and masks by name: the path in their folder without what the two differ in."""
+    left_out = LeftOut()
+    files = image_files(place.images, left_out)
+    beside = files if place.masks == place.images else image_files(place.masks, left_out)
+    ours, masks = place.ends
+    others = [path for path in beside if not _is_mask(path.name, masks)]
+    pictures = [path for path in files if path.stem.endswith(ours)]
+    if beside is files:
+        pictures = [path for path in pictures if not _is_mask(path.name, masks)]
+    else:
+        left_out.add(f"not ending in {ours}", len(files) - len(pictures))
+        left_out.add(f"not ending in {masks}" if masks else "of a lossy format among the masks", len(others))
+    drawn = [path for path in beside if _is_mask(path.name, masks)]
+    found = _by_name(place.images, pictures, ours), _by_name(place.masks, drawn, masks)
+    if not found[0]:
+        raise ValueError(f"{place.images}: no pictures; expected files ending in .jpg, .png ...")
+    if place.lists:
+        found = _listed(place, *found, left_out)
+    if place.partial:
+        left_out.add("without a mask", len(found[0].keys() - found[1].keys()))
+        found = {name: path for name, path in found[0].items() if name in found[1]}, found[1]
+        if not found[0]:
+            raise ValueError(f"{place.masks}: no mask has the name of a picture in {place.images}")
+    _check_lonely(place, *found, others)
+    return *found, left_out
+
+
+def _is_mask(name: str, end: str) -> bool:
+    stem, ending = os.path.splitext(name)
+    return ending.lower() in MASKS and stem.endswith(end) and not is_stray(name)
+
+
+def _by_name(folder: Path, files: Sequence[Path], end: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    faults = Faults(f"{folder}: files of one name, which is that of one picture and its mask")
+    for path in files:
+        name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(end)
+        if name in found:
+            faults.add(f"{found[name].relative_to(folder)} and {path.relative_to(folder)}")
+        found[name] = path
+    faults.check("Keep one of each, or rename one with its mask")
+    return found
+
+
+def _listed(
+    place: Place, pictures: dict[str, Path], masks: dict[str, Path], left_out: LeftOut
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Those that stand in the split's lists, a name a line."""
+    wanted: dict[str, None] = {}
+    for file in place.lists:
+        faults = Faults(file)
+        for number, line in enumerate(read_text(file, LISTS).splitlines(), 1):
+            name = line.strip().strip('"').replace("\\", "/")
+            name = os.path.splitext(name)[0] if name not in pictures and is_image(name) else name
+            if name and name not in pictures:
+                faults.add(f"line {number}: {name[:80]!r} has no picture in {place.images}")
+            elif name:
+                wanted[name] = None
+        faults.check("Add the pictures, or take the names out")
+    if not wanted:
+        raise ValueError(f"{place.lists[0]}: lists no picture; write the name of one a line")
+    left_out.add(
+        f"not listed in {', '.join(file.name for file in place.lists)}",
+        len(pictures.keys() - wanted.keys()) + len(masks.keys() - wanted.keys()),
+    )
+    return (
+        {name: path for name, path in pictures.items() if name in wanted},
+        {name: path for name, path in masks.items() if name in wanted},
+    )
+
+
+def _check_lonely(place: Place, pictures: dict[str, Path], masks: dict[str, Path], others: Sequence[Path]) -> None:
+    for kind, lonely, folder in (
+        ("pictures without a mask", pictures.keys() - masks.keys(), place.masks),
+        ("masks without a picture", masks.keys() - pictures.keys(), place.images),
+    ):
+        if lonely:
+            shown = ", ".join(sorted(lonely)[:3])
+            lossy = {path.relative_to(place.masks).with_suffix("").as_posix() for path in others if _is_lossy(path)}
+            why = ""
+            if folder is place.masks and lossy & lonely:
+                why = "; there are JPG files of these names, which change the values of pixels: export masks as PNG"
+            raise ValueError(
+                f"{len(lonely)} {kind} of that name in {folder}: {shown}{', ...' * (len(lonely) > 3)}{why}"
+            )
+
+
+def _is_lossy(path: Path) -> bool:
+    return path.suffix.lower() in LOSSY
+
+
+def _by_hash(name: str) -> bytes:
+    return hashlib.sha1(name.encode()).digest()
