@@ -189,7 +189,7 @@ def _roboflow(root: Path) -> Layout | None:
     places = {
         split: Place(folder, folder, ("", ROBOFLOW))
         for split, folder in folders.items()
-        if any(_is_mask(entry.name, ROBOFLOW) for entry in os.scandir(folder))
+        if any(_is_mask(name, ROBOFLOW) for name in os.listdir(folder))
     }
     if not places:
         return None

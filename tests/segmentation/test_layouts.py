@@ -1,0 +1,204 @@
+"""What annotation tools export is found, read as its classes, trained and scored; what is no pair is named."""
+
+import logging
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from secvit.segmentation import evaluate_checkpoint, recipes, train
+from secvit.segmentation.classes import CITYSCAPES, VOC_NAMES
+from secvit.segmentation.data import load, splits
+from tests.segmentation import exports
+from tests.segmentation.make import mask_folder, save, scene
+
+CITY = tuple(name for name, _, _ in CITYSCAPES)
+# maker, classes, pictures of train and of val, whether two rows are ignored
+EXPORTS = {
+    exports.cvat: (exports.NAMES, 5, 5, True),
+    exports.cvat_task: (exports.NAMES, 4, 1, True),
+    exports.voc: (VOC_NAMES, 5, 5, True),
+    exports.voc_in_colours: (VOC_NAMES, 5, 5, True),
+    exports.roboflow: (exports.NAMES, 5, 5, False),
+    exports.roboflow_train_alone: (exports.NAMES, 4, 1, False),
+    exports.cityscapes: (CITY, 5, 5, True),
+    exports.cityscapes_label_ids: (CITY, 5, 5, True),
+}
+
+
+@pytest.mark.parametrize("make", EXPORTS, ids=lambda make: make.__name__)
+def test_an_export_is_read_as_its_classes(tmp_path, make):
+    classes, *counts, ignored = EXPORTS[make]
+    make(tmp_path)
+    assert splits(tmp_path) == ("train", "val")
+    found = [load(tmp_path, split) for split in ("train", "val")]
+    assert [len(split) for split in found] == counts and {split.classes for split in found} == {classes}
+    drawn = {i: mask for split, i, _, mask in exports.scenes() if split == "train"}
+    for i, name in enumerate(found[0].images.names):
+        expected = drawn[int(re.search(r"(\d)(_png|_000019_left|\.)", name)[1])]
+        expected = expected if ignored else np.where(expected == 255, 0, expected)
+        assert np.array_equal(found[0].mask(i), expected)
+
+
+@pytest.mark.parametrize("make", EXPORTS, ids=lambda make: make.__name__)
+def test_an_export_trains_and_evaluates(tmp_path, make):
+    make(tmp_path / "data")
+    recipe = recipes.tiny(recipes.folder())
+    recipe = replace(recipe, loop=replace(recipe.loop, device="cpu", steps=1))
+    result = train(recipe, tmp_path / "data", tmp_path / "run")
+    scores = evaluate_checkpoint(tmp_path / "run", tmp_path / "data", device="cpu")
+    _, _, pictures, ignored = EXPORTS[make]
+    assert np.sum(scores["confusion"]) == pictures * (64 - 2 * ignored) * 80
+    assert scores["confusion"] == result["confusion"] and 0 <= scores["miou"] <= 1
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("images/Train", "masks/Train", "images/Val", "masks/Val"),
+        ("Images/training", "Masks/TRAIN", "Images/validation", "Masks/valid"),
+        ("train2017/images", "train2017/masks", "val2017/images", "val2017/masks"),
+        ("Train", "Train_Label", "Dev", "Dev_Label"),
+    ],
+)
+def test_words_of_splits_count_in_any_case(tmp_path, layout):
+    for i, place in enumerate(layout):
+        save(tmp_path / place / "0.png", scene(i // 2)[i % 2])
+    assert splits(tmp_path) == ("train", "val")
+    assert [len(load(tmp_path, split)) for split in ("train", "val")] == [1, 1]
+
+
+def test_train_alone_is_divided(tmp_path):
+    mask_folder(tmp_path, images=20, splits=("train",))
+    names = [set(load(tmp_path, split).images.names) for split in ("train", "val")]
+    assert [len(n) for n in names] == [17, 3] and not names[0] & names[1]
+
+
+def test_val_alone_is_not_divided(tmp_path):
+    mask_folder(tmp_path, images=5, splits=("val",))
+    assert splits(tmp_path) == ("val",) and len(load(tmp_path, "val")) == 5
+
+
+def test_cityscapes_labels_that_are_no_classes_are_ignored(tmp_path):
+    found = load(exports.cityscapes_label_ids(tmp_path), "train")
+    assert found.labels.values[:3] == (7, 8, 11) and {0, 4, 33} & set(found.labels.ignored) == {0, 4}
+
+
+def test_a_labelmap_names_colours_in_any_layout(tmp_path):
+    for split, i, pixels, mask in exports.scenes():
+        save(tmp_path / "images" / split / f"{i}.png", pixels)
+        save(tmp_path / "masks" / split / f"{i}.png", exports.coloured(mask, exports.COLOURS))
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0\nsquare:250,50,83\nstripe:51,221,255\nvoid:224,224,192\n")
+    found = load(tmp_path, "train")
+    assert found.classes == exports.NAMES and found.palette == exports.COLOURS
+    assert np.unique(found.mask(0)).tolist() == [0, 1, 2, 255]
+
+
+# -- what is refused or left out -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "files", "message"),
+    [
+        ("train", ("0.png", "0.jpg"), "0.jpg and 0.png"),
+        ("train", ("deeper/a.png", "deeper/a.bmp", "deeper/a.tif"), "deeper/a.bmp and deeper/a.png"),
+        ("train_label", ("2.tif",), "2.png and 2.tif"),
+        ("train_label", ("1.bmp", "1.gif"), "1.bmp and 1.gif"),
+    ],
+)
+def test_two_files_of_one_name_are_named(tmp_path, kind, files, message):
+    mask_folder(tmp_path)
+    for file in files:
+        save(tmp_path / kind / file, scene(9)[0 if kind == "train" else 1])
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, "train")
+
+
+@pytest.mark.parametrize("stray", ["._0.png", ".hidden.png", "Thumbs.db", "__MACOSX/0.png", ".thumbs/0.png", "0.png~"])
+def test_stray_files_are_no_data(tmp_path, stray, caplog):
+    mask_folder(tmp_path)
+    for folder in ("train", "train_label"):
+        path = tmp_path / folder / stray
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\0\5\x16\7" * 20)
+    with caplog.at_level(logging.INFO):
+        assert len(load(tmp_path, "train")) == 4
+    assert "train: used 8 of 10 files; left out: 2 hidden or stray" in caplog.text
+
+
+def test_what_is_left_out_is_said(tmp_path, caplog):
+    mask_folder(tmp_path)
+    (tmp_path / "train" / "notes.txt").write_text("")
+    save(tmp_path / "train_label" / "preview.jpg", scene(0)[0])
+    with caplog.at_level(logging.INFO):
+        load(tmp_path, "train")
+    assert "train: used 8 of 10 files; left out: 1 of another ending (.txt), 1 of a lossy format" in caplog.text
+
+
+def test_linked_folders_are_followed(tmp_path):
+    mask_folder(tmp_path / "real", images=3, splits=("train",))
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind / "train").mkdir(parents=True)
+        source = tmp_path / "real" / ("train" if kind == "images" else "train_label")
+        (tmp_path / "set" / kind / "train" / "linked").symlink_to(source)
+        (tmp_path / "set" / kind / "val").symlink_to(source)
+    assert [len(load(tmp_path / "set", split)) for split in ("train", "val")] == [3, 3]
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".JPEG", ".jfif"])
+def test_jpg_masks_are_refused_with_that_reason(tmp_path, ending):
+    mask_folder(tmp_path)
+    for path in (tmp_path / "train_label").iterdir():
+        path.rename(path.with_suffix(ending))
+    with pytest.raises(ValueError, match=r"4 pictures without a mask .*: 0, 1, 2, \.\.\.; there are JPG files"):
+        load(tmp_path, "train")
+
+
+def test_two_folders_for_one_split_are_named(tmp_path):
+    mask_folder(tmp_path, splits=("train", "val", "Validation"))
+    with pytest.raises(ValueError, match="2 folders for val: Validation, val"):
+        load(tmp_path, "val")
+
+
+def test_an_unknown_layout_says_what_was_looked_for(tmp_path):
+    (tmp_path / "stuff").mkdir()
+    with pytest.raises(ValueError, match="images/train.*JPEGImages.*train/NAME_mask.png.*leftImg8bit/train.*gtFine"):
+        load(tmp_path, "train")
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        load(tmp_path / "nowhere", "train")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("gone", r"train.txt:\n  line 6: 'gone' has no picture in .*JPEGImages"),
+        ("../../etc/passwd", "line 6: '../../etc/passwd' has no picture"),
+        ("train_0_without.jpg", None),
+    ],
+)
+def test_a_list_names_pictures(tmp_path, line, message, caplog):
+    exports.voc(tmp_path)
+    exports.write_list(tmp_path, "train", line)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path, "train")
+    else:
+        with caplog.at_level(logging.INFO):
+            assert len(load(tmp_path, "train")) == 5
+        assert "1 without a mask" in caplog.text
+
+
+def test_other_classes_in_another_split_of_an_export_are_refused(tmp_path):
+    exports.roboflow(tmp_path)
+    (tmp_path / "valid" / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, stripe\n2, square\n")
+    with pytest.raises(ValueError, match=r"valid.*_classes.csv: other classes than .*train"):
+        load(tmp_path, "train")
+
+
+def test_a_colour_that_no_label_has_is_named(tmp_path):
+    exports.cvat(tmp_path)
+    mask = np.asarray(exports.coloured(scene(0)[1], ((0, 0, 0), (1, 2, 3), (51, 221, 255))))
+    save(tmp_path / "SegmentationClass" / "Train 1.png", mask)
+    with pytest.raises(ValueError, match=r"Train 1.png: .*it holds the colour 1,2,3, which labelmap.txt does not list"):
+        load(tmp_path, "train")

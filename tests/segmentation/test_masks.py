@@ -1,0 +1,231 @@
+"""What is read of a mask file in any mode, turned as its picture is, and what is no mask."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from secvit.images import read_image
+from secvit.segmentation.data import load
+from secvit.segmentation.masks import Colours, read_mask
+from tests.segmentation.make import mask_folder, scene
+
+VALUES = np.arange(12, dtype=np.uint8).reshape(3, 4) % 4
+
+
+def written(tmp_path, picture, name="0.png", **options):
+    picture.save(tmp_path / name, **options)
+    return tmp_path / name
+
+
+def indexed(values):
+    picture = Image.fromarray(values)
+    picture.putpalette([0, 0, 0, 9, 9, 9, 200, 0, 0, 0, 200, 0] + [0] * 756)
+    return picture
+
+
+READ = {
+    "grey": (Image.fromarray(VALUES), "png"),
+    "indexed": (indexed(VALUES), "png"),
+    "indexed with 2 bits": (indexed(VALUES), "png2"),
+    "16 bits": (Image.fromarray(VALUES.astype(np.uint16) * 300), "png"),
+    "16 bits, tiff": (Image.fromarray(VALUES.astype(np.uint16) * 300), "tif"),
+    "32 bits": (Image.fromarray(VALUES.astype(np.int32) * 300), "tif"),
+    "whole floats": (Image.fromarray(VALUES.astype(np.float32) * 300), "tif"),
+    "bmp": (Image.fromarray(VALUES), "bmp"),
+    "gif": (indexed(VALUES), "gif"),
+    "pgm": (Image.fromarray(VALUES), "pgm"),
+}
+
+
+@pytest.mark.parametrize(("picture", "kind"), READ.values(), ids=READ)
+def test_the_numbers_of_a_mask_are_read_as_they_are(tmp_path, picture, kind):
+    options = {"bits": 2} if kind == "png2" else {}
+    path = written(tmp_path, picture, f"0.{kind[:3]}", **options)
+    found = read_mask(path)
+    scale = 300 if picture.mode not in ("L", "P") else 1
+    assert np.array_equal(found, VALUES.astype(np.uint16) * scale)
+    assert found.dtype == (np.uint8 if scale == 1 else np.uint16)
+
+
+def test_a_mask_of_one_bit_holds_0_and_1(tmp_path):
+    found = read_mask(written(tmp_path, Image.fromarray(VALUES > 1)))
+    assert found.dtype == np.uint8 and np.array_equal(found, VALUES > 1)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_values_of_few_bits_are_not_stretched(tmp_path, bits):
+    rows = [[0, 1, 2, 3], [3, 2, 1, 0]]
+    packed = b"".join(
+        b"\0" + int("".join(f"{value:0{bits}b}" for value in row), 2).to_bytes(4 * bits // 8, "big") for row in rows
+    )
+    (tmp_path / "0.png").write_bytes(png(4, 2, bits, 0, packed))
+    assert read_mask(tmp_path / "0.png").tolist() == rows
+
+
+def png(width, height, bits, colour, rows):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_a_mask_is_turned_exactly_as_its_picture(tmp_path, orientation, kind):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    grey = VALUES * 60
+    picture = written(tmp_path, Image.fromarray(grey).convert("RGB"), f"picture.{kind}", exif=exif)
+    mask = written(tmp_path, Image.fromarray(grey), f"mask.{kind}", exif=exif)
+    assert np.array_equal(read_mask(mask), np.asarray(read_image(picture))[..., 0])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr"])
+def test_colours_are_refused_with_that_reason(tmp_path, mode):
+    picture = Image.fromarray(np.stack([VALUES, 0 * VALUES, 9 * VALUES], -1)).convert("L" if mode == "PA" else "RGB")
+    path = written(tmp_path, picture.convert(mode), "0.tif")
+    with pytest.raises(
+        ValueError, match=f"0.tif: not a mask that can be read .its pixels are {mode} colours.*labelmap"
+    ):
+        read_mask(path)
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_colours_with_equal_channels_are_refused_with_the_remedy(tmp_path, names):
+    mask_folder(tmp_path, classes=("a", "b", "c") if names else ())
+    for path in (tmp_path / "train_label").iterdir():
+        Image.open(path).convert("RGB").save(path)
+    with pytest.raises(ValueError, match=r"(?s)0.png: .*RGB colours.*channels are equal: save one.*3.png"):
+        load(tmp_path, "train")
+
+
+def test_the_masks_of_train_are_named_if_those_of_val_need_them(tmp_path):
+    mask_folder(tmp_path, classes=())
+    Image.open(tmp_path / "train_label" / "1.png").convert("RGB").save(tmp_path / "train_label" / "1.png")
+    with pytest.raises(ValueError, match="train_label.1.png: .*RGB colours"):
+        load(tmp_path, "val")
+
+
+def test_colours_are_read_by_a_table(tmp_path):
+    rgb = np.array([[[0, 0, 0], [200, 0, 0]], [[0, 200, 0], [224, 224, 192]]], np.uint8)
+    table = {(0, 0, 0): 0, (200, 0, 0): 7, (0, 200, 0): 3, (224, 224, 192): 255}
+    colours = Colours.of(table, "labelmap.txt", everywhere=True)
+    for picture in (Image.fromarray(rgb), Image.fromarray(rgb).quantize(4), Image.fromarray(rgb).convert("RGBA")):
+        assert read_mask(written(tmp_path, picture), colours).tolist() == [[0, 7], [3, 255]]
+    with pytest.raises(ValueError, match="0.png: .*it holds the colour 9,9,9, which labelmap.txt does not list"):
+        read_mask(written(tmp_path, Image.new("L", (2, 2), 9)), colours)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:48])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def giant(path):
+    path.write_bytes(png(60_000, 60_000, 8, 0, b"\0" * 60))
+
+
+def large(path):
+    path.write_bytes(png(14_000, 14_000, 8, 0, b"\0" * 60))
+
+
+def postscript(path):
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+
+
+def jpeg(path):
+    content = io.BytesIO()
+    Image.fromarray(VALUES).save(content, "JPEG")
+    path.write_bytes(content.getvalue())
+
+
+def negative(path):
+    Image.fromarray(VALUES.astype(np.int32) - 1).save(path.with_suffix(".tif"))
+    path.with_suffix(".tif").rename(path)
+
+
+def too_high(path):
+    Image.fromarray(VALUES.astype(np.int32) * 40_000).save(path.with_suffix(".tif"))
+    path.with_suffix(".tif").rename(path)
+
+
+def fractions(path):
+    Image.fromarray(VALUES.astype(np.float32) / 2).save(path.with_suffix(".tif"))
+    path.with_suffix(".tif").rename(path)
+
+
+def not_a_number(path):
+    Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(path.with_suffix(".tif"))
+    path.with_suffix(".tif").rename(path)
+
+
+def missing(path):
+    path.unlink()
+
+
+def folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+BROKEN = {
+    cut: "not a mask that can be read",
+    empty: "not a mask that can be read .no image",
+    giant: "not a mask that can be read .*(pixels|bomb)",
+    large: "not a mask that can be read .*(178 million pixels|bomb)",
+    postscript: "not a mask that can be read .no image",
+    jpeg: "not a mask that can be read .it is a JPEG, which changes the values of pixels",
+    negative: "holds the value -1; expected numbers of 0 to 65535",
+    too_high: "holds the value 120000; expected numbers of 0 to 65535",
+    fractions: "not a mask that can be read .it holds numbers that are not whole",
+    not_a_number: "not a mask that can be read .it holds numbers that are not whole",
+    missing: "cannot be read .No such file",
+    folder: "a folder, not a file",
+    pipe: "a device, pipe or socket, not a file",
+}
+
+
+@pytest.mark.parametrize("breaks", BROKEN, ids=lambda f: f.__name__)
+def test_what_is_no_mask_is_named(tmp_path, breaks):
+    path = written(tmp_path, Image.fromarray(VALUES))
+    breaks(path)
+    with pytest.raises(ValueError, match=f"0.png: {BROKEN[breaks]}"):
+        read_mask(path)
+
+
+def test_bytes_that_are_no_mask_end_in_an_error_that_names_the_file(tmp_path):
+    random = np.random.default_rng(0)
+    wholes = []
+    for kind in ("png", "tif", "bmp", "gif", "pgm"):
+        content = io.BytesIO()
+        indexed(scene(0)[1]).convert("L" if kind in ("pgm", "tif") else "P").save(
+            content, {"tif": "TIFF", "pgm": "PPM"}.get(kind, kind)
+        )
+        wholes.append(content.getvalue())
+    path = tmp_path / "0.png"
+    for i in range(300):
+        content = bytearray(wholes[i % len(wholes)])
+        for at in random.integers(0, min(len(content), 400), 3):
+            content[at] = random.integers(256)
+        path.write_bytes(content[: random.integers(1, len(content) + 1)] if i % 3 == 0 else content)
+        try:
+            read_mask(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+        except (ResourceWarning, UserWarning):
+            pass  # Pillow's own, of odd metadata; errors only under this suite's filters
