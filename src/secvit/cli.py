@@ -318,7 +318,8 @@ def segment(words: Sequence[str]) -> int:
     """Label the pixels of pictures."""
     parser = _parser(
         "secvit segment",
-        "The class of each pixel of one or more pictures: an overlay to look at and an indexed PNG to work with.\n\n"
+        "The class of each pixel of one or more pictures: an overlay to look at, and an indexed PNG with\n"
+        "the numbers of the masks that the run learned from, to work with.\n\n"
         "secvit segment photo.jpg --weights runs/mine               in segments/: photo.png, photo_overlay.jpg\n"
         "secvit segment photos/ more/*.png --weights runs/mine --short_side 0 --window 512     large pictures\n\n"
         "secvit evaluate scores such a run on a split.",
