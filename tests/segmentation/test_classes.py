@@ -220,6 +220,22 @@ def test_a_table_of_ade20k_with_other_rows_is_refused(tmp_path):
         load(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        ({"classes": ["square", "stripe"]}, (1, 2)),
+        ({"classes": ["noise", "square", "stripe"], "ignore_index": 255}, (0, 1, 2)),
+        ({"classes": {"0": "noise", "1": "square", "2": "stripe"}}, (0, 1, 2)),
+    ],
+)
+def test_in_ade20ks_layout_0_is_ignored_unless_names_say_otherwise(tmp_path, names, values):
+    for part in ("training", "validation"):
+        save(tmp_path / "images" / part / "a.jpg", scene(0)[0])
+        save(tmp_path / "annotations" / part / "a.png", scene(0)[1])
+    (tmp_path / "classes.json").write_text(json.dumps(names))
+    assert load(tmp_path, "val").labels.values == load(tmp_path, "train").labels.values == values
+
+
 # -- classes by name -----------------------------------------------------------------------------
 
 

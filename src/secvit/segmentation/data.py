@@ -86,7 +86,7 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
     pairs = layout.pairs(split)
     images, masks, where = pairs.images, pairs.masks, pairs.images[0].parent
     if line := pairs.left_out.line(split, 2 * len(images)):
-        logger.info(line)
+        logger.log(logging.INFO if pairs.expected else logging.WARNING, "%s", line)
     named = layout.named()
     colours = (named.colours if named else None) or layout.colours
     looked = over(lambda pair: look_at(*pair, colours), list(zip(images, masks, strict=True)), f"checking {where.name}")

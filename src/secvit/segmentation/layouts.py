@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,9 +31,10 @@ LAYOUTS = (
 )
 UNDIVIDED = (("images", "masks"), ("images", "annotations"), ("images", "labels"))
 ADE20K = ("images", "training", "annotations", "training")
-VOC = ("jpegimages", "segmentationclass", "imagesets/segmentation")
-ROBOFLOW = "_mask"  # x.jpg has x_mask.png beside it
+VOC, VOC_LISTS = ("jpegimages", "segmentationclass"), "imagesets/segmentation"
+ROBOFLOW, CSV = "_mask", "_classes.csv"  # x.jpg has x_mask.png beside it
 CITYSCAPES = (("leftimg8bit/{}", "gtfine/{}", "_gtFine"), ("leftimg8bit/{}", "gtcoarse/{}", "_gtCoarse"))
+EXPECTED = ("hidden", "not listed")  # reasons to leave out what is no mistake
 HELD_OUT = 0.15  # of an undivided set
 LISTS = 1 << 28  # bytes that a list of names may have
 LOOKED_FOR = (
@@ -60,11 +62,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pictures and masks of a split, in order, and what was left out."""
+    """Pictures and masks of a split, in order, and what was left out: as such sets have it, or perhaps by mistake."""
 
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
     left_out: LeftOut
+    expected: bool
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ class Layout:
             order = [name for name in order if (name in kept) == (split == "val")]
             if not order:
                 raise ValueError(f"{place.images}: one picture cannot be divided into train and val; add more")
-        return Pairs(tuple(pictures[name] for name in order), tuple(masks[name] for name in order), left_out)
+        expected = bool(place.ends[1]) or all(reason.startswith(EXPECTED) for reason in left_out.reasons)
+        return Pairs(tuple(pictures[name] for name in order), tuple(masks[name] for name in order), left_out, expected)
 
 
 def splits(root: str | Path) -> tuple[str, ...]:
@@ -121,7 +125,7 @@ def find_layout(root: Path) -> Layout:
     for find in (_voc, _roboflow, _cityscapes):
         if not places and (layout := find(root)):
             return layout
-    return Layout(root, places, lambda: read_names(root) or (ade20k(root) if ade else None))
+    return Layout(root, places, partial(_ade20k_names, root) if ade else partial(read_names, root))
 
 
 # -- layouts -------------------------------------------------------------------------------------
@@ -130,21 +134,28 @@ def find_layout(root: Path) -> Layout:
 def _place(root: Path, layouts: Sequence[tuple[str, str]], split: str) -> Place | None:
     """The folders of a split's pictures and masks by the first layout that has both."""
     for layout in layouts:
-        images, masks = (_folder(root, pattern, split) for pattern in layout)
-        if images and masks:
-            return Place(images, masks)
+        if both := _both(root, layout, split):
+            return Place(*both)
     return None
 
 
-def _folder(root: Path, pattern: str, split: str) -> Path | None:
-    """The folder that a pattern like "images/{}" means; a ValueError if there are two."""
+def _both(root: Path, layout: tuple[str, str], split: str = "") -> tuple[Path, Path] | None:
+    """The two folders that patterns like "images/{}" mean; a ValueError if one of them is there twice."""
+    images, masks = (_matching(root, pattern, split) for pattern in layout)
+    if not images or not masks:
+        return None
+    for found, pattern in ((images, layout[0]), (masks, layout[1])):
+        if len(found) > 1:
+            names = ", ".join(str(folder.relative_to(root)) for folder in found)
+            raise ValueError(f"{root}: {len(found)} folders for {split or pattern}: {names}; keep one, or join them")
+    return images[0], masks[0]
+
+
+def _matching(root: Path, pattern: str, split: str) -> list[Path]:
     found = [root]
     for part in pattern.split("/"):
         found = [folder for above in found for folder in _folders(above) if _means(folder.name, part, split)]
-    if len(found) > 1:
-        names = ", ".join(str(folder.relative_to(root)) for folder in found)
-        raise ValueError(f"{root}: {len(found)} folders for {split or pattern}: {names}; keep one, or join them")
-    return found[0] if found else None
+    return found
 
 
 def _parts(place: Place) -> tuple[str, ...]:
@@ -169,23 +180,23 @@ def _folders(above: Path) -> list[Path]:
 
 def _voc(root: Path) -> Layout | None:
     """JPEGImages, SegmentationClass and lists in ImageSets/Segmentation: PASCAL VOC, and what CVAT writes like it."""
-    images, masks, lists = (_folder(root, pattern, "") for pattern in VOC)
-    if not images or not masks:
+    both = _both(root, VOC)
+    if not both:
         return None
-    files = sorted(lists.glob("*.txt")) if lists else []
+    files = [file for folder in _matching(root, VOC_LISTS, "") for file in sorted(folder.glob("*.txt"))]
     files = [file for file in files if file.is_file() and not is_stray(file.name)]
     by_split: dict[str, tuple[Path, ...]] = {}
     for file in files:
         if split := split_of(file.stem):
             by_split[split] = (*by_split.get(split, ()), file)
     by_split = by_split or {"": tuple(files)}
-    places = {split: Place(images, masks, lists=lists, partial=True) for split, lists in by_split.items()}
+    places = {split: Place(*both, lists=lists, partial=True) for split, lists in by_split.items()}
     return Layout(root, places, lambda: read_names(root) or voc(root), voc_colours())
 
 
 def _roboflow(root: Path) -> Layout | None:
     """train/x.jpg with train/x_mask.png and train/_classes.csv."""
-    folders = {split: folder for split in SPLITS if (folder := _folder(root, "{}", split))} or {"": root}
+    folders = {split: both[0] for split in SPLITS if (both := _both(root, ("{}", "{}"), split))} or {"": root}
     places = {
         split: Place(folder, folder, ("", ROBOFLOW))
         for split, folder in folders.items()
@@ -196,7 +207,7 @@ def _roboflow(root: Path) -> Layout | None:
 
     def named() -> Named | None:
         folders = [root, *(place.images for place in places.values())]
-        files = [folder / "_classes.csv" for folder in folders if (folder / "_classes.csv").is_file()]
+        files = [folder / CSV for folder in folders if (folder / CSV).is_file()]
         said = {file: from_csv(file) for file in files}
         for file, one in said.items():
             if (one.names, one.values) != (said[files[0]].names, said[files[0]].values):
@@ -209,17 +220,24 @@ def _roboflow(root: Path) -> Layout | None:
 def _cityscapes(root: Path) -> Layout | None:
     """leftImg8bit/train/CITY/x_leftImg8bit.png and gtFine/train/CITY/x_gtFine_labelTrainIds.png or _labelIds.png."""
     for images, masks, kind in CITYSCAPES:
-        folders = {split: (_folder(root, images, split), _folder(root, masks, split)) for split in SPLITS}
-        both = {split: (image, mask) for split, (image, mask) in folders.items() if image and mask}
-        if not both:
+        folders = {split: both for split in SPLITS if (both := _both(root, (images, masks), split))}
+        if not folders:
             continue
-        first = both.get("train") or next(iter(both.values()))
+        first = folders.get("train") or next(iter(folders.values()))
         ends = [kind + ids for ids in ("_labelTrainIds", "_labelIds")]
         train_ids = any(path.stem.endswith(ends[0]) for path in image_files(first[1]))
         end = ends[0] if train_ids else ends[1]
-        places = {split: Place(*folders, ends=("_leftImg8bit", end)) for split, folders in both.items()}
+        places = {split: Place(*both, ends=("_leftImg8bit", end)) for split, both in folders.items()}
         return Layout(root, places, partial(_cityscapes_names, root, train_ids))
     return None
+
+
+def _ade20k_names(root: Path) -> Named:
+    """ADE20K's, or those of a file, which ignores 0 too if it says nothing else."""
+    named = read_names(root)
+    if named and named.values is None and named.ignored is None:
+        named = replace(named, ignored=(0,))
+    return named or ade20k(root)
 
 
 def _cityscapes_names(root: Path, train_ids: bool) -> Named:
@@ -244,6 +262,8 @@ def _files(place: Place) -> tuple[dict[str, Path], dict[str, Path], LeftOut]:
         left_out.add(f"not ending in {masks}" if masks else "of a lossy format among the masks", len(others))
     drawn = [path for path in beside if _is_mask(path.name, masks)]
     found = _by_name(place.images, pictures, ours), _by_name(place.masks, drawn, masks)
+    if (place.images / CSV).is_file():
+        left_out.reasons -= Counter(["of another ending (.csv)"])  # it is read elsewhere
     if not found[0]:
         raise ValueError(f"{place.images}: no pictures; expected files ending in .jpg, .png ...")
     if place.lists:
