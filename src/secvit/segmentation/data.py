@@ -30,7 +30,10 @@ __all__ = ["MASKS", "EvalView", "Split", "TrainView", "load", "read_mask", "spli
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-REMEDY = "Repair or remove them; classes.json says which values are classes (docs/segmentation.md)"
+REMEDY = (
+    'Repair or remove them, or say in classes.json which values are classes: {"classes": {"0": "sky", "128": "road"}} '
+    "(docs/segmentation.md)"
+)
 
 
 @dataclass(frozen=True)
