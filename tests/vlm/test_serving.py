@@ -1,4 +1,4 @@
-"""vLLM is not installed here: only the names that bind its plug-in to the rest are checked, none of it is run."""
+"""The names that bind vLLM's plug-in to the rest, checked without vLLM; test_vllm.py runs it."""
 
 from __future__ import annotations
 

@@ -78,6 +78,7 @@ def small_llava(
     vision_layers: int = 3,
     text_layers: int = 2,
     max_length: int = 4096,
+    head_dim: int = 16,
     next_tiles: bool = False,
     **options: Any,
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -85,9 +86,9 @@ def small_llava(
 
     connector: a name of `secvit.connectors` with its `options`; None for the model as transformers has it.
     next_tiles: LLaVA-NeXT instead, whose pictures are cut in tiles (only with connector=None; `use_connector` does
-    the rest).  dim is the width of both towers, in heads of 16.
+    the rest).  dim is the width of both towers, in heads of head_dim (vLLM on CPUs takes 32, not 16).
     """
-    heads = {"num_attention_heads": dim // 16, "hidden_size": dim, "intermediate_size": 2 * dim}
+    heads = {"num_attention_heads": dim // head_dim, "hidden_size": dim, "intermediate_size": 2 * dim}
     vision = CLIPVisionConfig(
         image_size=image_size, patch_size=patch_size, num_hidden_layers=vision_layers, projection_dim=dim, **heads
     )

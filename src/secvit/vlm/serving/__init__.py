@@ -1,4 +1,4 @@
-"""vLLM's plug-in (entry point group `vllm.general_plugins`).  Untested: written from vLLM's sources, never run."""
+"""vLLM's plug-in (entry point group `vllm.general_plugins`)."""
 
 from __future__ import annotations
 
