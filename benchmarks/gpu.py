@@ -15,7 +15,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -105,7 +105,7 @@ class Run:
         self.target = target
         self.result: dict[str, Any] = {
             "kind": "secvit bench-gpu", "recipe": {**sizes, "minutes": minutes}, **provenance(), "seed": 0,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "tiny": sizes is TINY, "clock": "CUDA events" if self.on_gpu else "wall clock",
             "float32_products": torch.get_float32_matmul_precision(),
             "ceilings": {}, "checks": [], "kernels": [], "models": [], "not_run": [], "errors": [],
@@ -482,7 +482,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{folder}: no such folder", file=sys.stderr)
         return 2
     hardware = re.sub(r"[^a-z0-9]+", "-", (torch.cuda.get_device_name(0) if device.type == "cuda" else "cpu").lower())
-    today = datetime.now(timezone.utc).date()
+    today = datetime.now(UTC).date()
     kind = "gpu-tiny" if options.tiny else "gpu"
     target = folder / f"{kind}_{hardware}_torch{torch.__version__.split('+')[0]}_{today}.json"
     torch.manual_seed(0)

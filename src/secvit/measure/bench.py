@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def run(
     twins = find_literal(literal)
     result: dict[str, Any] = {
         "kind": "secvit bench", "recipe": recipe, **provenance(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": cpu(threads), "load_before": os.getloadavg()[0],
         "clock": "processor time" if threads == 1 else "wall clock",
         "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(MATTERS)},

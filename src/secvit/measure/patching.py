@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def patch_report(
             "checkpoint": Path(checkpoint).name if checkpoint else None, "images": [Path(path).name for path in images],
         },
         **provenance(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware() if on_gpu else cpu(threads),
         "load_before": os.getloadavg()[0],
         "clock": "processor time" if threads == 1 and not on_gpu else "wall clock",
