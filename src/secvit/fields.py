@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 T = TypeVar("T")
 NAMED = 20  # faults that one error names
@@ -156,8 +156,8 @@ class Faults:
             )
 
 
-def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
-    """A regular file's bytes; ValueError for a folder, a device, a pipe, a missing file or more than `most` bytes."""
+def open_file(path: str | os.PathLike[str], most: int | None = None) -> BinaryIO:
+    """A regular file, open for its bytes; ValueError for a folder, device, pipe, missing file, or one above `most`."""
     try:
         about = os.stat(path)
         if not stat.S_ISREG(about.st_mode):
@@ -165,14 +165,22 @@ def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
             raise ValueError(f"{os.fspath(path)}: {kind}, not a file; check the path")
         if most is not None and about.st_size > most:
             raise ValueError(f"{os.fspath(path)}: {about.st_size:,} bytes, more than the {most:,} that are read")
-        with open(path, "rb") as file:
-            return file.read()
+        return open(path, "rb")
     except OSError as error:
         raise ValueError(f"{os.fspath(path)}: cannot be read ({error.strerror}); check the path") from None
     except ValueError as error:
         if "null" in str(error):  # a null byte inside the path
             raise ValueError(f"{os.fspath(path)!r}: no path of a file ({error})") from None
         raise
+
+
+def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:
+    """A regular file's bytes; ValueError as `open_file`."""
+    try:
+        with open_file(path, most) as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"{os.fspath(path)}: cannot be read ({error.strerror}); copy it again") from None
 
 
 def read_text(path: str | os.PathLike[str], most: int | None = None) -> str:

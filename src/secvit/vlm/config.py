@@ -58,13 +58,16 @@ class Samples:
     """How conversations and their pictures are read.
 
     Args:
-        images: folder that the pictures' paths begin in; null for the JSON file's own, or `images` beside it.
+        images: folder that the pictures' paths begin in, or the one above its `images`; null for the JSON file's own,
+            or `images` beside it.
         val: JSON file of held-out conversations; null for val.json of a folder, else none.
         template: how a conversation is written down. "v1" is Vicuna's (stage 2), "plain" the caption alone after
             the picture (stage 1); null keeps the processor's own.
         pad: make pictures square by a border of the mean colour, as LLaVA-1.5 does, instead of cutting the middle.
         max_length: most tokens of a sample, those of pictures included.
         too_long: what to do with longer ones, an error or leave them out; they are never cut off.
+        drop_broken: leave samples out that are broken, and take small faults as LLaVA's loader takes them (a stray
+            <image>, a last question without answer), instead of an error. A line in the log counts and names them.
         check: before the first step read every picture as a "whole", or only its "header" (hundreds of thousands).
         group: batches of similar length, with pictures or all without, as LLaVA-1.5 forms them.
         cache: folder for what the connector is given of each picture, so that a frozen tower runs once; null for
@@ -77,6 +80,7 @@ class Samples:
     pad: bool = True
     max_length: int = 2048
     too_long: Literal["error", "drop"] = "error"
+    drop_broken: bool = False
     check: Literal["whole", "header"] = "whole"
     group: bool = True
     cache: str | None = None

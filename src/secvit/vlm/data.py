@@ -1,10 +1,10 @@
-"""LLaVA's conversation JSON with pictures in folders: read, checked before the first step, batched by length."""
+"""Conversations with their pictures: checked before the first step, batched by length."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,23 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from secvit.fields import NAMED, Faults
 from secvit.images import check_skipped, read_image, upright_size
+from secvit.images.files import is_stray
+from secvit.images.words import split_of
 from secvit.train.shares import is_first, of_all_processes, share
-from secvit.vlm.chat import IMAGE, Chat, Sample, check_prompt, messages
+from secvit.vlm.chat import Chat, Sample, check_prompt, messages
 from secvit.vlm.config import Samples
+from secvit.vlm.conversations import Packed, read_samples, sample, texts
+
+__all__ = ["IGNORED", "Conversations", "files", "grouped", "load", "read_samples", "sample", "texts"]
 
 logger = logging.getLogger(__name__)
 
-NAMED = 20  # faults that an error names
 IGNORED = -100  # of labels: no answer
 PROBED = 200  # samples whose prompts are compared with their answers token by token
+PART = 10_000  # pictures whose checks wait at a time
 MEGABATCH = 50  # batches among which samples of similar length are put together
-SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 
 
 # -- files -------------------------------------------------------------------------------------
@@ -37,138 +42,116 @@ def files(data: str | Path, chosen: Samples) -> tuple[Path, Path | None]:
     val = Path(chosen.val) if chosen.val else None
     if not data.is_dir():
         return data, val
-    train = data / "train.json"
-    if not train.is_file():
-        found = [path for path in sorted(data.glob("*.json")) if path.name != "val.json"]
-        if len(found) != 1:
-            names = ", ".join(path.name for path in found) or "none"
-            raise ValueError(f"{data}: expected train.json or a single JSON file, found {names}; give --data FILE.json")
-        train = found[0]
-    beside = data / "val.json"
-    return train, val or (beside if beside.is_file() else None)
-
-
-def root_of(file: Path, images: str | None) -> Path:
-    """The folder in which a file's pictures lie."""
-    if images:
-        root = Path(images)
-        if not root.is_dir():
-            raise ValueError(f"{root}: no such folder; give the pictures' folder as --samples.images DIR")
-        return root
-    return file.parent / "images" if (file.parent / "images").is_dir() else file.parent
-
-
-def read_samples(file: Path, images: str | None = None) -> tuple[list[Sample], list[str]]:
-    """The conversations of a file, and what is wrong with those that are left out, by their ids."""
-    try:
-        entries = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{file}: cannot be read as JSON ({error}); expected LLaVA's list of conversations") from None
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{file}: expected a list of LLaVA's conversations, found {type(entries).__name__}, or none")
-    root, samples, faults = root_of(file, images), [], []
-    for number, entry in enumerate(entries):
-        name = f"sample {str(entry['id'])!r}" if isinstance(entry, dict) and "id" in entry else f"entry {number}"
-        try:
-            samples.append(sample(entry, str(number), root))
-        except ValueError as error:
-            faults.append(f"{name}: {error}")
-    return samples, faults
-
-
-def sample(entry: Any, number: str, root: Path) -> Sample:
-    """One entry of the JSON: {"id", "image": path or list of them, "conversations": [{"from", "value"}, ...]}.
-
-    Each picture is named by one <image> in a question, and stands before that question's words, as LLaVA-1.5 puts
-    it.  An answer before the first question is left out, as there.
-    """
-    if not isinstance(entry, dict) or not isinstance(entry.get("conversations"), list):
-        raise ValueError('expected {"id": ..., "image": ..., "conversations": [...]}')
-    said = [(turn.get("from"), turn.get("value")) for turn in entry["conversations"] if isinstance(turn, dict)]
-    if any(who not in SPEAKERS or not isinstance(text, str) for who, text in said) or not said:
-        raise ValueError('each turn needs "from", human or gpt, and a text as "value"')
-    if SPEAKERS[said[0][0]] == 1:
-        said = said[1:]
-    if not said or len(said) % 2 or any(SPEAKERS[who] != i % 2 for i, (who, _) in enumerate(said)):
-        raise ValueError("expected human and gpt in turns, gpt last, found " + ", ".join(str(who) for who, _ in said))
-    named = entry.get("image") or []
-    images = [named] if isinstance(named, str) else list(named)
-    places, turns = [], []
-    for i, ((_, question), (_, answer)) in enumerate(zip(said[::2], said[1::2], strict=True)):
-        if IMAGE in answer:
-            raise ValueError(f"{IMAGE} in answer {i + 1}; pictures belong to questions")
-        if not answer.strip():
-            raise ValueError(f"answer {i + 1} is empty")
-        places += [i] * question.count(IMAGE)
-        turns.append((question.replace(IMAGE, "").strip(), answer.strip()))
-    if len(places) != len(images):
-        pictures = "one picture" if len(images) == 1 else f"{len(images)} pictures"
-        raise ValueError(f"{len(places)} {IMAGE} in the questions for {pictures}; write one for each")
-    paths = tuple(str(root / path) for path in images)
-    return Sample(str(entry.get("id", number)), paths, tuple(places), tuple(turns))
+    found: dict[str | None, list[Path]] = {}
+    for path in sorted(data.iterdir()):
+        if path.suffix.lower() == ".json" and path.is_file() and not is_stray(path.name):
+            found.setdefault(split_of(path.stem), []).append(path)
+    train, held_out = found.get("train") or found.get(None, []), found.get("val", [])
+    if len(train) != 1 or len(held_out) > 1:
+        names = ", ".join(path.name for paths in found.values() for path in paths) or "none"
+        raise ValueError(
+            f"{data}: expected train.json or a single JSON file, and at most one val.json, found {names}; "
+            "give --data FILE.json"
+        )
+    return train[0], val or (held_out[0] if held_out else None)
 
 
 # -- checks ------------------------------------------------------------------------------------
 
 
-def load(file: Path, chosen: Samples, chat: Chat) -> tuple[list[Sample], list[int]]:
-    """A file's conversations and their lengths in tokens; a ValueError names all that cannot be used by their ids.
+def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
+    """A file's conversations and their lengths in tokens; a ValueError names what cannot be used, by entry and id.
 
-    Of many processes, each checks a share.
+    With `drop_broken` it is left out instead, and a line in the log names it.  Of many processes, each checks a share.
     """
-    samples, faults = read_samples(file, chosen.images)
-    faults += of_all_processes(broken_pictures(samples, chosen.check))
-    if chosen.template == "plain":
-        faults += [
-            f"sample {one.id!r}: {len(one.images)} pictures, {len(one.turns)} answers; the plain template is for "
-            "captions"
-            for one in samples
-            if not one.images or len(one.turns) > 1
-        ]
+    mended: list[str] = []
+    samples, broken = read_samples(file, chosen.images, chosen.drop_broken, mended)
+    total, faults, remedies = len(samples) + len(broken), Faults(file), []
+    pictures = broken_pictures(samples, chosen.check)
+    unseen, others = unusable(samples, pictures, chosen.template)
+    broken += [*unseen.values(), *others.values()]
+    if missing := sum(not os.path.isfile(path) for path in pictures):
+        remedies.append(f"{missing:,} pictures are missing below {samples.root}; check --samples.images")
+    if not chosen.drop_broken:
+        faults.found += broken
+        remedies += ["--samples.drop_broken true leaves such samples out"] if broken else []
+    elif len(unseen) > max(1, total // 100):  # what training would end for
+        faults.found += unseen.values()
+        remedies.append(f"{len(unseen):,} of {total:,} samples, which is too many to leave out")
+    else:
+        samples = samples.take([i for i in range(len(samples)) if i not in unseen and i not in others])
     lengths = all_lengths(chat, samples)
+    kept = [i for i, length in enumerate(lengths) if length <= chosen.max_length]
     long = [i for i, length in enumerate(lengths) if length > chosen.max_length]
     if chosen.too_long == "error":
-        faults += [
-            f"sample {samples[i].id!r}: {lengths[i]} tokens, {chat.image_tokens * len(samples[i].images)} of them for "
-            f"pictures, and max_length is {chosen.max_length}; raise it, shorten the sample, or leave such samples out "
-            "by --samples.too_long drop"
-            for i in long
-        ]
-    elif long:
+        for i in long:
+            faults.add(
+                f"{samples.where(i)}: {lengths[i]} tokens, {chat.image_tokens * len(samples[i].images)} of them for "
+                f"pictures, and max_length is {chosen.max_length}; raise it, shorten the sample, or leave such samples "
+                "out by --samples.too_long drop"
+            )
+    elif long and is_first():
         logger.warning("%s: %d of %d samples left out, longer than %d tokens: %s", file, len(long), len(samples),
                        chosen.max_length, ", ".join(samples[i].id for i in long[:3]))  # fmt: skip
     if not faults:
-        faults = prompt_faults(chat, samples)
-    if faults:
-        more = f"\n  and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
-        raise ValueError(f"{file}: samples that cannot be used:\n  " + "\n  ".join(faults[:NAMED]) + more)
-    kept = [i for i in range(len(samples)) if lengths[i] <= chosen.max_length]
+        faults.found += prompt_faults(chat, samples)
+    faults.check("; ".join(remedies))
+    if (broken or mended) and is_first():
+        logger.warning("%s", told(file, total, broken, mended))
     if not kept:
-        raise ValueError(f"{file}: no sample of at most {chosen.max_length} tokens; raise --samples.max_length")
-    return [samples[i] for i in kept], [lengths[i] for i in kept]
+        raise ValueError(
+            f"{file}: no sample of at most {chosen.max_length} tokens; raise --samples.max_length, or repair the "
+            f"{len(broken):,} broken samples"
+        )
+    return samples.take(kept), [lengths[i] for i in kept]
 
 
-def broken_pictures(samples: Sequence[Sample], check: str) -> list[str]:
-    """What is wrong with this process's share of the pictures, each read once, by the samples that show it."""
-    first: dict[str, str] = {}
-    for one in samples:
-        for path in one.images:
-            first.setdefault(path, one.id)
-    paths = list(first)
+def told(file: Path, total: int, broken: Sequence[str], mended: Sequence[str]) -> str:
+    """One line about samples that are left out, and those that are taken otherwise than they are written."""
+    line = f"{file}: used {total - len(broken):,} of {total:,} samples"
+    for what, some in (("left out", broken), ("taken as LLaVA takes them", mended)):
+        if some:
+            more = f"; and {len(some) - NAMED:,} more" if len(some) > NAMED else ""
+            line += f"; {what}: {len(some):,} ({'; '.join(some[:NAMED])}{more})"
+    return line
+
+
+def unusable(
+    samples: Packed, pictures: Mapping[str, str], template: str | None
+) -> tuple[dict[int, str], dict[int, str]]:
+    """What is wrong, by index, with samples that show broken pictures, and with those that do not fit the template."""
+    unseen, others = {}, {}
+    for i, one in enumerate(samples) if pictures or template == "plain" else ():
+        if bad := [path for path in one.images if path in pictures]:
+            unseen[i] = f"{samples.where(i)}: {pictures[bad[0]]}"
+        elif template == "plain" and (not one.images or len(one.turns) > 1):
+            others[i] = (
+                f"{samples.where(i)}: {len(one.images)} pictures, {len(one.turns)} answers; the plain template is for "
+                "captions"
+            )
+    return unseen, others
+
+
+def broken_pictures(samples: Sequence[Sample], check: str) -> dict[str, str]:
+    """What is wrong with each picture that cannot be used, by its path.  Of many processes, each reads a share."""
+    paths = list(dict.fromkeys(path for one in samples for path in one.images))
     mine = [paths[i] for i in share(len(paths))]
 
     def fault(path: str) -> str:
         try:
-            if not Path(path).is_file():
+            if not os.path.isfile(path):
                 raise ValueError(f"{path}: no such file; check the path and --samples.images")
             read_image(path) if check == "whole" else upright_size(path)
         except ValueError as error:
-            return f"sample {first[path]!r}: {error}"
+            return str(error)
         return ""
 
+    found: list[tuple[str, str]] = []
     with ThreadPoolExecutor() as pool:
-        found = tqdm(pool.map(fault, mine), "checking pictures", len(mine), disable=not is_first() or None, leave=False)
-        return [text for text in found if text]
+        for at in tqdm(range(0, len(mine), PART), "checking pictures", disable=not is_first() or None, leave=False):
+            part = mine[at : at + PART]  # the pool keeps an object for each that waits
+            found += [(path, what) for path, what in zip(part, pool.map(fault, part), strict=True) if what]
+    return dict(of_all_processes(found))
 
 
 def all_lengths(chat: Chat, samples: Sequence[Sample], at_once: int = 1000) -> list[int]:
@@ -186,14 +169,14 @@ def all_lengths(chat: Chat, samples: Sequence[Sample], at_once: int = 1000) -> l
     return lengths
 
 
-def prompt_faults(chat: Chat, samples: Sequence[Sample]) -> list[str]:
+def prompt_faults(chat: Chat, samples: Packed) -> list[str]:
     """Samples, of some evenly chosen ones, whose answers do not go on where their prompts end."""
     faults = []
-    for one in samples[:: max(1, len(samples) // PROBED)]:
+    for i in range(0, len(samples), max(1, len(samples) // PROBED)):
         try:
-            check_prompt(chat, one)
+            check_prompt(chat, samples[i])
         except ValueError as error:
-            faults.append(f"sample {one.id!r}: {error}")
+            faults.append(f"{samples.where(i)}: {error}")
     return faults
 
 
@@ -320,8 +303,3 @@ def grouped(lengths: Tensor, pictures: Tensor, batch_size: int, generator: torch
     batches += left[:full].split(batch_size) if full else ()
     turns = torch.randperm(len(batches), generator=generator).tolist()
     return torch.cat([*(batches[i] for i in turns), left[full:]])
-
-
-def texts(samples: Iterable[Sample]) -> Iterator[str]:
-    """All that is said, for a tokenizer to learn from."""
-    return (text for one in samples for turn in one.turns for text in turn)

@@ -53,7 +53,7 @@ def pretrain(language: str = Model.language) -> Recipe:
     """Stage 1 as LLaVA-1.5 has it: an epoch of 558k captions, the connector alone, 1e-3, batch 256, warm-up 0.03."""
     return Recipe(
         model=Model(language=language, trained=("connector",)),
-        samples=Samples(template="plain", check="header", too_long="drop"),
+        samples=Samples(template="plain", check="header", too_long="drop", drop_broken=True),
         optim=Optim(lr=1e-3),
         schedule=Schedule("cosine", warmup_epochs=0.03),
         loop=Loop(
@@ -67,7 +67,7 @@ def finetune(language: str = Model.language) -> Recipe:
     """Stage 2 as LLaVA-1.5 has it: one epoch of the 665k mix, connector and language model, 2e-5, batch 128."""
     return Recipe(
         model=Model(language=language),
-        samples=Samples(check="header", too_long="drop"),
+        samples=Samples(check="header", too_long="drop", drop_broken=True),
         optim=Optim(lr=2e-5),
         schedule=Schedule("cosine", warmup_epochs=0.03),
         loop=Loop(
