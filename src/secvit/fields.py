@@ -66,6 +66,11 @@ def text(value: Any) -> str:
     return value
 
 
+def said(value: Any) -> str:
+    """Text that may be empty; a whole number becomes its digits."""
+    return value if isinstance(value, str) else text(value)
+
+
 def identity(value: Any) -> int | str:
     """What may name an entry: a whole number, or text; "7" and 7.0 are 7, so that references of other types meet."""
     if isinstance(value, str) and value.strip() and not value.strip().lstrip("-").isdecimal():

@@ -304,7 +304,7 @@ FAULTS = {
     "two answers": ([*GIVEN, GIVEN[2]], r"1 answered more than once \(ids 8\)"),
     "another question": ([*GIVEN, {"question_id": 9, "text": "d"}], r"1 that the benchmark does not ask \(ids 9\)"),
     "all of that": ([*GIVEN[2:], *GIVEN[2:], {"question_id": "x", "text": ""}], r"2 without .*ids 7, 7.*ids 8.*ids x"),
-    "no text": ([{"question_id": 7}], "mine.jsonl, line 1: has no text"),
+    "no text": ([{"question_id": 7}], r"mine.jsonl:\n  line 1: no 'text'"),
 }
 
 
@@ -344,7 +344,7 @@ def test_files_that_are_not_there_or_broken_are_named(tmp_path):
     (tmp_path / "llava_mme.jsonl").write_text(
         '{"question_id": 1, "image": "a", "text": "?", "category": "c"}\n{"question'
     )
-    with pytest.raises(ValueError, match=r"llava_mme.jsonl, line 2: not JSON"):
+    with pytest.raises(ValueError, match=r"llava_mme.jsonl:\n  line 2: not JSON .*cut off"):
         load("mme", tmp_path)
     with pytest.raises(ValueError, match="has neither llava_pope_test.jsonl nor"):
         load("pope", tmp_path)

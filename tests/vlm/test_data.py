@@ -173,10 +173,10 @@ BAD = {
     "text": (entry("text", "text.png"), "sample 'text': .*text.png: not an image"),
     "long": (entry("long", "0.png", [("<image> what?", "cat " * 900)]), "sample 'long': .* tokens, 10 of them for pictures, and max_length is 400"),
     "asks": ({"id": "asks", "conversations": [{"from": "human", "value": "what?"}]}, "sample 'asks': expected human and gpt in turns"),
-    "robot": ({"conversations": [{"from": "robot", "value": "what?"}]}, 'entry 0: each turn needs "from", human or gpt'),
+    "robot": ({"conversations": [{"from": "robot", "value": "what?"}]}, "entry 0, turn 0: from is 'robot', expected human or gpt"),
     "mute": (entry("mute", None, [("what?", " ")]), "sample 'mute': answer 1 is empty"),
-    "list": ([], "entry 0: expected"),
-    "number": ({"id": 3, "conversations": 3}, "sample '3': expected"),
+    "list": ([], "entry 0: .*expected an object"),
+    "number": ({"id": 3, "conversations": 3}, "entry 0, sample '3': conversations is 3, expected a list"),
 }  # fmt: skip
 
 

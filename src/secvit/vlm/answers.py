@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from secvit.fields import Entry, said
 from secvit.vlm.benchmarks import Question
+from secvit.vlm.rows import each, row_id
 from secvit.weights import few
 
 Key = tuple[str, str]  # (id, ""), or (id, prompt) where several questions share an id
@@ -21,19 +23,21 @@ def keys(questions: Sequence[Question]) -> list[Key]:
 
 
 def row_keys(questions: Sequence[Question], rows: Sequence[Mapping[str, Any]], where: str = "answers") -> list[Key]:
-    """The key of the question that each row answers."""
-    for number, row in enumerate(rows, 1):
-        if lacking := {"question_id", "text"} - row.keys():
-            raise ValueError(f"{where}, line {number}: has no {few(sorted(lacking))}; an answer is a line of LLaVA's")
+    """The key of the question that each row answers; a ValueError where rows are no lines of LLaVA's."""
     shared = _shared(questions)
-    return [_key(row["question_id"], row.get("prompt", ""), shared) for row in rows]
+
+    def made(row: Entry) -> Key:
+        row.get("text", said)
+        return _key(row.get("question_id", row_id), row.get("prompt", said, ""), shared)
+
+    return each(where, ((f"line {number}", row) for number, row in enumerate(rows, 1)), made)
 
 
 def match(questions: Sequence[Question], rows: Sequence[Mapping[str, Any]], where: str = "answers") -> list[str]:
     """The text for each question, in their order; a ValueError with the ids where rows and questions do not fit."""
     wanted, given = keys(questions), defaultdict(list)
     for key, row in zip(row_keys(questions, rows, where), rows, strict=True):
-        given[key].append(row["text"])
+        given[key].append(said(row["text"]))
     copies = Counter(wanted)
     faults = {
         "without an answer": [key for key in copies if key not in given],
@@ -41,8 +45,8 @@ def match(questions: Sequence[Question], rows: Sequence[Mapping[str, Any]], wher
         "that the benchmark does not ask": [key for key in given if key not in copies],
     }
     if any(faults.values()):
-        said = [f"{len(some)} {what} (ids {few([i for i, _ in some])})" for what, some in faults.items() if some]
-        raise ValueError(f"{where} does not fit {len(questions)} questions: {'; '.join(said)}")
+        found = [f"{len(some)} {what} (ids {few([i for i, _ in some])})" for what, some in faults.items() if some]
+        raise ValueError(f"{where} does not fit {len(questions)} questions: {'; '.join(found)}")
     return [given[key][0] for key in wanted]
 
 

@@ -7,14 +7,15 @@ the truth is not public, or its file is not there, a benchmark can be answered, 
 from __future__ import annotations
 
 import base64
-import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from secvit.fields import Entry, Faults, items, mapping, read_json, read_text, said, shown, text, whole
 from secvit.vlm import scores
+from secvit.vlm.rows import by_key, each, entries, file_name, key, lines, people, row_id, table, yes_no
+from secvit.vlm.rows import read_lines as read_lines  # for those who read answers
 from secvit.weights import few
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -57,90 +58,89 @@ class Benchmark:
 
 def read_textvqa(folder: Path, split: str = "val") -> list[Question]:
     """LLaVA's questions of the val set, with the words that an OCR system read in each image in the prompt."""
-    asked = read_lines(folder / "llava_textvqa_val_v051_ocr.jsonl")
-    known = read_json(folder / "TextVQA_0.5.1_val.json", {"data": []})["data"]
-    people = {(one["image_id"], one["question"].lower()): one["answers"] for one in known}
-    return [
-        Question(
-            row["question_id"],
-            row["text"],
-            folder / "train_images" / row["image"],
-            people.get((row["question_id"], row["text"].split("\n")[0].lower())),
-        )
-        for row in asked
-    ]
+    file = folder / "TextVQA_0.5.1_val.json"
+    known = dict(entries(file, _textvqa_truth, "data", missing_ok=True))  # the last of equals, as LLaVA has it
+    asked = lines(folder / "llava_textvqa_val_v051_ocr.jsonl", lambda row: _llavas(row, folder / "train_images"))
+    return [replace(one, truth=known.get((str(one.id), one.prompt.split("\n")[0].lower()))) for one in asked]
+
+
+def _textvqa_truth(row: Entry) -> tuple[tuple[str, str], list[str]]:
+    return (row.get("image_id", key), row.get("question", text).lower()), row.get("answers", people)
+
+
+def _llavas(row: Entry, images: Path) -> Question:
+    """A line of LLaVA's question files."""
+    return Question(row.get("question_id", row_id), row.get("text", text), images / row.get("image", file_name))
 
 
 def read_gqa(folder: Path, split: str = "val") -> list[Question]:
     """The balanced test-dev questions; kinds are "binary" and "open", as GQA's own script has them."""
-    known = read_json(folder / "data" / "testdev_balanced_questions.json", {})
+    file = folder / "data" / "testdev_balanced_questions.json"
+    content = Entry(str(file), read_json(file)).fields if file.is_file() else {}
+    truths = each(file, ((f"question {shown(i)}", one) for i, one in content.items()), _gqa_truth)
+    known = dict(zip(content, truths, strict=True))
+    asked = lines(folder / "llava_gqa_testdev_balanced.jsonl", lambda row: _llavas(row, folder / "data" / "images"))
+    found = [(one, known.get(str(one.id), (None, ""))) for one in asked]
+    return [replace(one, truth=truth, kind=kind) for one, (truth, kind) in found]
 
-    def kind(one: Mapping[str, Any]) -> str:
-        return "open" if one["types"]["structural"] == "query" else "binary"
 
-    return [
-        Question(
-            row["question_id"],
-            row["text"],
-            folder / "data" / "images" / row["image"],
-            one and one["answer"],
-            kind(one) if one else "",
-        )
-        for row in read_lines(folder / "llava_gqa_testdev_balanced.jsonl")
-        for one in [known.get(row["question_id"])]
-    ]
+def _gqa_truth(row: Entry) -> tuple[str, str]:
+    structure = Entry(f"{row.where}, types", row.get("types", mapping)).get("structural", text)
+    return row.get("answer", text), "open" if structure == "query" else "binary"
 
 
 def read_vqav2(folder: Path, split: str = "val") -> list[Question]:
     """split "val": VQA's own questions and annotations; "test": LLaVA's test-dev questions, without truth."""
     if split == "test":
-        rows = read_lines(folder / "llava_vqav2_mscoco_test-dev2015.jsonl")
-        return [Question(row["question_id"], row["text"], folder / "test2015" / row["image"]) for row in rows]
-    asked = read_json(folder / "v2_OpenEnded_mscoco_val2014_questions.json")["questions"]
-    known = read_json(folder / "v2_mscoco_val2014_annotations.json", {"annotations": []})["annotations"]
-    people = {one["question_id"]: one for one in known}
-    return [
-        Question(
-            row["question_id"],
-            row["question"] + SHORT,
-            folder / "val2014" / f"COCO_val2014_{row['image_id']:012d}.jpg",
-            one and [answer["answer"] for answer in one["answers"]],
-            one["answer_type"] if one else "",
-        )
-        for row in asked
-        for one in [people.get(row["question_id"])]
-    ]
+        return lines(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", lambda row: _llavas(row, folder / "test2015"))
+    file = folder / "v2_mscoco_val2014_annotations.json"
+    known = by_key(file, entries(file, _vqav2_truth, "annotations", missing_ok=True))
+
+    def question(row: Entry) -> Question:
+        i, image = row.get("question_id", row_id), row.get("image_id", whole)
+        truth, kind = known.get(str(i), (None, ""))
+        path = folder / "val2014" / f"COCO_val2014_{image:012d}.jpg"
+        return Question(i, row.get("question", text) + SHORT, path, truth, kind)
+
+    return entries(folder / "v2_OpenEnded_mscoco_val2014_questions.json", question, "questions")
+
+
+def _vqav2_truth(row: Entry) -> tuple[str, tuple[list[str], str]]:
+    return row.get("question_id", key), (row.get("answers", people), row.get("answer_type", text))
 
 
 def read_vizwiz(folder: Path, split: str = "val") -> list[Question]:
     """split "val": VizWiz's own val.json; "test": LLaVA's questions of the test set, without truth."""
     if split == "test":
-        rows = read_lines(folder / "llava_test.jsonl")
-        return [Question(row["question_id"], row["text"], folder / "test" / row["image"]) for row in rows]
-    return [
-        Question(
-            row["image"],
-            row["question"] + UNSURE + SHORT,
-            folder / "val" / row["image"],
-            [answer["answer"] for answer in row["answers"]],
-            row.get("answer_type", ""),
+        return lines(folder / "llava_test.jsonl", lambda row: _llavas(row, folder / "test"))
+
+    def question(row: Entry) -> Question:
+        image, asked = row.get("image", file_name), row.get("question", text) + UNSURE + SHORT
+        return Question(
+            image, asked, folder / "val" / image, row.get("answers", people), row.get("answer_type", said, "")
         )
-        for row in read_json(folder / "val.json")
-    ]
+
+    return entries(folder / "val.json", question)
 
 
 def read_scienceqa(folder: Path, split: str = "test") -> list[Question]:
     """LLaVA's conversations of the test set, 2,017 of the 4,241 questions with an image; kind "image" or "text"."""
-    return [
-        Question(
-            row["id"],
-            row["conversations"][0]["value"].replace("<image>", "").strip() + LETTER,
-            folder / "images" / "test" / row["image"] if "image" in row else None,
-            row["conversations"][1]["value"],
-            "image" if "image" in row else "text",
+
+    def question(row: Entry) -> Question:
+        turns = [Entry(f"{row.where}, turn {i}", turn) for i, turn in enumerate(row.get("conversations", items))]
+        if len(turns) < 2:
+            raise ValueError(f"{row.where}: {len(turns)} turns, expected a question and its answer")
+        asked, answer = (turn.get("value", text) for turn in turns[:2])
+        image = row.get("image", file_name, "")
+        return Question(
+            row.get("id", row_id),
+            asked.replace("<image>", "").strip() + LETTER,
+            folder / "images" / "test" / image if image else None,
+            answer,
+            "image" if image else "text",
         )
-        for row in read_json(folder / "llava_test_CQM-A.json")
-    ]
+
+    return entries(folder / "llava_test_CQM-A.json", question)
 
 
 def read_pope(folder: Path, split: str = "val") -> list[Question]:
@@ -148,28 +148,23 @@ def read_pope(folder: Path, split: str = "val") -> list[Question]:
 
     LLaVA's file leaves out 90 random questions, and reads "imange" in those with "an".
     """
-    images = folder / "val2014"
-    own = {
-        path.stem.rpartition("_")[2]: read_lines(path) for path in sorted((folder / "coco").glob("coco_pope_*.json"))
-    }
-    if not (folder / "llava_pope_test.jsonl").is_file():
+    images, llavas = folder / "val2014", folder / "llava_pope_test.jsonl"
+    own = [
+        replace(one, kind=path.stem.rpartition("_")[2])
+        for path in sorted((folder / "coco").glob("coco_pope_*.json"))
+        for one in lines(path, lambda row: replace(_llavas(row, images), truth=row.get("label", yes_no)))
+    ]
+    if not llavas.is_file():
         if not own:
             raise ValueError(f"{folder}: has neither llava_pope_test.jsonl nor coco/coco_pope_*.json")
-        return [
-            Question(f"{kind}/{row['question_id']}", row["text"] + SHORT, images / row["image"], row["label"], kind)
-            for kind, rows in own.items()
-            for row in rows
-        ]
-    labels = {
-        (kind, row["image"], row["text"].replace("imange", "image")): row["label"]
-        for kind, rows in own.items()
-        for row in rows
-    }
-    return [
-        Question(row["question_id"], row["text"], images / row["image"], labels.get(key), row["category"])
-        for row in read_lines(folder / "llava_pope_test.jsonl")
-        for key in [(row["category"], row["image"], row["text"].split("\n")[0].replace("imange", "image"))]
-    ]
+        return [replace(one, id=f"{one.kind}/{one.id}", prompt=one.prompt + SHORT) for one in own]
+    labels = by_key(folder / "coco", ((_pope_key(one), one.truth) for one in own))
+    asked = lines(llavas, lambda row: replace(_llavas(row, images), kind=row.get("category", text)))
+    return [replace(one, truth=labels.get(_pope_key(one))) for one in asked]
+
+
+def _pope_key(question: Question) -> tuple[str, Path | bytes | None, str]:
+    return question.kind, question.image, question.prompt.split("\n")[0].replace("imange", "image")
 
 
 def read_mme(folder: Path, split: str = "test") -> list[Question]:
@@ -177,15 +172,21 @@ def read_mme(folder: Path, split: str = "test") -> list[Question]:
     root = folder / "MME_Benchmark_release_version"
     labels = {}
     for path in sorted(root.glob("**/*.txt")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.count("\t") == 1:
-                question, label = line.split("\t")
+        faults = Faults(path)
+        for number, line in enumerate(read_text(path).splitlines(), 1):
+            question, tab, label = line.strip().partition("\t")
+            if tab and label.strip().lower() in ("yes", "no"):
                 labels[path.relative_to(root).parts[0], path.stem, _mme_words(question)] = label.strip().lower()
-    return [
-        Question(row["question_id"], row["text"], root / row["image"], labels.get(key), row["category"])
-        for row in read_lines(folder / "llava_mme.jsonl")
-        for key in [(row["category"], Path(row["image"]).stem, _mme_words(row["text"].removesuffix(SHORT)))]
-    ]
+            elif line.strip():
+                faults.add(f"line {number}: {shown(line)}, expected a question, a tab, and Yes or No")
+        faults.check()
+
+    def question(row: Entry) -> Question:
+        one, kind = _llavas(row, root), row.get("category", text)
+        name = Path(row.get("image", file_name)).stem
+        return replace(one, truth=labels.get((kind, name, _mme_words(one.prompt.removesuffix(SHORT)))), kind=kind)
+
+    return lines(folder / "llava_mme.jsonl", question)
 
 
 def _mme_words(question: str) -> str:
@@ -194,31 +195,37 @@ def _mme_words(question: str) -> str:
 
 def read_mmbench(folder: Path, split: str = "val") -> list[Question]:
     """The rows of mmbench_dev_20230712.tsv (or the only .tsv file there), pictures included; kinds: its categories."""
+    file = mmbench_file(folder)
     rows = mmbench_rows(folder)
     pictures = {row["index"]: row["image"] for row in rows}
-    found = []
-    for row in rows:
+
+    def question(entry: Entry) -> Question:
+        row = entry.fields
         options = [f"\n{letter}. {row[letter]}" for letter in _options(row)]
         hint = "" if _is_empty(row.get("hint")) else row["hint"] + "\n"
         picture = pictures.get(row["image"], row["image"])  # rotations may name the row that has the picture
+        try:
+            image = base64.b64decode("".join(picture.split()), validate=True)
+        except ValueError as error:
+            raise ValueError(f"{entry.where}: image is no picture in base64 ({error})") from None
         truth = None if _is_empty(row.get("answer")) else row["answer"]
-        prompt = hint + row["question"] + "".join(options) + LETTER
-        found.append(Question(int(row["index"]), prompt, base64.b64decode(picture), truth, row.get("category") or ""))
-    return found
+        prompt = hint + entry.get("question", text) + "".join(options) + LETTER
+        return Question(entry.get("index", whole), prompt, image, truth, row.get("category") or "")
+
+    return each(file, ((f"row {number}", row) for number, row in enumerate(rows, 1)), question)
 
 
-def mmbench_rows(folder: Path) -> list[dict[str, str]]:
+def mmbench_file(folder: Path) -> Path:
     files = sorted(folder.glob("*.tsv"))
     preferred = [file for file in files if file.name == "mmbench_dev_20230712.tsv"] or files
     if len(preferred) != 1:
         names = few([file.name for file in files]) or "none"
         raise ValueError(f"{folder}: expected mmbench_dev_20230712.tsv or one other .tsv file, found {names}")
-    csv.field_size_limit(2**31 - 1)  # a picture is one field
-    with open(preferred[0], encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    if lacking := {"index", "question", "A", "B", "image"} - set(rows[0] if rows else ()):
-        raise ValueError(f"{preferred[0]}: has no column {few(sorted(lacking))}")
-    return rows
+    return preferred[0]
+
+
+def mmbench_rows(folder: Path) -> list[dict[str, str]]:
+    return table(mmbench_file(folder), ("index", "question", "A", "B", "image"), "\t")
 
 
 def _options(row: Mapping[str, str]) -> list[str]:
@@ -233,8 +240,7 @@ def _is_empty(text: str | None) -> bool:
 
 
 def read_mmvet(folder: Path, split: str = "test") -> list[Question]:
-    rows = read_lines(folder / "llava-mm-vet.jsonl")
-    return [Question(row["question_id"], row["text"], folder / "images" / row["image"]) for row in rows]
+    return lines(folder / "llava-mm-vet.jsonl", lambda row: _llavas(row, folder / "images"))
 
 
 # -- all of them ---------------------------------------------------------------------------------
@@ -310,38 +316,3 @@ def score(name: str, questions: Sequence[Question], answers: Sequence[str]) -> d
         raise ValueError(f"{name} cannot be scored here; the truth: {benchmark.truth}")
     columns = [column(questions) for column in benchmark.columns]
     return benchmark.rule(answers, [question.truth for question in questions], *columns)
-
-
-# -- files ---------------------------------------------------------------------------------------
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """A JSON object a line; a ValueError names the file and the line."""
-    rows = []
-    for number, line in enumerate(_text(path).split("\n"), 1):  # splitlines would cut at signs inside of strings
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(rows[-1], dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object")
-    return rows
-
-
-def read_json(path: Path, missing: Any = None) -> Any:
-    """A JSON file; `missing` stands for one that does not exist, if given."""
-    if missing is not None and not path.is_file():
-        return missing
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None

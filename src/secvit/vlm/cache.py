@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
@@ -17,6 +18,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from secvit.images import read_image
 from secvit.train.shares import is_first, share
 from secvit.weights import write_atomically
+
+REMEDY = "delete it and start again: it is made anew"
 
 
 class Cache:
@@ -56,10 +59,27 @@ class Cache:
         return len(unseen)
 
     def __call__(self, pictures: Sequence[str]) -> dict[str, Any]:
-        """{"given": what the connector is given of some pictures}, in a batch."""
-        rows: list[dict[str, Tensor]] = [load_file(self.file(path)) for path in pictures]
+        """{"given": what the connector is given of some pictures}, in a batch.  ValueError for a broken file."""
+        rows: list[dict[str, Tensor]] = [_read(self.file(path)) for path in pictures]
+        kinds = {name: value.shape for name, value in rows[0].items()}
+        for path, row in zip(pictures, rows, strict=True):
+            if {name: value.shape for name, value in row.items()} != kinds:
+                raise ValueError(f"{self.file(path)}: other tokens than of {self.file(pictures[0])}; {REMEDY}")
         grid = tuple(rows[0].pop("grid").tolist())
         return {"given": {**{name: torch.stack([row[name] for row in rows]) for name in rows[0]}, "grid": grid}}
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """What is kept of one picture."""
+    try:
+        row = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file}: kept features that cannot be read ({error}); {REMEDY}") from None
+    if not {"grid", "tokens"} <= row.keys() or row["grid"].shape != (2,) or row["grid"].is_floating_point():
+        raise ValueError(f"{file}: no features of a picture; {REMEDY}")
+    if wrong := [name for name, value in row.items() if not value.float().isfinite().all()]:
+        raise ValueError(f"{file}: {wrong[0]} has values that are not finite; {REMEDY}")
+    return row
 
 
 def fingerprint(llava: PreTrainedModel, processor: ProcessorMixin, precision: str) -> str:

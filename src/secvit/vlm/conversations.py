@@ -13,7 +13,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from secvit.fields import Entry, Wrong, items, open_file, shown, text, whole
+from secvit.fields import Entry, Wrong, items, open_file, shown, whole
+from secvit.fields import said as words
 from secvit.vlm.chat import IMAGE, Sample
 
 SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
@@ -152,8 +153,8 @@ def entries(file: Path) -> Iterator[Any]:
             if sign != ",":
                 what = "is cut off" if not sign else f"goes on with {content.held[content.at : content.at + 20]!r}"
                 raise ValueError(
-                    f"{file}: cannot be read as JSON: after entry {number - 1}, line {content.line()}, the list {what}; "
-                    "write or copy it again"
+                    f"{file}: cannot be read as JSON: after entry {number - 1}, line {content.line()}, the list "
+                    f"{what}; write or copy it again"
                 )
             content.at += 1
         content.at += 1
@@ -248,7 +249,7 @@ def _packed(value: Any, number: int | str, drop_broken: bool, mended: list[str])
     said = []
     for i, turn in enumerate(entry.get("conversations", items)):
         part = Entry(f"{where}, turn {i}", turn)
-        said.append((part.get("from", _speaker), part.get("value", _said)))
+        said.append((part.get("from", _speaker), part.get("value", words)))
     try:
         places, turns = _turns(said, len(images), drop_broken, notes)
         made = json.dumps((name or str(number), images, places, turns), ensure_ascii=False).encode()
@@ -340,11 +341,6 @@ def _speaker(value: Any) -> int:
     if found is None:
         raise Wrong("human or gpt")
     return found
-
-
-def _said(value: Any) -> str:
-    """What is said: text, maybe empty; a whole number as its digits."""
-    return value if isinstance(value, str) else text(value)
 
 
 def _paths(value: Any) -> list[str]:

@@ -50,8 +50,8 @@ def files(data: str | Path, chosen: Samples) -> tuple[Path, Path | None]:
     if len(train) != 1 or len(held_out) > 1:
         names = ", ".join(path.name for paths in found.values() for path in paths) or "none"
         raise ValueError(
-            f"{data}: expected train.json or a single JSON file, and at most one val.json, found {names}; "
-            "give --data FILE.json"
+            f"{data}: expected train.json or a single JSON file, found {names}; give --data FILE.json, and the "
+            "held-out ones as --samples.val FILE.json"
         )
     return train[0], val or (held_out[0] if held_out else None)
 

@@ -22,8 +22,9 @@ from secvit.train.shares import is_first, of_all_processes, share
 from secvit.vlm import benchmarks
 from secvit.vlm.answers import Key, keys, match, mend, row_keys
 from secvit.vlm.ask import load_trained
-from secvit.vlm.benchmarks import Question, read_lines
+from secvit.vlm.benchmarks import Question
 from secvit.vlm.chat import prepare
+from secvit.vlm.rows import read_lines
 from secvit.vlm.submissions import check_submission, write_submission
 from secvit.weights import write_atomically
 

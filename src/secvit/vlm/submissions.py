@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from secvit.extras import needs
-from secvit.vlm.benchmarks import Question, mmbench_rows, read_json, read_lines
+from secvit.fields import Entry, numbers, read_bytes, read_json, said, shown, whole
+from secvit.vlm.benchmarks import Question, mmbench_rows
+from secvit.vlm.rows import each, lines, row_id
 from secvit.vlm.scores import gqa_answer, normalise
 from secvit.weights import write_atomically
 
 
 def vqav2(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """For VQA's server: every question of test2015, "" where it is not of test-dev."""
-    said = {question.id: normalise(answer) for question, answer in zip(questions, answers, strict=True)}
-    whole = folder / "llava_vqav2_mscoco_test2015.jsonl"
-    ids = [row["question_id"] for row in read_lines(whole)] if whole.is_file() else list(said)
-    return [{"question_id": i, "answer": said.get(i, "")} for i in ids]
+    given = {question.id: normalise(answer) for question, answer in zip(questions, answers, strict=True)}
+    file = folder / "llava_vqav2_mscoco_test2015.jsonl"
+    ids = lines(file, lambda row: row.get("question_id", row_id)) if file.is_file() else list(given)
+    return [{"question_id": i, "answer": given.get(i, "")} for i in ids]
 
 
 def vizwiz(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> list[dict[str, Any]]:
@@ -44,12 +47,12 @@ def mmvet(questions: Sequence[Question], answers: Sequence[str], folder: Path) -
 
 def mmbench(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """For MMBench's server: the table without pictures and categories, and the answers."""
-    said = {question.id: answer for question, answer in zip(questions, answers, strict=True)}
+    given = {question.id: answer for question, answer in zip(questions, answers, strict=True)}
     left_out = ("hint", "category", "source", "image", "comment", "l2-category")
     rows = []
     for row in mmbench_rows(folder):
         kept = {name: value for name, value in row.items() if name not in left_out}
-        rows.append({**kept, "prediction": said[int(row["index"])]})
+        rows.append({**kept, "prediction": given[int(row["index"])]})
     return rows
 
 
@@ -97,19 +100,42 @@ def check_submission(benchmark: str) -> None:
 def read_submission(path: Path) -> dict[str | int, str]:
     """Answers by id from a file written for a server: MMBench (.xlsx), MM-Vet, VQA v2, VizWiz, GQA (.json)."""
     if path.suffix == ".xlsx":
-        head, *rows = _openpyxl().load_workbook(path).active.iter_rows(values_only=True)
-        index, prediction = head.index("index"), head.index("prediction")
-        return {int(row[index]): row[prediction] or "" for row in rows}
+        return dict(each(path, _sheet(path), lambda row: (row.get("index", whole), row.get("prediction", said, ""))))
     content = read_json(path)
     if isinstance(content, dict):
-        return content
-    ids, texts = ("question_id", "questionId", "image"), ("answer", "prediction")
-    return {next(row[k] for k in ids if k in row): next(row[k] for k in texts if k in row) for row in content}
+        rows = ((f"answer {i!r}", {"id": i, "answer": one}) for i, one in content.items())
+        return dict(each(path, rows, lambda row: (row.fields["id"], row.get("answer", said))))
+
+    def answer(row: Entry) -> tuple[int | str, str]:
+        i, given = (
+            next((name for name in names if name in row.fields), names[0])
+            for names in (("question_id", "questionId", "image"), ("answer", "prediction"))
+        )
+        return row.get(i, row_id), row.get(given, said)
+
+    return dict(each(path, _listed(path, content), answer))
+
+
+def _listed(path: Path, content: Any) -> list[tuple[str, Any]]:
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: {shown(content)}, expected a list of answers")
+    return [(f"entry {i}", one) for i, one in enumerate(content)]
+
+
+def _sheet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    openpyxl = _openpyxl()
+    try:
+        head, *rows = openpyxl.load_workbook(io.BytesIO(read_bytes(path))).active.iter_rows(values_only=True)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, SyntaxError) as error:
+        raise ValueError(f"{path}: no table that openpyxl can read ({error}); export it again") from None
+    return ((f"row {i}", dict(zip(head, row, strict=True))) for i, row in enumerate(rows, 2))
 
 
 def read_grades(path: Path) -> dict[str, list[float]]:
     """MM-Vet's grades of each question, one a run: {"v1_0": [0.5, ...]}, or {"v1_0": {"score": [...]}} of its judge."""
-    return {key: one["score"] if isinstance(one, dict) else one for key, one in read_json(path).items()}
+    content = Entry(str(path), read_json(path)).fields
+    rows = ((f"question {i!r}", one if isinstance(one, dict) else {"score": one}) for i, one in content.items())
+    return dict(zip(content, each(path, rows, lambda row: row.get("score", numbers)), strict=True))
 
 
 def _openpyxl() -> Any:
