@@ -11,6 +11,7 @@ from PIL import Image
 from secvit.train.sampler import Keys
 from secvit.vlm.chat import TEMPLATES, Chat, check_prompt, messages, prepare
 from secvit.vlm.config import Samples
+from secvit.vlm.conversations import entries
 from secvit.vlm.data import IGNORED, Conversations, files, grouped, load, read_samples, texts
 from secvit.vlm.small import small_llava, small_tokenizer
 from tests.vlm.make import entry, folder
@@ -207,8 +208,8 @@ def test_a_bad_sample_is_named_before_the_first_step(pictures_and_chat, name):
 def test_all_bad_samples_are_named_together(pictures_and_chat):
     with pytest.raises(ValueError) as found:
         attempt(*pictures_and_chat, [entry("good", "1.png"), *(bad for bad, _ in BAD.values())])
-    for _, message in BAD.values():
-        assert message.split(":")[0].replace("entry 0", "entry 1") in str(found.value), message
+    for number, (_, message) in enumerate(BAD.values(), 1):
+        assert message.split(":")[0].replace("entry 0", f"entry {number}") in str(found.value), message
 
 
 def test_a_check_of_headers_reads_no_pixels(pictures_and_chat):
@@ -265,6 +266,159 @@ def test_a_picture_broken_after_the_check_is_replaced_and_counted(made, tmp_path
     open(samples[1].images[0], "w").close()
     with pytest.raises(ValueError, match="too many"):
         dataset.__getitems__([1])
+
+
+# -- types, and what a file may be --------------------------------------------------------------
+
+HUMAN, GPT = {"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}
+TYPES = {
+    "image: number": ({"image": 5}, "image is 5, expected the path of a picture"),
+    "image: numbers": ({"image": ["0.png", 5]}, "expected the path of a picture"),
+    "image: object": ({"image": {"0.png": 1}}, "expected the path of a picture"),
+    "image: no path": ({"image": "0.png\0"}, "expected the path of a picture"),
+    "image by another name": ({"image": None, "images": ["0.png"]}, "has 'images'; LLaVA's name for pictures is 'image'"),
+    "id: list": ({"id": [1]}, "entry 1: id is [1], expected text or a whole number"),
+    "id: NaN": ({"id": float("nan")}, "id is NaN, expected text or a whole number"),
+    "no turns": ({"conversations": []}, "expected human and gpt in turns, gpt last, found none"),
+    "turns: text": ({"conversations": "USER: what?"}, "conversations is 'USER: what?', expected a list"),
+    "turn: text": ({"conversations": [HUMAN, GPT, "USER: so?", "it sleeps"]}, "turn 2: 'USER: so?', expected an object"),
+    "from: list": ({"conversations": [{"from": ["human"], "value": "x"}, GPT]}, 'turn 0: from is ["human"], expected human'),
+    "value: number": ({"conversations": [HUMAN, {"from": "gpt", "value": 2.5}]}, "turn 1: value is 2.5, expected text"),
+    "no value": ({"conversations": [HUMAN, {"from": "gpt", "text": "x"}]}, "turn 1: no 'value'"),
+    "half a sign": ({"conversations": [HUMAN, {"from": "gpt", "value": "\ud800"}]}, "no Unicode text"),
+    "image in image": ({"conversations": [{"from": "human", "value": "<im<image>age>"}, GPT]}, "is left in turn 1"),
+    "nothing asked": ({"image": None, "conversations": [{"from": "human", "value": " "}, GPT]}, "question 1 is empty"),
+    "two in a row": ({"conversations": [HUMAN, HUMAN, GPT]}, "found human, human, gpt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("changed", "fault"), TYPES.values(), ids=TYPES)
+def test_a_value_of_another_type_is_a_fault_with_entry_and_field(tmp_path, changed, fault):
+    whole = {"id": "s", "image": "0.png", "conversations": [HUMAN, GPT]}
+    (tmp_path / "a.json").write_text(json.dumps([whole, whole | changed]))
+    samples, faults = read_samples(tmp_path / "a.json")
+    assert [one.id for one in samples] == ["s"] and len(faults) == 1
+    assert faults[0].startswith("entry 1") and fault in faults[0]
+
+
+def test_what_is_meant_is_taken(tmp_path):
+    said = [{"from": "Human", "value": "what?"}, {"from": "GPT", "value": 5}]
+    entries = [{"id": 7.0, "conversations": said}, {"id": None, "image": "", "conversations": said}]
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(entries).encode())
+    samples, faults = read_samples(tmp_path / "a.json")
+    assert not faults and [(*one,) for one in samples] == [
+        ("7", (), (), (("what?", "5"),)),
+        ("1", (), (), (("what?", "5"),)),
+    ]
+
+
+BYTES = {
+    "deep": (b"[" * 100_000 + b"]" * 100_000, "entry 0: nested too deeply"),
+    "cut off": (b'[{"id": "a"},\n{"id', "entry 1, line 2: Unterminated string"),
+    "no end": (b'[{"id": "a"}', "after entry 0, line 1, the list is cut off"),
+    "two lists": (b'[{"id": "a"}]\n[]', "line 2: text after the list"),
+    "lines": (b'{"id": "a"}\n{"id": "b"}', "JSON Lines: put them into one list"),
+    "latin": ('[{"id": "\xe9"}]'.encode("latin-1"), "not UTF-8 text .* at byte 9"),
+    "digits": (b"[" + b"9" * 5000 + b"]", "entry 0: not readable JSON"),
+}
+
+
+@pytest.mark.parametrize(("content", "fault"), BYTES.values(), ids=BYTES)
+def test_a_file_that_is_no_json_list_is_named_with_the_place(tmp_path, content, fault):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.json: .*{fault}"):
+        read_samples(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 4096])
+def test_entries_are_the_same_whatever_is_read_at_once(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr("secvit.vlm.conversations.CHUNK", chunk)
+    values = [{"a": 'é😀\\"]'}, 12.5, [[], {}], "x" * 30, True, None, -3]
+    (tmp_path / "a.json").write_text(json.dumps(values, ensure_ascii=False, indent=1), encoding="utf-8")
+    assert list(entries(tmp_path / "a.json")) == values
+
+
+def test_packed_samples_are_a_sequence_of_the_samples(made):
+    samples, _ = made
+    assert [samples[i] for i in range(len(samples))] == list(samples) == samples[:] and samples[-1].id == "t2"
+    assert samples.take([3, 1])[:] == [samples[3], samples[1]] and samples.take([]) == []
+    assert samples.take([3]).where(0) == "entry 3, sample 'p3'"
+
+
+# -- small faults that LLaVA's loader takes -----------------------------------------------------
+
+
+def said(*texts):
+    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+ODD = {  # entry -> what is taken of it, None for nothing
+    "stray": ({"conversations": said("<image> why?", "so")}, (("why?", "so"),)),
+    "stray in the answer": ({"conversations": said("why?", "<image> so")}, (("why?", "so"),)),
+    "nothing but stray": ({"conversations": said("<image>", "so")}, None),
+    "question last": ({"image": "1.png", "conversations": said("<image> a?", "b", "c?")}, (("a?", "b"),)),
+    "picture in the last question": ({"image": "1.png", "conversations": said("a?", "b", "<image> c?")}, None),
+    "only a question": ({"conversations": said("a?")}, None),
+    "empty answer": ({"conversations": said("a?", "b", "c?", " ", "d?", "e")}, (("a?", "b"),)),
+    "empty first answer": ({"conversations": said("a?", "", "c?", "d")}, None),
+    "named twice": ({"image": "1.png", "conversations": said("<image> <image> a?", "b")}, (("a?", "b"),)),
+    "named in two questions": ({"image": "1.png", "conversations": said("<image> a?", "b", "<image>c?", "d")}, None),
+    "not named": ({"image": "1.png", "conversations": said("a?", "b")}, None),
+    "two in a row": ({"conversations": said("a?", "b") + said("c?", "d")[1:]}, None),
+    "a text as turn": ({"conversations": [*said("a?", "b"), "c?"]}, None),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_small_fault_is_taken_as_llava_takes_it_or_left_out_and_said(pictures_and_chat, caplog, name):
+    odd, turns = ODD[name]
+    entries = [entry("good", "1.png"), {"id": name, **odd}]
+    with pytest.raises(ValueError, match=f"entry 1, sample '{name}'.*\n--samples.drop_broken true leaves such"):
+        attempt(*pictures_and_chat, entries)
+    samples, lengths = attempt(*pictures_and_chat, entries, drop_broken=True)
+    assert [one.id for one in samples] == ["good", name][: 1 + (turns is not None)] and len(lengths) == len(samples)
+    assert turns is None or samples[1].turns == turns
+    (line,) = [record.message for record in caplog.records]
+    what = (
+        f"used {len(samples)} of 2 samples; {'left out' if turns is None else 'taken as LLaVA takes them'}: 1 (entry 1"
+    )
+    assert what in line and f"sample '{name}'" in line
+
+
+def test_the_first_twenty_of_what_is_left_out_are_named_in_one_line(pictures_and_chat, caplog):
+    entries = [entry(f"s{i}", None, [("a?", "")]) for i in range(1200)]
+    samples, _ = attempt(*pictures_and_chat, [*entries, entry("good", "1.png")], drop_broken=True)
+    (line,) = [record.message for record in caplog.records]
+    assert len(samples) == 1 and "used 1 of 1,201 samples; left out: 1,200 (" in line
+    assert "'s19'" in line and "'s20'" not in line and line.endswith("; and 1,180 more)")
+    with pytest.raises(ValueError, match="no sample"):
+        attempt(*pictures_and_chat, entries, drop_broken=True)
+
+
+def test_a_picture_that_is_missing_is_left_out_and_many_are_an_error(pictures_and_chat, caplog):
+    entries = [entry(f"s{i}", "1.png") for i in range(5)]
+    samples, _ = attempt(*pictures_and_chat, [*entries, entry("gone", "gone.png")], drop_broken=True)
+    assert len(samples) == 5 and "used 5 of 6 samples" in caplog.text and "gone.png: no such file" in caplog.text
+    with pytest.raises(ValueError, match=r"(?s)'gone'.*'lost'.*2 pictures are missing below .*images; .*too many"):
+        attempt(*pictures_and_chat, [*entries, entry("gone", "gone.png"), entry("lost", "l.png")], drop_broken=True)
+
+
+@pytest.mark.parametrize("images", [None, "LLaVA-Pretrain", "LLaVA-Pretrain/images"])
+def test_the_pictures_of_stage_1_are_found_in_llavas_layout(tmp_path, images):
+    where = tmp_path / "LLaVA-Pretrain"
+    (where / "images" / "00001").mkdir(parents=True)
+    (where / "images" / "00001" / "1.png").touch()
+    file = where / "blip_laion_cc_sbu_558k.json"
+    for path in ("00001/1.png", "images/00001/1.png"):
+        file.write_text(json.dumps([entry("a", path)]))
+        samples, _ = read_samples(file, images and str(tmp_path / images))
+        assert samples[0].images == (str(where / "images" / "00001" / "1.png"),)
+
+
+def test_a_folders_files_are_named_by_their_splits_word(tmp_path):
+    for name in ("Training.JSON", "validation.json", "test.json", "._x.json"):
+        (tmp_path / name).write_text("[]")
+    assert files(tmp_path, Samples()) == (tmp_path / "Training.JSON", tmp_path / "validation.json")
 
 
 # -- the order ---------------------------------------------------------------------------------
