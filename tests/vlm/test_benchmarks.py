@@ -13,7 +13,7 @@ from PIL import Image
 from secvit.vlm import benchmarks, scores
 from secvit.vlm.answers import match, mend
 from secvit.vlm.benchmarks import LETTER, Question, load, read_lines
-from secvit.vlm.submissions import read_submission, write_submission
+from secvit.vlm.submissions import read_grades, read_submission, write_submission
 
 
 @pytest.fixture(scope="module")
@@ -376,3 +376,106 @@ def test_every_benchmark_of_the_tables_is_there():
         "mmvet",
     ]
     assert scores.mm_vet({"v1_0": [1.0], "v1_1": [0.0]})["total"] == 50
+
+
+# -- fields of other types -----------------------------------------------------------------------
+
+VIZWIZ = {"image": "a.jpg", "question": "what?", "answers": [{"answer": "cat"}]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"image": 5}, "entry 1: image is 5, expected the path of a file"),
+        ({"question": None}, "entry 1: no 'question'"),
+        ({"answers": "cat"}, "entry 1: answers is 'cat', expected a list"),
+        ({"answers": []}, "expected a list of answers"),
+        ({"answers": [{"answer": ["cat"]}]}, "expected a list of answers"),
+    ],
+)
+def test_a_question_of_another_type_is_named_with_file_and_entry(tmp_path, changed, fault):
+    (tmp_path / "val.json").write_text(json.dumps([VIZWIZ, VIZWIZ | changed, 3]))
+    with pytest.raises(ValueError, match=r"val\.json:\n") as found:
+        load("vizwiz", tmp_path)
+    assert fault in str(found.value) and "entry 2: 3, expected an object" in str(found.value)
+
+
+def test_numbers_as_text_meet_their_questions(tmp_path):
+    (tmp_path / "val2014").mkdir()
+    (tmp_path / "val2014" / "COCO_val2014_000000000009.jpg").touch()
+    asked = {"questions": [{"question_id": 7, "image_id": "9", "question": "how many?"}]}
+    known = {"annotations": [{"question_id": "7", "answers": [{"answer": 2}] * 10, "answer_type": "number"}]}
+    (tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json").write_text("\ufeff" + json.dumps(asked), encoding="utf-8")
+    (tmp_path / "v2_mscoco_val2014_annotations.json").write_text(json.dumps(known))
+    (question,) = load("vqav2", tmp_path)
+    assert question.truth == ["2"] * 10 and question.kind == "number"
+    assert match([question], [{"question_id": "7", "text": 2}]) == ["2"]
+    known["annotations"] += [known["annotations"][0] | {"answer_type": "other"}]
+    (tmp_path / "v2_mscoco_val2014_annotations.json").write_text(json.dumps(known))
+    with pytest.raises(ValueError, match="annotations.json: '7' occurs twice"):
+        load("vqav2", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b'{"question_id": 1, "text": "a"}\n{"question_id": 2, "te', "line 2: not JSON .*is the file cut off"),
+        (b'{"question_id": 1}\n3\n', "line 2: 3, expected an object"),
+        (b"[" * 100_000 + b"\n", "line 1: nested too deeply"),
+        (b'{"text": "\xe9"}', "not UTF-8 text"),
+    ],
+)
+def test_answers_that_are_no_lines_of_json_are_named(tmp_path, content, fault):
+    (tmp_path / "mine.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"(?s)mine\.jsonl.*{fault}"):
+        read_lines(tmp_path / "mine.jsonl")
+
+
+@pytest.mark.parametrize("row", [{"question_id": [7], "text": "a"}, {"question_id": 7, "text": ["a"]},
+                                 {"question_id": 7, "prompt": {}, "text": "a"}])  # fmt: skip
+def test_an_answer_of_another_type_is_named(row):
+    with pytest.raises(ValueError, match=r"mine.jsonl:\n  line 2: "):
+        match(ASKED, [GIVEN[0], row], "mine.jsonl")
+
+
+HEAD = "index\tquestion\tA\tB\timage\n"
+TABLES = {
+    "short": (HEAD + "1\twhat?\ta\tb\n", "line 2: 4 fields, expected the head's 5"),
+    "no picture": (HEAD + "1\twhat?\ta\tb\t?!\n", "row 1: image is no picture in base64"),
+    "no number": (HEAD + "one\twhat?\ta\tb\tAAAA\n", "row 1: index is 'one', expected a number"),
+    "a column twice": (HEAD.replace("B", "A\tB") + "1\twhat?\ta\tb\tc\tAAAA\n", "more than one column 'A'"),
+}
+
+
+@pytest.mark.parametrize(("content", "fault"), TABLES.values(), ids=TABLES)
+def test_a_table_with_a_broken_row_is_named_with_its_line(tmp_path, content, fault):
+    (tmp_path / "a.tsv").write_text(content)
+    with pytest.raises(ValueError, match=rf"(?s)a\.tsv.*{fault}"):
+        load("mmbench", tmp_path)
+
+
+def test_a_truth_of_mme_that_is_no_yes_or_no_is_named(tmp_path):
+    path = tmp_path / "MME_Benchmark_release_version" / "artwork" / "1.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("Is it?\tYes\nIs it not?\n")
+    with pytest.raises(ValueError, match=r"1\.txt:\n  line 2: 'Is it not\?', expected a question, a tab"):
+        load("mme", tmp_path)
+
+
+def test_files_for_servers_are_read_back_typed(tmp_path):
+    for name, content in (("a.json", [{"question_id": 1, "answer": ["x"]}]), ("b.json", {"v1_0": 2.5}), ("c.json", 3)):
+        (tmp_path / name).write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=rf"{name}:"):
+            read_submission(tmp_path / name)
+    (tmp_path / "d.json").write_text('{"v1_0": ["0.5", NaN]}')
+    with pytest.raises(
+        ValueError, match=r"question 'v1_0': score is .*expected a list of numbers, each a finite number"
+    ):
+        read_grades(tmp_path / "d.json")
+
+
+def test_a_table_for_a_server_that_is_no_table_is_named(tmp_path):
+    pytest.importorskip("openpyxl", reason="openpyxl is not installed")
+    (tmp_path / "a.xlsx").write_bytes(b"PK no zip")
+    with pytest.raises(ValueError, match=r"a\.xlsx: no table that openpyxl can read"):
+        read_submission(tmp_path / "a.xlsx")

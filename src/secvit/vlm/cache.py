@@ -77,7 +77,7 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file}: kept features that cannot be read ({error}); {REMEDY}") from None
     if not {"grid", "tokens"} <= row.keys() or row["grid"].shape != (2,) or row["grid"].is_floating_point():
         raise ValueError(f"{file}: no features of a picture; {REMEDY}")
-    if wrong := [name for name, value in row.items() if not value.float().isfinite().all()]:
+    if wrong := [name for name, value in row.items() if not value.isfinite().all()]:
         raise ValueError(f"{file}: {wrong[0]} has values that are not finite; {REMEDY}")
     return row
 
