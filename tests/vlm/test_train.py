@@ -371,3 +371,14 @@ def test_bad_samples_end_the_command_before_the_first_step(tmp_path, data, capsy
         (data / "bad.json").unlink()
     said = capsys.readouterr().err
     assert "sample 'p3'" in said and "sample 'p4'" in said and not (tmp_path / "run/checkpoints").exists()
+
+
+def test_kept_features_that_are_broken_are_named_with_the_remedy(tmp_path, data):
+    recipe = small("llava_pretrain_7b", samples={"cache": str(tmp_path / "cache")}, steps=1)
+    train(recipe, data, tmp_path / "a")
+    for file in (tmp_path / "cache").rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(
+        ValueError, match=r"\.safetensors: kept features that cannot be read .*delete it and start again"
+    ):
+        train(recipe, data, tmp_path / "b")

@@ -94,7 +94,7 @@ def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
         logger.warning("%s: %d of %d samples left out, longer than %d tokens: %s", file, len(long), len(samples),
                        chosen.max_length, ", ".join(samples[i].id for i in long[:3]))  # fmt: skip
     if not faults:
-        faults.found += prompt_faults(chat, samples)
+        faults.found += prompt_faults(chat, samples.take(kept))
     faults.check("; ".join(remedies))
     if (broken or mended) and is_first():
         logger.warning("%s", told(file, total, broken, mended))
