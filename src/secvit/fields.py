@@ -161,22 +161,29 @@ class Faults:
             )
 
 
-def open_file(path: str | os.PathLike[str], most: int | None = None) -> BinaryIO:
-    """A regular file, open for its bytes; ValueError for a folder, device, pipe, missing file, or one above `most`."""
+def check_file(path: str | os.PathLike[str]) -> int:
+    """The size in bytes of a regular file; ValueError for a folder, a device, a pipe or a missing file."""
     try:
         about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):
-            kind = "a folder" if stat.S_ISDIR(about.st_mode) else "a device, pipe or socket"
-            raise ValueError(f"{os.fspath(path)}: {kind}, not a file; check the path")
-        if most is not None and about.st_size > most:
-            raise ValueError(f"{os.fspath(path)}: {about.st_size:,} bytes, more than the {most:,} that are read")
+    except OSError as error:
+        raise ValueError(f"{os.fspath(path)}: cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:  # a null byte inside the path
+        raise ValueError(f"{os.fspath(path)!r}: no path of a file ({error})") from None
+    if not stat.S_ISREG(about.st_mode):
+        kind = "a folder" if stat.S_ISDIR(about.st_mode) else "a device, pipe or socket"
+        raise ValueError(f"{os.fspath(path)}: {kind}, not a file; check the path")
+    return about.st_size
+
+
+def open_file(path: str | os.PathLike[str], most: int | None = None) -> BinaryIO:
+    """A regular file, open for its bytes; ValueError as `check_file`, or if it has more than `most` bytes."""
+    size = check_file(path)
+    if most is not None and size > most:
+        raise ValueError(f"{os.fspath(path)}: {size:,} bytes, more than the {most:,} that are read")
+    try:
         return open(path, "rb")
     except OSError as error:
         raise ValueError(f"{os.fspath(path)}: cannot be read ({error.strerror}); check the path") from None
-    except ValueError as error:
-        if "null" in str(error):  # a null byte inside the path
-            raise ValueError(f"{os.fspath(path)!r}: no path of a file ({error})") from None
-        raise
 
 
 def read_bytes(path: str | os.PathLike[str], most: int | None = None) -> bytes:

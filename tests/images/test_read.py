@@ -103,7 +103,7 @@ def test_what_is_no_image_is_refused_with_the_remedy(tmp_path, content, message)
         path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"x.jpg.*{message}"):
         read_image(path)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="a folder, not a file"):
         read_image(tmp_path)
 
 

@@ -62,7 +62,7 @@ BAD = [
     ("path,label\n1.png,a\n2.png,", r"x.csv, line 3: empty label; fill it in or remove"),
     ("path,label\n1.png,a\n2.png", r"x.csv, line 3: empty label"),
     ("path,label\n,a", r"x.csv, line 2: empty path"),
-    ("path,label,split\n1.png,a,train\n2.png,b,dev", r"line 3: split 'dev'; expected one of train, val"),
+    ("path,label,split\n1.png,a,train\n2.png,b,held", r"line 3: split 'held'; expected one of train, training, val"),
     ("path,label,split\n1.png,a,val\n2.png,b,val", r"x.csv: has val but no train"),
     ("path,label\n1.png,a\n2.png,a", r"x.csv, line 2: all 2 images are of class 'a'; expected at least two"),
     ("path,label\n1.png,-1\n2.png,0", r"x.csv, line 2: label -1, but classes count from 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -11,8 +12,10 @@ from torch import nn
 
 from secvit.classification.data import EvalView
 from secvit.images import Images, load_split
-from secvit.models.saved import load_model
+from secvit.models.saved import class_names_of, load_model
 from secvit.train.shares import sum_over_processes
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()  # not inference_mode: a network may keep tables for its next training step
@@ -70,14 +73,29 @@ def evaluate_checkpoint(
 
     Without a checkpoint, the weights that ship under the model's name.  Model arguments, image size
     and crop come from the config.yaml beside the weights if there is one, else from the model's own
-    pretrained_cfg.
+    pretrained_cfg.  Classes are compared by name, and by their number where the weights have no names.
     """
     images = load_split(str(data), split)
-    network = load_model(model, checkpoint, len(images.classes))
+    network = load_model(model, checkpoint)
+    images = as_known(images, network, f"the weights {checkpoint or model}", f"the data {data}, {split},")
     view = eval_view(images, network, image_size)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     scores = evaluate(network, view, batch_size, device)
     return {"model": model, "checkpoint": str(checkpoint or "shipped"), "data": str(data), "split": split, **scores}
+
+
+def as_known(images: Images, model: nn.Module, known_from: str, given_from: str) -> Images:
+    """The images with the class numbers of a model, by name; ValueError if they have classes that it lacks."""
+    if names := class_names_of(model):
+        return images.numbered_as(names, known_from, given_from)
+    count = getattr(model, "num_classes", len(images.classes))
+    if count != len(images.classes):
+        raise ValueError(
+            f"{given_from} and {known_from} have other classes: {len(images.classes)} and {count}; give weights that "
+            "were trained on these classes"
+        )
+    logger.warning("%s come without names of classes, so only their number, %d, was compared", known_from, count)
+    return images
 
 
 def eval_view(images: Images, model: nn.Module, size: int | None = None, crop_pct: float | None = None) -> EvalView:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secvit.adapt import patch
 from secvit.classification.config import Recipe
@@ -18,8 +18,9 @@ from secvit.classification.data import TrainView
 from secvit.classification.evaluate import eval_view, evaluate
 from secvit.classification.task import ClassificationTask
 from secvit.images import load_checked, skipped_in
+from secvit.images.words import match_classes
 from secvit.models import SECDeiT, SECSwin
-from secvit.models.saved import create, load_pretrained
+from secvit.models.saved import class_names_in, class_names_of, create, load_pretrained
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
 from secvit.train.optim import create_optimizer
@@ -44,7 +45,7 @@ def train(
     output = Path(output)
     files.check_writable(output)
     train_images, val_images, held_out = load_checked(data)
-    model = start(recipe, len(train_images.classes))
+    model = start(recipe, train_images.classes)
     cfg = timm.data.resolve_data_config(model=model)
     dataset = TrainView(
         train_images,
@@ -100,18 +101,54 @@ def summary(metrics: Mapping[str, float], split: str) -> str:
     )
 
 
-def start(recipe: Recipe, classes: int) -> nn.Module:
-    """The network at step 0: weights that the seed decides, or those the recipe starts from."""
+def start(recipe: Recipe, classes: Sequence[str]) -> nn.Module:
+    """The network at step 0: weights that the seed decides, or those the recipe starts from.
+
+    A classifier that comes along is kept, in the order of `classes`, if it knows the same classes by name.
+    """
     chosen = recipe.model
     if chosen.pretrained and chosen.init:
         raise ValueError(f"pretrained=true and init={chosen.init}; give one of them")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
-        model = create(chosen.name, classes, {**chosen.args, "pretrained": chosen.pretrained})
-    if chosen.init and isinstance(model, (SECDeiT, SECSwin)):  # from DeiT and Swin, too
-        logger.info("starting from %s", load_pretrained(model, chosen.init))
-    elif chosen.init:
-        head = model.pretrained_cfg["classifier"].split(".")[0]
-        new = load_backbone(model, chosen.init, head)
-        logger.info("starting from %s; new: %s", chosen.init, ", ".join(new) or "nothing")
+        model = create(chosen.name, len(classes), {**chosen.args, "pretrained": chosen.pretrained})
+        kept = chosen.pretrained and model.pretrained_cfg["num_classes"] == len(classes)
+        fresh = _classifier(create(chosen.name, len(classes), chosen.args) if kept else model)
+    if kept:
+        _match_classifier(model, fresh, class_names_of(model), classes, chosen.name)
+    if chosen.init:
+        if isinstance(model, (SECDeiT, SECSwin)):  # from DeiT and Swin, too
+            logger.info("starting from %s", load_pretrained(model, chosen.init))
+        else:
+            new = load_backbone(model, chosen.init, next(iter(fresh)).split(".")[0])
+            logger.info("starting from %s; new: %s", chosen.init, ", ".join(new) or "nothing")
+        _match_classifier(model, fresh, class_names_in(chosen.init), classes, chosen.init)
     return patch(model, **chosen.patch) if chosen.patch else model
+
+
+def _classifier(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the tensors with a row for each class."""
+    layers = model.pretrained_cfg["classifier"]
+    starts = tuple(f"{layer}." for layer in ([layers] if isinstance(layers, str) else layers))
+    return {key: value.clone() for key, value in model.state_dict().items() if key.startswith(starts)}
+
+
+def _match_classifier(
+    model: nn.Module, fresh: Mapping[str, Tensor], names: Sequence[str], classes: Sequence[str], source: str
+) -> None:
+    """Keep the classifier that weights brought if it knows the same classes, in the order of `classes`.
+
+    fresh: the classifier as it was before.  names: the classes of the weights, () where nobody knows them.
+    """
+    state = model.state_dict()
+    loaded = [key for key, value in fresh.items() if not torch.equal(state[key], value)]
+    if not loaded:
+        return
+    if not names:
+        logger.warning("%s comes without names of classes: its classifier is kept, in its own order", source)
+    elif sorted(names) == sorted(classes):
+        order = torch.tensor(match_classes(names, classes, source, "the data"))
+        model.load_state_dict({key: state[key][order] for key in loaded}, strict=False)
+    else:
+        logger.info("%s knows other classes than the data: the classifier starts anew", source)
+        model.load_state_dict(fresh, strict=False)

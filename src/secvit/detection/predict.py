@@ -15,6 +15,8 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2 import functional as tv
 
+from secvit.images import to_rgb
+
 SCORE = 0.5
 
 
@@ -22,7 +24,7 @@ SCORE = 0.5
 def predict(model: nn.Module, images: Sequence[Image.Image | Tensor], score: float = SCORE) -> list[dict[str, Tensor]]:
     """Objects in images of any sizes, the surest first: for each image a dict, on the CPU.
 
-    images: RGB pictures, or tensors (3, H, W) in 0..1 or of bytes.  score: the least one kept; the detector itself
+    images: pictures of any mode, or tensors (3, H, W) in 0..1 or of bytes.  score: the least one kept; the detector itself
     leaves out what is below its box_score_thresh, 0.05.
     boxes (n, 4) are corners in px of the image, labels (n) count from 0, scores (n) lie in 0..1, masks (n, H, W) are
     true inside the object; RetinaNet has none.
@@ -70,7 +72,7 @@ def seen_size(model: nn.Module, size: tuple[int, int]) -> tuple[int, int]:
 
 def as_pixels(image: Image.Image | Tensor) -> Tensor:
     """(3, H, W) in 0..1"""
-    pixels = image if isinstance(image, Tensor) else tv.pil_to_tensor(image.convert("RGB"))
+    pixels = image if isinstance(image, Tensor) else tv.pil_to_tensor(to_rgb(image))
     return tv.to_dtype(pixels, torch.float32, scale=True)
 
 

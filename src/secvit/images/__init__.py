@@ -2,7 +2,7 @@
 
 from secvit.images.check import check_examples, check_overlap, describe, load_checked
 from secvit.images.labelled import Images, check_skipped
-from secvit.images.read import EXTENSIONS, read_image, upright_size
+from secvit.images.read import EXTENSIONS, open_image, read_image, to_rgb, upright_size
 from secvit.images.sources import load_split, splits
 from secvit.images.view import Transform, View, middle, seeded, skipped_in
 
@@ -18,9 +18,11 @@ __all__ = [
     "load_checked",
     "load_split",
     "middle",
+    "open_image",
     "read_image",
     "seeded",
     "skipped_in",
     "splits",
+    "to_rgb",
     "upright_size",
 ]

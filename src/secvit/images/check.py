@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
+from secvit.fields import read_bytes
 from secvit.images.labelled import Images, check_skipped
+from secvit.images.names import Names
 from secvit.images.read import read_image
 from secvit.images.sources import load_split, splits
 
 logger = logging.getLogger(__name__)
 
+DARK = 32  # of 255
 FEW_FILES = 5000  # read as a whole to find copies: seconds; beyond, names alone are compared
 
 
@@ -67,13 +71,20 @@ def check_examples(images: Images, count: int = 32) -> None:
     chosen = set(_evenly(list(first.values()), count))
     chosen |= set(_evenly(range(len(images)), count - len(chosen)))
     broken: list[str] = []
+    brightest = []
     for i in sorted(chosen):
         try:
-            images.image(i)
+            brightest.append(max(high for _, high in images.image(i).getextrema()))
         except ValueError as error:
             broken.append(images.names[i])
             logger.warning("%s: %s", images.name, error)
             check_skipped(broken, len(chosen))
+    if brightest and max(brightest) < DARK:
+        logger.warning(
+            "%s: the brightest value of %d examples is %d of 255; if these are 16-bit files with 10 or 12 bits of "
+            "data, multiply their values by 64 or 16, as white is 65,535 in all of them",
+            *(images.name, len(brightest), max(brightest)),
+        )
 
 
 def check_overlap(train: Images, held_out: Images) -> list[str]:
@@ -81,8 +92,14 @@ def check_overlap(train: Images, held_out: Images) -> list[str]:
 
     Compared by bytes in memory or in up to 5,000 files, otherwise by name.
     """
-    known = set(_keys(train, few := _few(train, held_out)))
-    twice = [name for name, key in zip(held_out.names, _keys(held_out, few), strict=True) if key in known]
+    if train.pixels is not None or held_out.pixels is not None or _few(train, held_out):
+        known = set(_contents(train))
+        twice = [name for name, key in zip(held_out.names, _contents(held_out), strict=True) if key in known]
+    else:  # a set of all names of train would be as large as all names
+        theirs, ours = (np.fromiter(map(hash, images.names), np.int64, len(images)) for images in (held_out, train))
+        alike = Names.of(held_out.names).select(np.isin(theirs, ours).nonzero()[0].tolist())
+        there = set(train.names).intersection(alike) if len(alike) else set()
+        twice = [name for name in alike if name in there]
     if twice:
         logger.warning(
             "%d of %d images of %s are in %s as well, so the score will be too good: %s%s",
@@ -102,13 +119,15 @@ def _few(*parts: Images) -> bool:
     return sum(map(len, parts)) <= FEW_FILES and all(p.read is read_image for p in parts)
 
 
-def _keys(images: Images, contents: bool) -> Iterable[str | bytes]:
-    """What is equal for equal images."""
+def _contents(images: Images) -> Iterable[str | bytes]:
+    """What is equal for equal images: hashes of their bytes, or the name of a file that cannot be read."""
     if images.pixels is not None:
         return (hashlib.sha1(row.numpy().tobytes()).digest() for row in images.pixels)
-    return (_digest(name) for name in images.names) if contents else images.names
+    return map(_digest, images.names)
 
 
 def _digest(name: str) -> str | bytes:
-    """The hash of a file's bytes; of one that cannot be read, which is reported elsewhere, its name."""
-    return hashlib.sha1(Path(name).read_bytes()).digest() if os.access(name, os.R_OK) else name
+    try:
+        return hashlib.sha1(read_bytes(name)).digest()
+    except ValueError:  # reported elsewhere
+        return name

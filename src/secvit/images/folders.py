@@ -1,34 +1,161 @@
-"""Image folders: DIR/CLASS/*.jpg."""
+"""Image folders: DIR/CLASS/*.jpg; and ImageNet's val as it is downloaded, without folders."""
 
 from __future__ import annotations
 
+import csv
+import io
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from secvit.images.labelled import Images
-from secvit.images.read import EXTENSIONS
+from secvit.fields import read_text
+from secvit.images.files import EXTENSIONS, HIDDEN, LeftOut, image_names, is_image, is_stray
+from secvit.images.labelled import Images, number_labels
+from secvit.images.names import Names
+from secvit.images.words import class_names, split_of
+
+SOLUTION = "LOC_val_solution.csv"
 
 
 def read_folder(path: Path, name: str) -> Images:
     """The images below a folder of class folders."""
-    classes = folder_classes(path)
-    names, labels = [], []
-    for label, folder in enumerate(classes):
-        files = sorted(f for f in (path / folder).rglob("*") if f.suffix.lower() in EXTENSIONS and f.is_file())
-        if not files:
+    left_out = LeftOut()
+    classes = folder_classes(path, left_out)
+    names: list[str] = []
+    counts = []
+    for folder in classes:
+        found = image_names(path / folder, left_out)
+        if not found:
             raise ValueError(
                 f"{path / folder}: class folder without images ({' '.join(EXTENSIONS)}); "
                 "add images or remove the folder"
             )
-        names += [str(f) for f in files]
-        labels += [label] * len(files)
-    return Images(name, classes, torch.tensor(labels), None, tuple(names), root=str(path))
+        names += found
+        counts.append(len(found))
+    left_out.tell(str(path), len(names))
+    labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
+    return Images(name, classes, labels, None, Names.of(names), root=str(path))
 
 
-def folder_classes(path: Path) -> tuple[str, ...]:
-    """The names of the class folders in order."""
-    classes = sorted(p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(classes) < 2:
-        raise ValueError(f"{path}: {len(classes)} class folders; expected at least two, each with its images")
-    return tuple(classes)
+def folder_classes(path: Path, left_out: LeftOut | None = None) -> tuple[str, ...]:
+    """The names of the class folders in order.  left_out: gets what else lies in the folder."""
+    folders, files = contents(path, left_out)
+    images = [file for file in files if is_image(file)]
+    if len(folders) < 2:
+        raise ValueError(
+            f"{path}: {len(folders)} class folders; expected at least two, each with its images"
+            + (f" ({len(images):,} images lie in {path.name} itself: give each class a folder)" if images else "")
+        )
+    if all(split_of(folder) for folder in folders):
+        raise ValueError(
+            f"{path}: its class folders are called {', '.join(folders)}, which are words for splits; "
+            f"give the folder that holds them as the data, with class folders in each"
+        )
+    if below := _splits_below(path, folders):
+        raise ValueError(
+            f"{path / folders[0] / below[0]}: a split inside of a class, as in each class folder of {path}; "
+            f"expected {path / below[0] / folders[0]}"
+        )
+    if left_out is not None:
+        left_out.add("images outside of the class folders", len(images))
+        left_out.add("other files outside of the class folders", len(files) - len(images))
+        left_out.harmless.add("other files outside of the class folders")
+    return class_names(folders)
+
+
+def contents(path: Path, left_out: LeftOut | None = None) -> tuple[list[str], list[str]]:
+    """The names of the folders and of the files in a folder; what is stray or a broken link is left out."""
+    folders, files = [], []
+    try:
+        for entry in os.scandir(path):
+            if is_stray(entry.name):
+                left_out.add(HIDDEN) if left_out is not None else None
+            elif entry.is_dir():
+                folders.append(entry.name)
+            elif entry.is_file():
+                files.append(entry.name)
+            elif left_out is not None:
+                left_out.add("broken links" if entry.is_symlink() else "that are no regular files")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    return sorted(folders), sorted(files)
+
+
+def _splits_below(path: Path, folders: Sequence[str]) -> list[str]:
+    """The folders with a split's name that are in every class folder."""
+    common: set[str] | None = None
+    for folder in folders:
+        inside = {name for name in contents(path / folder)[0] if split_of(name)}
+        common = inside if common is None else common & inside
+        if not common:
+            return []
+    return sorted(common or ())
+
+
+# -- ImageNet's val without folders ------------------------------------------------------------
+
+
+def is_flat(path: Path) -> bool:
+    """Whether a folder holds images and no folders."""
+    folders, files = contents(path)
+    return not folders and any(map(is_image, files))
+
+
+def solution_of(path: Path) -> Path:
+    """The file with the classes of ImageNet's flat val: in it, beside it, or at the root of Kaggle's archive."""
+    places = [path, *list(path.absolute().parents)[:4]]
+    found = next((place / SOLUTION for place in places if (place / SOLUTION).is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"{path}: images without class folders, so their classes are unknown; if this is ImageNet's val, put "
+            f"{SOLUTION} (it comes with Kaggle's archive of ILSVRC) beside {path.name}, else sort the images into a "
+            "folder for each class"
+        )
+    return found
+
+
+def flat_classes(path: Path) -> tuple[str, ...]:
+    return class_names(label for _, label in _solutions(solution_of(path)).values())
+
+
+def read_flat(path: Path, name: str, classes: tuple[str, ...] | None) -> Images:
+    """The images of ImageNet's flat val, by the solution file; train's classes are given."""
+    solution, left_out = solution_of(path), LeftOut()
+    known = _solutions(solution)
+    names = image_names(path, left_out)
+    stems = [os.path.splitext(os.path.basename(name))[0] for name in names]
+    lacking = [stem for stem in stems if stem not in known]
+    if lacking:
+        raise ValueError(
+            f"{solution}: no line for {lacking[0]} ({len(lacking)} such images of {len(names)} in {path}); "
+            "remove them or take the file that belongs to them"
+        )
+    left_out.add(f"named in {SOLUTION}, but not there", len(known.keys() - set(stems)))
+    left_out.tell(str(path), len(names))
+    entries = [known[stem] for stem in stems]
+    found, labels = number_labels(
+        [label for _, label in entries], classes, lambda i: f"{solution}, line {entries[i][0]}"
+    )
+    return Images(name, found, labels, None, Names.of(names), root=str(path))
+
+
+def _solutions(path: Path) -> dict[str, tuple[int, str]]:
+    """Line and class of each image: ImageId,PredictionString, the latter "n03995372 85 1 499 272 ..."."""
+    found: dict[str, tuple[int, str]] = {}
+    try:
+        rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+        header = next(rows, [])
+        if [cell.strip().casefold() for cell in header] != ["imageid", "predictionstring"]:
+            raise ValueError(f"{path}, line 1: {','.join(header)[:80]!r}; expected ImageId,PredictionString")
+        for row in filter(None, rows):
+            label = row[1].split() if len(row) == 2 else []
+            if not label or not row[0].strip():
+                raise ValueError(
+                    f"{path}, line {rows.line_num}: {','.join(row)[:80]!r}; expected an image and its class"
+                )
+            found[row[0].strip()] = (rows.line_num, label[0])
+    except csv.Error as error:
+        raise ValueError(f"{path}: not a table of text ({error})") from None
+    return found

@@ -7,6 +7,7 @@ into memory, so that any of them can be read at any time by any process.
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,16 @@ import torch
 from PIL import Image
 
 from secvit.extras import needs
-from secvit.images.labelled import SPLITS, Images, Source, class_names, number_labels
+from secvit.fields import Wrong, text
+from secvit.images.labelled import Images, Source, number_labels
+from secvit.images.names import Names
 from secvit.images.read import read_image
+from secvit.images.words import SPLITS, class_names, split_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 LABELS = ("label", "labels", "class")
 
@@ -31,17 +37,26 @@ def hfds_sources(name: str) -> dict[str, Source]:
     saved = os.path.isfile(os.path.join(name, "state.json"))
     try:
         available = ["train"] if saved else datasets.get_dataset_split_names(name)
-    except (OSError, ValueError) as error:  # among them: not found, not reachable, which configuration?
+    except Exception as error:  # of several packages: not found, not reachable, damaged, which configuration?
         raise ValueError(
             f"hfds/{name} cannot be opened: {error}; give hfds/ and a name on the Hub or a folder"
         ) from None
-    found: dict[str, Source] = {}
-    for split, ours in SPLITS.items():
-        if split in available:
-            found[ours] = Source(partial(_read, name, split, ours), partial(_classes, name, split))
-    if "train" not in found:
+    words: dict[str, str] = {}
+    for word in available:
+        split = split_of(word)
+        if split and split in words:
+            raise ValueError(f"hfds/{name}: {word} is a second {split}; keep one of them ({words[split]}, {word})")
+        if split:
+            words[split] = word
+    if "train" not in words:
         raise ValueError(f"hfds/{name}: no split train, only {', '.join(available)}; save it under that name")
-    return found
+    if unused := [word for word in available if word not in words.values()]:
+        logger.warning("hfds/%s: splits that are not used: %s", name, ", ".join(unused))
+    return {
+        split: Source(partial(_read, name, words[split], split), partial(_classes, name, words[split]))
+        for split in SPLITS
+        if split in words
+    }
 
 
 def _open(name: str, split: str) -> tuple[Dataset, str, str]:
@@ -53,7 +68,7 @@ def _open(name: str, split: str) -> tuple[Dataset, str, str]:
             rows = datasets.load_from_disk(name)
         else:
             rows = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:
         raise ValueError(f"hfds/{name} cannot be opened: {split}: {error}") from None
     images = [c for c, feature in rows.features.items() if isinstance(feature, datasets.Image)]
     classes = [c for c, feature in rows.features.items() if isinstance(feature, datasets.ClassLabel)]
@@ -70,7 +85,17 @@ def _open(name: str, split: str) -> tuple[Dataset, str, str]:
 def _classes(name: str, split: str) -> tuple[str, ...]:
     rows, _, column = _open(name, split)
     names = getattr(rows.features[column], "names", None)
-    return tuple(names) if names else class_names(map(str, rows.unique(column)))
+    return tuple(names) if names else class_names(_label(v, f"hfds/{name}/{split}") for v in rows[column][:])
+
+
+def _label(value: Any, where: str) -> str:
+    """A label that is no ClassLabel, as text."""
+    try:
+        return text(value)
+    except Wrong:
+        raise ValueError(
+            f"{where}: label {value!r}; expected a class number or a name; a split without labels cannot be used"
+        ) from None
 
 
 def _read(name: str, split: str, ours: str, classes: tuple[str, ...] | None) -> Images:
@@ -78,21 +103,21 @@ def _read(name: str, split: str, ours: str, classes: tuple[str, ...] | None) -> 
     if not len(rows):
         raise ValueError(f"hfds/{name}, {split}: no rows")
     root, values = f"hfds/{name}/{split}", rows[column][:]
-    names = tuple(f"{root}[{i}]" for i in range(len(rows)))
+    names = Names.of(f"{root}[{i}]" for i in range(len(rows)))
     read = partial(_image, rows, image)
     own = getattr(rows.features[column], "names", None)
-    outside = [i for i, v in enumerate(values) if v is None or (own and not 0 <= v < len(own))]
+    if not own:
+        labels = [_label(value, names[i]) for i, value in enumerate(values)]
+        known, numbers = number_labels(labels, classes, names.__getitem__)
+        return Images(ours, known, numbers, None, names, read=read, root=root)
+    outside = [i for i, v in enumerate(values) if v is None or not 0 <= v < len(own)]
     if outside:
         i = outside[0]
         raise ValueError(
-            f"{names[i]}: label {values[i]}"
-            + (f", outside 0..{len(own) - 1}" if own else "")
-            + f" ({len(outside)} such rows of {len(rows)}); a split without labels cannot be used"
+            f"{names[i]}: label {values[i]}, outside 0..{len(own) - 1} ({len(outside)} such rows of {len(rows)}); a "
+            "split without labels cannot be used"
         )
-    if own:
-        return Images(ours, tuple(own), torch.tensor(values), None, names, read=read, root=root)
-    known, labels = number_labels([str(v) for v in values], classes, names.__getitem__)
-    return Images(ours, known, labels, None, names, read=read, root=root)
+    return Images(ours, tuple(own), torch.tensor(values), None, names, read=read, root=root)
 
 
 def _image(rows: Dataset, column: str, name: str) -> Image.Image:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -11,10 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from secvit.images.names import Names
 from secvit.images.read import read_image
+from secvit.images.words import class_names, match_classes
 
-# what a split may be called where it lies
-SPLITS = {"train": "train", "val": "val", "validation": "val", "valid": "val", "test": "test"}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,13 @@ class Images:
     classes: tuple[str, ...]
     labels: Tensor
     pixels: Tensor | None
-    names: tuple[str, ...]
+    names: Sequence[str]  # kept as Names
     skipped: tuple[str, ...] = ()
     read: Callable[[str], Image.Image] = read_image
     root: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", Names.of(self.names))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,13 +50,32 @@ class Images:
 
     def part(self, name: str, indices: Sequence[int]) -> Images:
         """Some of the images under another name."""
+        chosen = torch.as_tensor(indices, dtype=torch.long)
         return replace(
             self,
             name=name,
-            labels=self.labels[torch.tensor(indices)],
-            pixels=None if self.pixels is None else self.pixels[torch.tensor(indices)],
-            names=tuple(self.names[i] for i in indices),
+            labels=self.labels[chosen],
+            pixels=None if self.pixels is None else self.pixels[chosen],
+            names=Names.of(self.names).select(chosen.tolist()),
         )
+
+    def numbered_as(self, known: Sequence[str], known_from: str, given_from: str) -> Images:
+        """The same images with the classes, and their numbers, of somebody else, compared by name.
+
+        known_from, given_from: what messages call the two ("the run runs/a", "the data DIR").
+        Says where the images lack some of these classes; ValueError if they have others.
+        """
+        if tuple(known) == self.classes:
+            return self
+        places = match_classes(known, self.classes, known_from, given_from)
+        if len(places) < len(known):
+            logger.warning(
+                "%s has %d of the %d classes of %s; the numbers are those of %s",
+                *(given_from, len(places), len(known), known_from, known_from),
+            )
+        elif places != sorted(places):
+            logger.info("%s has the classes of %s in another order; they are matched by name", given_from, known_from)
+        return replace(self, classes=tuple(known), labels=torch.tensor(places)[self.labels])
 
     @property
     def majority(self) -> float:
@@ -64,12 +88,6 @@ class Source(NamedTuple):
 
     read: Callable[[tuple[str, ...] | None], Images]
     classes: Callable[[], tuple[str, ...]]
-
-
-def class_names(labels: Iterable[str]) -> tuple[str, ...]:
-    """The different labels in order: numbers by value, names by alphabet."""
-    found = set(labels)
-    return tuple(sorted(found, key=(lambda x: (int(x), x)) if all(x.isdecimal() for x in found) else None))
 
 
 def number_labels(

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from secvit.fields import check_file
 from secvit.images.labelled import Images, check_skipped
 from secvit.images.read import read_image
 
 logger = logging.getLogger(__name__)
 
 KEYS = ("jpeg", "offset", "label", "classes")
+PACKED = 100  # the arrays take at most so many times the bytes of the file, or it is no honest one
+SMALL = 2**24  # bytes of an array that may be packed better than that
 
 
 def read_npz(path: Path, name: str) -> Images:
     """All images of an npz, decoded into memory; they share one size."""
-    found = _open(path)
-    data, offset, label = found["jpeg"], found["offset"], found["label"]
-    classes, entries = [str(c) for c in found["classes"]], found.get("name")
+    found = _open(path, (*KEYS, "name"))
+    data, label, offset = found["jpeg"], _whole(path, "label", found["label"]), _whole(path, "offset", found["offset"])
+    classes, entries = _classes(path, found["classes"]), None
+    if data.dtype != np.uint8:
+        raise ValueError(f"{path}: `jpeg` has the type {data.dtype}; expected the bytes of all images as uint8")
+    if "name" in found:
+        entries = _text(path, "name", found["name"])
+        if len(entries) != len(label):
+            raise ValueError(f"{path}: {len(label)} labels and {len(entries)} names; expected as many")
     if len(label) == 0 or len(offset) != len(label) + 1:
         raise ValueError(f"{path}: {len(label)} labels and {len(offset)} offsets; expected n and n + 1")
-    if offset[0] != 0 or offset[-1] != len(data) or bool((np.diff(offset) < 0).any()):
+    if offset[0] != 0 or offset[-1] != len(data) or bool((offset[1:] < offset[:-1]).any()):
         raise ValueError(f"{path}: offsets do not rise from 0 to the {len(data)} bytes of `jpeg`")
     outside = np.flatnonzero((label < 0) | (label >= len(classes)))
     if len(outside):
@@ -37,39 +50,121 @@ def read_npz(path: Path, name: str) -> Images:
     empty = sorted(set(range(len(classes))) - set(label.tolist()))
     if empty:
         raise ValueError(f"{path}: no image of class {classes[empty[0]]!r}; remove it from `classes`")
-    raw, kept, skipped = data.tobytes(), [], []
-    pixels: list[Tensor] = []
+    kept, skipped = [], []
+    pixels: Tensor | None = None
     for i in tqdm(range(len(label)), desc=f"decoding {path.name}", disable=None, leave=False):
         entry = f"{path}[{i}]" + (f" ({entries[i]})" if entries is not None else "")
         try:
-            image = read_image(raw[int(offset[i]) : int(offset[i + 1])], entry)
+            image = read_image(data[int(offset[i]) : int(offset[i + 1])].tobytes(), entry)
         except ValueError as error:
             skipped.append(entry)
             logger.warning("skipped: %s", error)
             check_skipped(skipped, len(label))
             continue
-        if pixels and image.size != (pixels[0].shape[2], pixels[0].shape[1]):
+        if pixels is None:
+            pixels = _room(path, len(label), image.height, image.width)
+        if image.size != (pixels.shape[3], pixels.shape[2]):
             raise ValueError(
                 f"{entry}: {image.width}x{image.height} px, but the first is "
-                f"{pixels[0].shape[2]}x{pixels[0].shape[1]}; use an image folder for mixed sizes"
+                f"{pixels.shape[3]}x{pixels.shape[2]}; use an image folder for mixed sizes"
             )
-        pixels.append(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).contiguous())
+        pixels[len(kept)] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         kept.append(i)
-    names = tuple(str(entries[i]) if entries is not None else str(i) for i in kept)
+    if pixels is None:
+        raise ValueError(f"{path}: no image that can be read; repair the data")
+    names = [entries[i] if entries is not None else str(i) for i in kept]
     labels = torch.from_numpy(label[kept].astype(np.int64))
-    return Images(name, tuple(classes), labels, torch.stack(pixels), names, tuple(skipped))
-
-
-def _open(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            missing = [k for k in KEYS if k not in file]
-            if missing:
-                raise ValueError(f"lacks {', '.join(missing)}; it needs {', '.join(KEYS)}")
-            return {k: file[k] for k in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError, TypeError) as error:
-        raise ValueError(f"{path}: not an npz of encoded images ({error})") from None
+    return Images(name, classes, labels, pixels[: len(kept)], names, tuple(skipped))
 
 
 def npz_classes(path: Path) -> tuple[str, ...]:
-    return tuple(str(c) for c in _open(path)["classes"])
+    return _classes(path, _open(path, ("classes",))["classes"])
+
+
+def _room(path: Path, count: int, height: int, width: int) -> Tensor:
+    """Memory for all images; a ValueError where the machine has less."""
+    need = count * 3 * height * width
+    if hasattr(os, "sysconf") and need > (there := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
+        raise ValueError(
+            f"{path}: {count:,} images of {width}x{height} px take {need / 2**30:,.1f} GiB decoded, this machine has "
+            f"{there / 2**30:,.1f}; use an image folder"
+        )
+    return torch.empty(count, 3, height, width, dtype=torch.uint8)
+
+
+def _open(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The arrays of some keys; each has one dimension and is no larger than the file allows."""
+    size = check_file(path)
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = {info.filename.removesuffix(".npy"): info for info in file.infolist()}
+            if missing := [k for k in KEYS if k not in members]:
+                raise ValueError(f"lacks {', '.join(missing)}; it needs {', '.join(KEYS)}")
+            arrays = {}
+            for key in keys:
+                if key in members:
+                    with file.open(members[key]) as content:
+                        arrays[key] = _array(content, members[key].file_size, max(SMALL, PACKED * size), key)
+            return arrays
+    except Exception as error:  # zipfile, zlib and numpy raise anything on bytes that are not what they claim to be
+        raise ValueError(f"{path}: not an npz of encoded images ({error})") from None
+
+
+def _array(content: IO[bytes], size: int, most: int, key: str) -> np.ndarray:
+    """An array whose header agrees with the size of its member, in bytes."""
+    version = np.lib.format.read_magic(content)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(content)
+    if dtype.hasobject:
+        raise ValueError(f"`{key}` holds Python objects; save it as numbers or text")
+    if len(shape) != 1:
+        raise ValueError(f"`{key}` has the shape {shape}; expected one dimension")
+    needed = math.prod(shape) * dtype.itemsize
+    if needed > size or min(shape) < 0:
+        raise ValueError(f"`{key}` claims {needed:,} bytes, of which there are {size:,}")
+    if needed > most:
+        raise ValueError(f"`{key}` unpacks to {needed:,} bytes, more than {PACKED} times the file")
+    data = content.read(needed)
+    if len(data) < needed:
+        raise ValueError(f"`{key}` ends after {len(data):,} of {needed:,} bytes")
+    content.read(1)  # past the end, where the checksum is compared
+    return np.frombuffer(data, dtype) if dtype.itemsize else np.zeros(shape, dtype)
+
+
+def _whole(path: Path, key: str, values: np.ndarray) -> np.ndarray:
+    """Numbers as int64; whole ones of a float type are meant so."""
+    if values.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: `{key}` has the type {values.dtype}; expected whole numbers")
+    wrong = np.flatnonzero(~((values == np.floor(values)) & (np.abs(values.astype(np.float64)) < 2**53)))
+    if len(wrong):
+        i = int(wrong[0])
+        raise ValueError(f"{path}: `{key}` of entry {i} is {values[i]}; expected a whole number ({len(wrong)} such)")
+    return values.astype(np.int64)
+
+
+def _classes(path: Path, values: np.ndarray) -> tuple[str, ...]:
+    names = _text(path, "classes", values)
+    if len(names) < 2:
+        raise ValueError(f"{path}: {len(names)} classes; expected at least two")
+    for i, name in enumerate(names):
+        if not name.strip() or names.index(name) < i:
+            raise ValueError(f"{path}: class {i} is called {name!r}; give each class its own name")
+    return tuple(names)
+
+
+def _text(path: Path, key: str, values: np.ndarray) -> list[str]:
+    """Names, of which numbers become their digits."""
+    read: dict[str, Callable[[np.ndarray], list[str]]] = {
+        "U": np.ndarray.tolist,
+        "S": lambda found: [name.decode("utf-8") for name in found.tolist()],
+        "i": lambda found: [str(name) for name in found.tolist()],
+        "u": lambda found: [str(name) for name in found.tolist()],
+    }
+    if values.dtype.kind not in read:
+        raise ValueError(f"{path}: `{key}` has the type {values.dtype}; expected names")
+    try:
+        names = read[values.dtype.kind](values)
+        "".join(names).encode("utf-8")
+    except ValueError as error:
+        raise ValueError(f"{path}: `{key}` holds what is no text ({error})") from None
+    return names

@@ -1,6 +1,9 @@
 """Where labelled images come from, and how they are split.  docs/data.md shows each with a tree.
 
+Every word of SPLIT_WORDS names a split, in any case.
+
 DIR/train/CLASS/*.jpg, DIR/val/..., DIR/test/...     folders
+DIR/train/CLASS/*.jpg, DIR/val/*.jpg                 ImageNet as it is downloaded, with LOC_val_solution.csv
 DIR/CLASS/*.jpg                                      folders, a part is held out
 DIR/train.npz, DIR/val.npz, DIR/test.npz             npz (keys: jpeg offset label name classes)
 FILE.npz                                             one npz, a part is held out
@@ -15,16 +18,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from secvit.images.digits import DIGITS, read_digits
-from secvit.images.folders import folder_classes, read_folder
+from secvit.images.folders import contents, flat_classes, folder_classes, is_flat, read_flat, read_folder
 from secvit.images.hfds import hfds_sources
-from secvit.images.labelled import SPLITS, Images, Source
+from secvit.images.labelled import Images, Source
 from secvit.images.npz import npz_classes, read_npz
 from secvit.images.shards import shard_sources
 from secvit.images.tables import SUFFIXES, table_source, table_sources
+from secvit.images.words import SPLITS, split_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +50,7 @@ def load_split(data: str | Path, split: str = "train") -> Images:
         return found[split].read(None)
     if split in found:
         classes = found["train"].classes()
-        images = found[split].read(classes)
-        _check_classes(images, classes, str(data))
-        return images
+        return found[split].read(classes).numbered_as(classes, "train", split)
     raise ValueError(f"{data}: has no split {split!r}, only {', '.join(splits(data))}")
 
 
@@ -72,32 +77,68 @@ def _sources(data: str | Path) -> dict[str, Source]:
     if kind == "wds" and rest:
         return shard_sources(rest)
     path = Path(data)
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(f'{path}: no such data; give a folder, an .npz or .csv file, wds/..., hfds/... or "digits"')
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return {"train": _npz(path)}
-    if path.suffix in SUFFIXES:
+    if path.suffix.lower() in SUFFIXES:
         return table_sources(path)
     if not path.is_dir():
         raise ValueError(f"{path}: not a folder, nor an .npz, .csv or .tsv file; tar shards are given as wds/{path}")
-    found: dict[str, Source] = {}
-    for word, split in SPLITS.items():
-        source = _in_folder(path, word)
-        if source and split in found:
-            raise ValueError(f"{path}: {word} is a second {split}; keep one of them")
-        if source:
-            found[split] = source
-    return found or {"train": _folder(path)}
+    return _in_folder(path) or {"train": _folder(path)}
 
 
-def _in_folder(path: Path, word: str) -> Source | None:
-    """A split by its name in a folder: a file of it, or a folder, where a file says more."""
-    if (path / f"{word}.npz").is_file():
-        return _npz(path / f"{word}.npz")
-    for suffix in SUFFIXES:
-        if (path / f"{word}{suffix}").is_file():
-            return table_source(path / f"{word}{suffix}")
-    return _folder(path / word) if (path / word).is_dir() else None
+KINDS = (".npz", *SUFFIXES, "")  # of two with the same word, the first is read; "": a folder
+
+
+def _in_folder(path: Path) -> dict[str, Source]:
+    """The splits of a folder by their names in it: files, or folders, where no file says more."""
+    folders, files = contents(path)
+    words: dict[str, dict[str, list[Path]]] = {}  # the places of each split, by the word that names it
+    for name in [*folders, *(file for file in files if Path(file).suffix.lower() in KINDS)]:
+        word = name if name in folders else Path(name).stem
+        if split := split_of(word):
+            words.setdefault(split, {}).setdefault(word.strip().casefold(), []).append(path / name)
+    found = {split: _chosen(path, split, words[split]) for split in SPLITS if split in words}
+    others = [folder for folder in folders if not split_of(folder)]
+    if others and found and all(place.is_dir() and not contents(place)[0] for place in found.values()):
+        logger.warning(
+            "%s: %s hold no class folders, and %s is beside them; each is read as a class",
+            *(path, ", ".join(place.name for place in found.values()), others[0]),
+        )
+        return {}
+    listing = any(place.suffix.lower() in SUFFIXES for place in found.values())  # a table's images lie anywhere
+    if others and found and not listing:
+        logger.warning("%s: folders that are no split and not used: %s", path, ", ".join(others[:5]))
+    return {split: _place(place) for split, place in found.items()}
+
+
+def _chosen(path: Path, split: str, words: dict[str, list[Path]]) -> Path:
+    """The file or folder of a split."""
+    places = [place for same in words.values() for place in same]
+
+    def kind(place: Path) -> int:
+        return KINDS.index("" if place.is_dir() else place.suffix.lower())
+
+    first = min(places, key=kind)
+    second = next((p for p in places if p != first and (len(words) > 1 or kind(p) == kind(first))), None)
+    if second is not None:
+        names = ", ".join(sorted(place.name for place in places))
+        raise ValueError(f"{path}: {second.stem} is a second {split}; keep one of them ({names})")
+    for place in places:
+        if place != first:
+            logger.info("%s: %s is read, %s is not a split of its own", path, first.name, place.name)
+    return first
+
+
+def _place(place: Path) -> Source:
+    if place.is_dir():
+        return _flat(place) if is_flat(place) else _folder(place)
+    return _npz(place) if place.suffix.lower() == ".npz" else table_source(place)
+
+
+def _flat(path: Path) -> Source:
+    return Source(lambda classes: read_flat(path, path.name, classes), partial(flat_classes, path))
 
 
 def _folder(path: Path) -> Source:
@@ -108,33 +149,28 @@ def _npz(path: Path) -> Source:
     return Source(lambda _: read_npz(path, path.stem), partial(npz_classes, path))
 
 
-def _check_classes(images: Images, train: tuple[str, ...], data: str) -> None:
-    if images.classes == train:
-        return
-    extra = sorted(set(images.classes) - set(train))
-    lacking = sorted(set(train) - set(images.classes))
-    raise ValueError(
-        f"{data}: {images.name} has {len(images.classes)} classes, but train has {len(train)}"
-        + (f"; only in {images.name}: {', '.join(extra[:3])}" if extra else "")
-        + (f"; missing in {images.name}: {', '.join(lacking[:3])}" if lacking else "")
-        + ("; in another order" if not extra and not lacking else "")
-    )
-
-
 def _held_out(images: Images, split: str) -> Images:
     """Split an undivided set: the 15 % of each class with the lowest hash of the name are "val"."""
 
-    def by_hash(index: int) -> bytes:
-        name = images.names[index].removeprefix(images.root).replace("\\", "/").lstrip("/")
-        return hashlib.sha1(name.encode()).digest()
+    def digest(name: str) -> bytes:
+        name = name.removeprefix(images.root).replace("\\", "/").lstrip("/")
+        return hashlib.sha1(name.encode("utf-8", "surrogatepass")).digest()
 
+    order = np.fromiter(map(digest, images.names), "S20", len(images)).argsort(kind="stable")
+    labels = images.labels.numpy()[order]
     chosen = []
     for label in range(len(images.classes)):
-        members = sorted((images.labels == label).nonzero().flatten().tolist(), key=by_hash)
+        members = order[labels == label]
         count = min(len(members) - 1, max(1, round(HELD_OUT * len(members))))
-        chosen += members[:count] if split == "val" else members[count:]
+        chosen.append(members[: max(0, count)] if split == "val" else members[max(0, count) :])
+    indices = np.sort(np.concatenate(chosen))
+    if not len(indices):
+        raise ValueError(
+            f"{images.root or images.name}: each class has one image, so nothing can be held out for {split}; add "
+            "images, or a val split"
+        )
     logger.info(
         "%s: no splits given; %s is a fixed stratified part of %d of %d images",
-        *(images.name, split, len(chosen), len(images)),
+        *(images.name, split, len(indices), len(images)),
     )
-    return images.part(split, sorted(chosen))
+    return images.part(split, indices.tolist())

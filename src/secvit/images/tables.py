@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from secvit.images.labelled import SPLITS, Images, Source, class_names, number_labels
+from secvit.fields import read_text
+from secvit.images.files import LeftOut
+from secvit.images.labelled import Images, Source, number_labels
+from secvit.images.words import SPLIT_WORDS, SPLITS, class_names, split_of
 
 SUFFIXES = (".csv", ".tsv")
+COLUMNS = ("path", "label", "split")
 
 
 class Row(NamedTuple):
@@ -27,7 +32,7 @@ def table_sources(path: Path) -> dict[str, Source]:
     parts = _rows(path)
     if None in parts:
         return {"train": _source(path, path.stem, parts[None])}
-    return {split: _source(path, split, parts[split]) for split in dict.fromkeys(SPLITS.values()) if split in parts}
+    return {split: _source(path, split, parts[split]) for split in SPLITS if split in parts}
 
 
 def table_source(path: Path) -> Source:
@@ -43,43 +48,50 @@ def _read(path: Path, name: str, rows: Sequence[Row], classes: tuple[str, ...] |
     """The images of some rows; that each file exists and has one label is checked, contents are not."""
     seen: dict[str, Row] = {}
     for row in rows:
-        other = seen.setdefault(row.file, row)
+        other = seen.setdefault(os.path.normpath(row.file), row)
         if other.label != row.label:
             raise ValueError(
                 f"{path}: {row.file} is {other.label!r} in line {other.line} and {row.label!r} in line {row.line}; "
                 "keep one of them"
             )
-    missing = [seen[file] for file in _missing(seen)]
+    once = list(seen.values())
+    missing = [row for row, there in zip(once, _there(row.file for row in once), strict=True) if not there]
     if missing:
         first = ", ".join(f"{row.file} (line {row.line})" for row in missing[:3])
         raise ValueError(
             f"{path}: {len(missing)} of {len(seen)} files do not exist: {first}"
             f"{', ...' if len(missing) > 3 else ''}; paths are relative to {path.parent} or absolute"
         )
-    known, labels = number_labels([row.label for row in rows], classes, lambda i: f"{path}, line {rows[i].line}")
-    return Images(name, known, labels, None, tuple(row.file for row in rows), root=str(path.parent))
+    left_out = LeftOut()
+    left_out.add("that name a file again", len(rows) - len(once))
+    left_out.tell(f"{path}, {name}", len(once), "lines")
+    known, labels = number_labels([row.label for row in once], classes, lambda i: f"{path}, line {once[i].line}")
+    return Images(name, known, labels, None, [row.file for row in once], root=str(path.parent))
 
 
-def _missing(files: Iterable[str]) -> Iterator[str]:
-    """Files that are not there.  A folder is listed once: asking for each file takes minutes over a network."""
+def _there(files: Iterable[str]) -> Iterator[bool]:
+    """Whether each is a regular file.  A folder is listed once: asking for each file takes minutes over a network."""
     listed: dict[str, frozenset[str]] = {}
     for file in files:
         folder, name = os.path.split(file)
         if folder not in listed:
-            listed[folder] = frozenset(os.listdir(folder) if os.path.isdir(folder) else ())
-        if name not in listed[folder] and not os.path.isfile(file):
-            yield file
+            listed[folder] = _files_in(folder)
+        yield name in listed[folder] or os.path.isfile(file)
+
+
+def _files_in(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(entry.name for entry in os.scandir(folder) if entry.is_file())
+    except OSError:
+        return frozenset()
 
 
 def _rows(path: Path) -> dict[str | None, list[Row]]:
     """The rows by split; by None where there is no column `split`."""
     found: dict[str | None, list[Row]] = {}
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            for split, row in _lines(path, file):
-                found.setdefault(split, []).append(row)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+        for split, row in _lines(path, io.StringIO(read_text(path), newline="")):
+            found.setdefault(split, []).append(row)
     except csv.Error as error:
         raise ValueError(f"{path}: not a table of text ({error})") from None
     if not found:
@@ -89,22 +101,46 @@ def _rows(path: Path) -> dict[str | None, list[Row]]:
 
 def _lines(path: Path, file: Iterator[str]) -> Iterator[tuple[str | None, Row]]:
     tabs = path.suffix.lower() == ".tsv"
-    table = csv.DictReader(file, delimiter="\t" if tabs else ",", skipinitialspace=True)
-    columns = [str(c).strip() for c in table.fieldnames or ()]
-    table.fieldnames = columns
+    table = csv.reader(file, delimiter="\t" if tabs else ",", skipinitialspace=True, strict=True)
+    header = next(table, [])
+    columns = [name.strip() for name in header]
+    place = {column: columns.index(column) for column in COLUMNS if column in columns}
     for column in ("path", "label"):
         if column not in columns:
             raise ValueError(
                 f"{path}, line 1: no column {column!r}, only {', '.join(map(repr, columns)) or 'nothing'}; the first "
                 f"line must name path, label and, if wanted, split, separated by {'tabs' if tabs else 'commas'}"
             )
+    for column in place:
+        if columns.count(column) > 1:
+            raise ValueError(f"{path}, line 1: {columns.count(column)} columns are called {column!r}; keep one")
+    words: dict[str, str] = {}  # the word that each split is called by
     for cells in table:
         at = f"{path}, line {table.line_num}"
-        entry = {column: (cells.get(column) or "").strip() for column in ("path", "label", "split")}
+        if not cells:
+            continue
+        if any(cells[len(columns) :]):
+            raise ValueError(
+                f"{at}: {len(cells)} cells below {len(columns)} columns; put quotes around a cell that has a "
+                f"{'tab' if tabs else 'comma'} in it"
+            )
+        entry = {column: cells[i].strip() if i < len(cells) else "" for column, i in place.items()}
         for column in ("path", "label"):
             if not entry[column]:
                 raise ValueError(f"{at}: empty {column}; fill it in or remove the line")
-        if "split" in columns and entry["split"] not in SPLITS:
-            raise ValueError(f"{at}: split {entry['split']!r}; expected one of {', '.join(SPLITS)}")
-        split = SPLITS[entry["split"]] if "split" in columns else None
-        yield split, Row(table.line_num, os.path.join(path.parent, entry["path"]), entry["label"])
+            if not entry[column].isprintable() and any(c in entry[column] for c in "\0\n\r"):
+                raise ValueError(f"{at}: {column} {entry[column][:80]!r} has more than one line; is a quote missing?")
+        yield (
+            _split(entry["split"], words, at) if "split" in place else None,
+            Row(table.line_num, os.path.join(path.parent, entry["path"]), entry["label"]),
+        )
+
+
+def _split(word: str, words: dict[str, str], at: str) -> str:
+    split = split_of(word)
+    if split is None:
+        raise ValueError(f"{at}: split {word!r}; expected one of {', '.join(SPLIT_WORDS)}")
+    other = words.setdefault(split, word)
+    if other.casefold() != word.casefold():
+        raise ValueError(f"{at}: split {word!r}, but {other!r} above; both are {split}; use one word for it")
+    return split

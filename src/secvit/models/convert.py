@@ -6,6 +6,7 @@ channel) to (head, q | k | v, channel).  All of it is exact.
 
 from __future__ import annotations
 
+import difflib
 import io
 import os
 import re
@@ -27,6 +28,12 @@ RENAMES = (  # authors' name, ours
     (".downsample.reduction.", ".downsample.0."),
     (".downsample.norm.", ".downsample.1."),
 )
+# tensors of each preset: to build all of them, only to see which fits, takes 15 s
+TENSORS = {
+    "sec_deit_base": 176, "sec_deit_small": 176, "sec_swin_base": 353, "sec_swin_small": 353, "sec_swin_tiny": 185,
+    "secvit_base": 974, "secvit_base_release": 954, "secvit_large": 974, "secvit_large_release": 954,
+    "secvit_nano": 220, "secvit_small": 598, "secvit_small_release": 580, "secvit_tiny": 328, "secvit_xlarge": 1182,
+}  # fmt: skip
 LINEAR = re.compile(r"\.(qkv|out_proj|proj|fc1|fc2)\.weight$|^head\.weight$|^head\.fc\.weight$")
 
 
@@ -126,12 +133,18 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], mode
     if not target.parent.is_dir():
         raise ValueError(f"{target.parent}: no such folder; make it first")
     state = read_weights(source)
-    classes = next((state[k].shape[0] for k in ("head.weight", "head.fc.weight") if k in state), 1000)
+    classes = next(
+        (state[k].shape[0] for k in ("head.weight", "head.fc.weight") if k in state and state[k].dim()), 1000
+    )
+    check_name(model)
     network = timm.create_model(model, num_classes=classes, device="meta")
     heads = heads_of(network)
     if not reverse and not is_authors(state):
         raise ValueError(f"{source} is not in the authors' layout (no key patch_embed.proj.0.weight)")
-    ours = state if reverse else from_authors(state, heads)
+    try:
+        ours = state if reverse else from_authors(state, heads)
+    except (RuntimeError, IndexError, ValueError) as error:  # tensors of other dimensions, or other stages
+        raise ValueError(f"{source} does not fit {model}: {error}") from None
     if report := misfit(ours, network.state_dict()):
         presets = ", ".join(fitting_models(ours)) or "none"
         raise ValueError(f"{source} does not fit {model}; presets that do: {presets}.  It has {report}")
@@ -149,10 +162,20 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], mode
     return len(result)
 
 
+def check_name(name: str) -> None:
+    """A ValueError with the nearest names for a model that timm does not know."""
+    if not timm.is_model(name):
+        known = [*timm.list_models("sec*"), *timm.list_models()]
+        near = difflib.get_close_matches(name, known, 5, 0.5) or timm.list_models("secvit_*")
+        raise ValueError(f"no model {name!r} in timm or secvit; near it: {', '.join(near)}")
+
+
 def fitting_models(state: Mapping[str, Tensor]) -> list[str]:
     """Names of our presets that a state dict in our layout fills."""
     names = []
     for name in timm.list_models("sec*"):
+        if TENSORS.get(name, len(state)) != len(state):
+            continue
         expected = timm.create_model(name, num_classes=1, device="meta").state_dict()
         same = all(key in state and state[key].shape[1:] == value.shape[1:] for key, value in expected.items())
         if same and len(expected) == len(state):

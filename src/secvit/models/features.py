@@ -9,7 +9,7 @@ import timm
 from torch import Tensor, nn
 
 from secvit.models.saved import check_name
-from secvit.weights import few, read_weights
+from secvit.weights import few, misfit, read_weights
 
 BODY = "backbone.body."
 
@@ -59,6 +59,8 @@ def start_from(model: nn.Module, source: str | os.PathLike[str]) -> list[str]:
         # timm's feature networks write stages_0 for the stages.0 of a classifier
         state = {BODY + name: value for key, value in state.items() for name in (key, key.replace(".", "_", 1))}
     fitting = {key: state[key] for key in wanted if key in state and state[key].shape == wanted[key].shape}
+    if report := misfit(fitting, {key: wanted[key] for key in fitting}):
+        raise ValueError(f"{source} does not fit the backbone: {report}")
     new = [key for key in wanted if key not in fitting]
     if missing := [key.removeprefix(BODY) for key in new if key.startswith(BODY)]:
         raise ValueError(f"{source} does not fit the backbone: it lacks {few(missing)}; give its name and arguments")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +15,13 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from secvit.adapt import patch
+from secvit.fields import Entry, Wrong, items, mapping, number, read_text, text, whole
 from secvit.models import sec_swin
-from secvit.models.convert import checkpoint_filter_fn, fitting_models
+from secvit.models.convert import check_name, checkpoint_filter_fn, fitting_models
 from secvit.models.secvit import SECViT
 from secvit.weights import few, misfit, read_weights
+
+LONGEST = 2**24  # bytes of a config.yaml
 
 
 def create(name: str, num_classes: int | None, args: Mapping[str, Any] | None = None) -> nn.Module:
@@ -32,15 +34,10 @@ def create(name: str, num_classes: int | None, args: Mapping[str, Any] | None = 
         return timm.create_model(name, num_classes=num_classes, **(args or {}))
     except TypeError as error:
         raise ValueError(f"{name} with {dict(args or {})}: {error}") from None
-    except (RuntimeError, OSError) as error:  # timm knows no weights under the name, or cannot reach them
-        raise ValueError(f"{name} with {dict(args or {})}: {str(error).splitlines()[0]}") from None
-
-
-def check_name(name: str) -> None:
-    if not timm.is_model(name):
-        known = [*timm.list_models("sec*"), *timm.list_models()]
-        near = difflib.get_close_matches(name, known, 5, 0.5) or timm.list_models("secvit_*")
-        raise ValueError(f"no model {name!r} in timm or secvit; near it: {', '.join(near)}")
+    except ValueError:
+        raise
+    except Exception as error:  # timm knows no weights under the name, cannot reach them, or fails on the arguments
+        raise ValueError(f"{name} with {dict(args or {})}: {(str(error) or repr(error)).splitlines()[0]}") from None
 
 
 def has_weights(name: str) -> bool:
@@ -71,11 +68,14 @@ def load_model(
     state, config = read_weights(path), saved_config(path)
     known = config.get("model") or {}
     known = known if known.get("name") == name else {}
+    names = config.get("classes") if known else None
     if num_classes is None:
-        found = [state[k].shape[0] for k in ("head.fc.weight", "head.weight", "fc.weight") if k in state]
-        num_classes = found[0] if found else 0
+        num_classes = len(names) if names else classes_in(state, name)
     network = create(name, num_classes, known.get("args"))
-    state = in_our_layout(state, network)
+    try:
+        state = in_our_layout(state, network)
+    except Exception as error:  # the filters of timm and of ours trust shapes
+        raise ValueError(f"{path} does not fit {name}: {error}") from None
     if report := misfit(state, network.state_dict()):
         fits = (config.get("model") or {}).get("name") or ", ".join(fitting_models(state)) or "none known"
         raise ValueError(
@@ -84,11 +84,36 @@ def load_model(
     network.load_state_dict(state)
     if known.get("patch"):
         patch(network, **known["patch"])
-    if known:  # what timm.data.resolve_data_config and whoever names the classes go by
-        size = known.get("image_size", network.pretrained_cfg["input_size"][-1])
-        seen = {"input_size": (3, size, size), "label_names": config.get("classes")}
-        network.pretrained_cfg = {**network.pretrained_cfg, "crop_pct": known.get("crop_pct", 1.0), **seen}
+    # what timm.data.resolve_data_config and whoever names the classes go by; without a config.yaml nobody knows names
+    seen: dict[str, Any] = {"label_names": names}
+    if known:
+        size = known.get("image_size") or network.pretrained_cfg["input_size"][-1]
+        seen |= {"input_size": (3, size, size), "crop_pct": known.get("crop_pct", 1.0)}
+    network.pretrained_cfg = {**network.pretrained_cfg, **seen}
     return network.eval()
+
+
+def classes_in(state: Mapping[str, Tensor], name: str) -> int:
+    """How many classes weights tell apart, 0 if they have no classifier."""
+    own = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "classifier", None) or ()
+    layers = [own] if isinstance(own, str) else own
+    keys = [*("head.fc.weight", "head.weight", "fc.weight"), *(f"{layer}.weight" for layer in layers)]
+    return next((state[key].shape[0] for key in keys if key in state and state[key].dim()), 0)
+
+
+def class_names_of(model: nn.Module) -> tuple[str, ...]:
+    """The names of the classes that a model tells apart; () where nobody knows them."""
+    names = tuple(map(str, model.pretrained_cfg.get("label_names") or ()))
+    return names if len(names) == getattr(model, "num_classes", len(names)) else ()
+
+
+def class_names_in(source: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The names of the classes of a run or of one of timm's pretrained models; () where nobody knows them."""
+    name = str(source).removeprefix("timm/")
+    if Path(source).exists() or not timm.is_model(name):
+        return tuple(saved_config(source).get("classes") or ())
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return tuple(map(str, getattr(config, "label_names", None) or ()))
 
 
 @dataclass(frozen=True)
@@ -132,11 +157,13 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> Loaded:
     wanted = model.state_dict()
     try:
         found = in_our_layout(found, model)
-    except RuntimeError as error:  # position tables that belong to other prefix tokens, DeiT's distilled ones for one
+    except Exception as error:  # position tables that belong to other prefix tokens, DeiT's distilled ones for one
         raise ValueError(f"{source} does not fit {type(model).__name__}: {error}") from None
     fits = {key: value for key, value in found.items() if key in wanted and value.shape == wanted[key].shape}
     if not any(key.endswith(".weight") for key in fits):
         raise ValueError(f"{source} does not fit {type(model).__name__}: it has {misfit(found, wanted)}")
+    if report := misfit(fits, {key: wanted[key] for key in fits}):
+        raise ValueError(f"{source} does not fit {type(model).__name__}: {report}")
     zeroed = {key: torch.zeros_like(wanted[key]) for key in wanted if ".lepe." in key and key not in found}
     model.load_state_dict({**fits, **zeroed}, strict=False)
     reshaped = tuple(key for key in wanted if key in found and key not in fits)
@@ -161,8 +188,36 @@ def saved_config(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     """The config.yaml beside a checkpoint, {} if there is none."""
     path = Path(checkpoint)
     beside = (path if path.is_dir() else path.parent) / "config.yaml"
+    if not beside.is_file():
+        return {}
+    content = read_text(beside, LONGEST)
     try:
-        known = yaml.safe_load(beside.read_text()) if beside.is_file() else None
-    except yaml.YAMLError as error:
+        found = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist, for one
         raise ValueError(f"{beside}: not readable ({error}); repair or move it") from None
-    return known if isinstance(known, dict) else {}
+    if found is None:
+        return {}
+    entry = Entry(str(beside), found)
+    known = Entry(f"{beside}: model", entry.get("model", mapping, {}))
+    typed = {
+        "name": known.get("name", text, None), "args": known.get("args", mapping, None),
+        "patch": known.get("patch", mapping, None), "image_size": known.get("image_size", _size, None),
+        "crop_pct": known.get("crop_pct", number, None),
+    }  # fmt: skip
+    model = {**known.fields, **{key: value for key, value in typed.items() if value is not None}}
+    classes = entry.get("classes", _names, None)
+    return {**found, **({"model": model} if model else {}), **({"classes": classes} if classes else {})}
+
+
+def _size(value: Any) -> int:
+    size = whole(value)
+    if not 1 <= size <= 2**16:
+        raise Wrong("px of the side of an image")
+    return size
+
+
+def _names(value: Any) -> list[str]:
+    try:
+        return [text(name) for name in items(value)]
+    except Wrong:
+        raise Wrong("a list of names") from None

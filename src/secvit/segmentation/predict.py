@@ -16,6 +16,7 @@ from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
 
 from secvit.fields import Entry, items, numbers, text, whole
+from secvit.images import to_rgb
 from secvit.models.saved import saved_config
 from secvit.segmentation import models
 from secvit.segmentation.augment import base_scale
@@ -58,7 +59,7 @@ def label_picture(
     Memory beyond the picture's own: the logits of a window (without windows, of the picture), and those of the
     picture at the stride of the network's finest map, for each scale.
     """
-    look = look or Look()
+    look, picture = look or Look(), to_rgb(picture)
     model.eval()
     views = [
         view(model, shrunk(picture, look.short_side, scale), look, flip, progress)

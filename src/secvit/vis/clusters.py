@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
+from secvit.images import to_rgb
 from secvit.models.saved import has_weights
 from secvit.vis.panels import Legend, Panel, draw_panels, in_rows, panel_size
 from secvit.vis.record import LayerKeys, record_keys
@@ -182,8 +183,8 @@ def overlay(photo: Image.Image, found: ClusterMap, opacity: float = OPACITY, sty
     """
     if style not in STYLES:
         raise ValueError(f"style={style!r}; choose one of {', '.join(STYLES)}")
-    colour = np.asarray(photo.convert("RGB"), dtype=np.float64) / 255
-    grey = np.asarray(photo.convert("L"), dtype=np.float64)[..., None] / 255
+    colour = np.asarray(to_rgb(photo), dtype=np.float64) / 255
+    grey = np.asarray(to_rgb(photo).convert("L"), dtype=np.float64)[..., None] / 255
     whole = np.broadcast_to(0.25 + 0.6 * grey, colour.shape)  # full attention: nothing to tell apart
     alone, labels = found.num_clusters == 1, enlarged(found.labels, photo.height, photo.width)
     colours = rank_colours(found.num_clusters)[labels]
@@ -226,6 +227,7 @@ def normalised(image: Image.Image, model: nn.Module) -> Tensor:
 
     Squeezed where a model takes one size only, or whole patches only.
     """
+    image = to_rgb(image)
     config = timm.data.resolve_data_config(model=model)
     mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
     size = input_size(image.size, model)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from secvit import connectors
 from secvit.connectors import Merged
 from secvit.connectors.positions import Grid, grid_of
-from secvit.images import read_image
+from secvit.images import read_image, to_rgb
 from secvit.models.saved import load_model
 from secvit.vis.clusters import normalised, weights_note
 from secvit.vis.picture import FAINT, INK, check_output, new_figure, save
@@ -91,7 +91,7 @@ def draw_merged(
 
 def lit(photo: Image.Image, weights: Tensor) -> np.ndarray:
     """The photo in its colours where patches weigh (H, W), faded elsewhere, with outlines.  -> (h, w, 3) in 0..1"""
-    pixels = np.asarray(photo.convert("RGB"), dtype=np.float64) / 255
+    pixels = np.asarray(to_rgb(photo), dtype=np.float64) / 255
     rows = np.arange(photo.height) * weights.shape[0] // photo.height
     columns = np.arange(photo.width) * weights.shape[1] // photo.width
     share = (weights / weights.max()).sqrt().numpy()[rows[:, None], columns][..., None]  # a light one is still seen
@@ -183,5 +183,5 @@ def _number(output: Output, found: Merged, grid: Grid) -> int:
 
 
 def _faded(photo: Image.Image) -> np.ndarray:
-    grey = np.asarray(photo.convert("L"), dtype=np.float64)[..., None] / 255
+    grey = np.asarray(to_rgb(photo).convert("L"), dtype=np.float64)[..., None] / 255
     return np.broadcast_to(0.62 + 0.3 * grey, (*grey.shape[:2], 3))

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from secvit.images import read_image
+from secvit.images import read_image, to_rgb
 from secvit.train.checkpoint import check_writable
 from secvit.vis.photos import listed, picture_names
 from secvit.weights import write_atomically
@@ -42,7 +42,7 @@ def draw_detections(
     """
     factor = max(1, round(SMALLEST / max(image.size)))
     size = (image.width * factor, image.height * factor)
-    picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    picture = to_rgb(image).resize(size, Image.Resampling.BICUBIC)
     scale = (max(size) / 640) ** 0.8  # large photos are looked at shrunk, but not wholly
     line = max(2, round(2 * scale))
     boxes = found["boxes"].double() * factor

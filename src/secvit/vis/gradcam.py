@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secvit.images import to_rgb
 from secvit.vis.clusters import BETWEEN, place
 from secvit.vis.record import Layer, choose, evaluating, grid_of, layers, one_image, unsorted
 
@@ -129,9 +130,9 @@ def heat_overlay(photo: Image.Image, found: CamMap, opacity: float = OPACITY, st
     options: dict[str, Any] = {"size": (photo.height, photo.width), "mode": "bilinear", "align_corners": False}
     heat = F.interpolate(found.normalised[None, None], **options)[0, 0].clamp(0, 1).numpy()
     colours = matplotlib.colormaps["inferno"](heat)[..., :3]
-    grey = np.asarray(photo.convert("L"), dtype=np.float64)[..., None] / 255
+    grey = np.asarray(to_rgb(photo).convert("L"), dtype=np.float64)[..., None] / 255
     blended = opacity * colours + (1 - opacity) * grey
     if style != "side_by_side":
         return blended
-    colour = np.asarray(photo.convert("RGB"), dtype=np.float64) / 255
+    colour = np.asarray(to_rgb(photo), dtype=np.float64) / 255
     return np.concatenate([colour, np.ones((photo.height, BETWEEN, 3)), blended], axis=1)

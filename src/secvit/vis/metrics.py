@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from secvit.images import to_rgb
 from secvit.vis.clusters import ClusterMap, enlarged, maps_of, normalised
 from secvit.vis.record import LayerKeys, record_keys
 
@@ -131,7 +132,7 @@ def _changed(
     model: nn.Module, image: Image.Image, stages: Sequence[int] | None, block: int | str | None, seed: int
 ) -> Mapping[str, list[LayerKeys]]:
     """Keys of the photo with noise of one grey level, mirrored, and in bfloat16."""
-    pixels = np.asarray(image.convert("RGB")).astype(np.int16)
+    pixels = np.asarray(to_rgb(image)).astype(np.int16)
     noise = np.random.default_rng(seed).integers(-1, 2, pixels.shape)
     noisy = Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
     device = next(model.parameters()).device.type

@@ -32,10 +32,10 @@ def ask(
     """The answer to a question about one or more pictures (or none), greedy unless `generate` says otherwise.
 
     llava, processor: of `load_trained`, `use_connector`, or any LLaVA with a chat template.
-    pictures: opened, or files of any format.
+    pictures: opened, in any mode, or files of any format.
     """
     single = isinstance(pictures, Image.Image | str | os.PathLike)
-    opened = [p if isinstance(p, Image.Image) else read_image(p) for p in ([pictures] if single else pictures)]
+    opened = [read_image(picture) for picture in ([pictures] if single else pictures)]
     content = [*({"type": "image", "image": image} for image in opened), {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}],
