@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from secvit.images import EXTENSIONS
+from secvit.images.files import is_image, is_stray
 
 
 def listed(photos: Iterable[str | os.PathLike[str]], output: Path | None = None) -> list[Path]:
@@ -21,7 +22,7 @@ def listed(photos: Iterable[str | os.PathLike[str]], output: Path | None = None)
         if photo.is_dir():
             if output is not None and photo.resolve() == output.resolve():
                 raise ValueError(f"{output}: folder of photos and of pictures of them; choose another output")
-            inside = sorted(file for file in photo.iterdir() if file.suffix.lower() in EXTENSIONS and file.is_file())
+            inside = sorted(f for f in photo.iterdir() if is_image(f) and not is_stray(f.name) and f.is_file())
             if not inside:
                 raise ValueError(f"{photo}: folder without images ({' '.join(EXTENSIONS)})")
         found |= dict.fromkeys(Path(os.path.abspath(file)) for file in inside)
