@@ -77,7 +77,7 @@ def evaluate_checkpoint(
     """
     images = load_split(str(data), split)
     network = load_model(model, checkpoint)
-    images = as_known(images, network, f"the weights {checkpoint or model}", f"the data {data}, {split},")
+    images = as_known(images, network, f"the weights {checkpoint or model}", f"the data {data} ({split})")
     view = eval_view(images, network, image_size)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     scores = evaluate(network, view, batch_size, device)

@@ -76,12 +76,18 @@ def image_names(folder: str | os.PathLike[str], left_out: LeftOut | None = None)
     """The same as text, which of millions is faster."""
     left_out = LeftOut() if left_out is None else left_out
     found = []
-    for path in _walk(os.fspath(folder), left_out, frozenset()):
+    for path in _walk(os.fspath(folder), left_out, _above(folder)):
         if is_image(path):
             found.append(path)
         else:
             left_out.add(f"of another ending ({os.path.splitext(path)[1].lower() or 'none'})")
     return sorted(found, key=lambda path: path.split(os.sep))
+
+
+def _above(folder: str | os.PathLike[str]) -> frozenset[tuple[int, int]]:
+    """The folders that contain a folder: a link to one of them, inside, is not followed."""
+    parents = {*Path(os.path.abspath(folder)).parents, *Path(os.path.realpath(folder)).parents}
+    return frozenset((about.st_dev, about.st_ino) for about in map(os.stat, parents))
 
 
 def _walk(folder: str, left_out: LeftOut, above: frozenset[tuple[int, int]]) -> Iterator[str]:
