@@ -112,3 +112,23 @@ def test_broken_image_of_a_row_is_named_when_it_is_read(tmp_path):
         images.image(0)
     with pytest.raises(ValueError, match=r"train\[1\]: no image in this row"):
         images.image(1)
+
+
+@needs_datasets
+def test_splits_are_found_by_every_word_and_two_for_one_are_refused(tmp_path, caplog):
+    parts = {"Train": rows([0, 1]), "dev": rows([1]), "extra": rows([0])}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "a")
+    assert splits(f"hfds/{tmp_path}/a") == ("train", "val")
+    assert "splits that are not used: extra" in caplog.text
+    datasets.DatasetDict({**parts, "validation": rows([1])}).save_to_disk(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"validation is a second val; keep one of them \(dev, validation\)"):
+        load_split(f"hfds/{tmp_path}/b")
+
+
+@needs_datasets
+def test_labels_of_another_type_are_refused_and_other_orders_matched(tmp_path):
+    names = parquet(tmp_path / "a", train=rows([1, 0]), test=rows([1, 0], ("dog", "cat")))
+    assert load_split(names, "test").labels.tolist() == [0, 1]
+    part = rows([0, 1], None).cast_column("label", datasets.Value("float32"))
+    with pytest.raises(ValueError, match=r"train\[0\]: label 0.0; expected a class number or a name"):
+        load_split(parquet(tmp_path / "b", train=part, test=part), "train")

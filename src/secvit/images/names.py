@@ -24,6 +24,10 @@ class Names(Sequence[str]):
 
     def __init__(self, text: Tensor, ends: Tensor) -> None:
         self.text, self.ends = text, ends
+        self._bytes, self._ends = memoryview(text.numpy()), ends.numpy()  # the same memory, which is faster to look at
+
+    def __reduce__(self) -> tuple[type[Names], tuple[Tensor, Tensor]]:
+        return Names, (self.text, self.ends)  # as tensors: torch moves them to other processes in shared memory
 
     @classmethod
     def of(cls, names: Iterable[str]) -> Names:
@@ -47,15 +51,13 @@ class Names(Sequence[str]):
         if isinstance(index, slice):
             return self.select(range(len(self))[index])
         place = range(len(self))[index]  # IndexError where there is none
-        start, end = self.ends[place : place + 2].tolist()
-        return _decoded(self.text[start:end].numpy().tobytes())
+        return _decoded(self._bytes[self._ends[place] : self._ends[place + 1]])
 
     def __iter__(self) -> Iterator[str]:
-        text = memoryview(self.text.numpy())
         for first in range(0, len(self), CHUNK):
-            ends = self.ends[first : first + CHUNK + 1].tolist()
+            ends = self._ends[first : first + CHUNK + 1].tolist()
             for start, end in itertools.pairwise(ends):
-                yield _decoded(bytes(text[start:end]))
+                yield _decoded(self._bytes[start:end])
 
     def __eq__(self, other: object) -> bool:
         """Equal to any sequence of the same names."""
@@ -86,5 +88,5 @@ class Names(Sequence[str]):
         return Names(torch.from_numpy(kept), torch.from_numpy(ends))
 
 
-def _decoded(name: bytes) -> str:
-    return name.decode("utf-8", "surrogatepass")
+def _decoded(name: memoryview) -> str:
+    return str(name, "utf-8", "surrogatepass")
