@@ -45,7 +45,7 @@ def load_split(data: str | Path, split: str = "train") -> Images:
     """
     found = _found(data)
     if len(found) == 1 and split in ("train", "val"):
-        return _held_out(found["train"].read(None), split)
+        return _held_out(found["train"].read(None), split, data)
     if split == "train":
         return found[split].read(None)
     if split in found:
@@ -149,7 +149,7 @@ def _npz(path: Path) -> Source:
     return Source(lambda _: read_npz(path, path.stem), partial(npz_classes, path))
 
 
-def _held_out(images: Images, split: str) -> Images:
+def _held_out(images: Images, split: str, data: str | Path) -> Images:
     """Split an undivided set: the 15 % of each class with the lowest hash of the name are "val"."""
 
     def digest(name: str) -> bytes:
@@ -166,7 +166,7 @@ def _held_out(images: Images, split: str) -> Images:
     indices = np.sort(np.concatenate(chosen))
     if not len(indices):
         raise ValueError(
-            f"{images.root or images.name}: each class has one image, so nothing can be held out for {split}; add "
+            f"{data}: each class has one image, so nothing can be held out for {split}; add "
             "images, or a val split"
         )
     logger.info(
