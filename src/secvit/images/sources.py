@@ -166,8 +166,7 @@ def _held_out(images: Images, split: str, data: str | Path) -> Images:
     indices = np.sort(np.concatenate(chosen))
     if not len(indices):
         raise ValueError(
-            f"{data}: each class has one image, so nothing can be held out for {split}; add "
-            "images, or a val split"
+            f"{data}: each class has one image, so nothing can be held out for {split}; add images, or a val split"
         )
     logger.info(
         "%s: no splits given; %s is a fixed stratified part of %d of %d images",
