@@ -43,7 +43,8 @@ class Recipe:
         model: the detector.
         flip: probability of a horizontal flip.
         max_dets: detections of an image that count in the AP.
-        drop_broken: leave broken entries of the JSON out instead of refusing it.
+        drop_broken: leave broken entries out of what is learned from instead of refusing the data; of val, none is.
+        background: learn from images without objects as well.
         optim: the optimizer.
         schedule: the learning rate over time.
         loop: length, batch, precision, averaging, logging, saving.
@@ -56,3 +57,4 @@ class Recipe:
     flip: float = 0.5
     max_dets: int = 100
     drop_broken: bool = False
+    background: bool = False

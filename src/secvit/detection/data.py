@@ -1,218 +1,370 @@
-"""COCO-format folders: found, checked before the first step, read as boxes and masks."""
+"""A split of a detection data set, checked before the first step, and what training sees of it."""
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval.core import mask as rle
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import SanitizeBoundingBoxes
 from torchvision.transforms.v2 import functional as tv
-from tqdm import tqdm
 
-from secvit.images import read_image, seeded, upright_size
+from secvit.detection.coco import (
+    Annotations,
+    Categories,
+    Pictures,
+    all_crowd,
+    image_ids,
+    read_annotations,
+    read_categories,
+    read_pictures,
+    renumbered,
+    where,
+    without_supercategory,
+)
+from secvit.detection.layouts import find, has_images, splits
+from secvit.detection.masks import decode, encode
+from secvit.detection.objects import ByNumber, Objects, Rows, Texts, ends, frozen
+from secvit.detection.shapes import check_boxes, check_masks, read_masks
+from secvit.detection.source import Content, Source
+from secvit.fields import Faults
+from secvit.images import View, read_image, seeded
+from secvit.images.files import LeftOut
+from secvit.images.words import match_classes
 from secvit.train.sampler import mix
 from secvit.train.shares import is_first
+from secvit.weights import few
 
-NAMED = 20  # broken entries that an error names
+__all__ = ["Coco", "TrainView", "decode", "encode", "find", "load", "splits"]
+
+logger = logging.getLogger(__name__)
+
 SANITIZE = SanitizeBoundingBoxes()  # boxes that a crop left nothing of, with their labels and masks
-EDGE = 2.0  # pixels that a polygon may lie outside its image: annotators round
-LAYOUTS = (
-    "annotations/instances_{split}.json",
-    "annotations/instances_{split}2017.json",
-    "{split}/_annotations.coco.json",
-)
 
 
 @dataclass(frozen=True)
 class Coco:
-    """One split.  images: COCO's entries; objects: its annotations by image id; labels count from 0.
+    """One split.  Images have the numbers 1..n, categories 1..k, whatever ids the file has; labels count from 0.
 
-    classes, category_ids: name and id of each label, by rising id.  dropped: what was left out as broken.
+    classes, category_ids: name and the file's own id of each label, by rising id.  image_ids: the file's own.
+    dropped: what was left out, and why.  blank (n): images without annotations.
     """
 
+    name: str
     file: Path
     folder: Path
-    images: list[dict[str, Any]]
-    objects: dict[int, list[dict[str, Any]]]
+    file_names: Texts
+    paths: Texts
+    sizes: np.ndarray
+    table: Objects
     classes: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    category_ids: tuple[int | str, ...]
+    image_ids: np.ndarray | tuple[int | str, ...]
+    blank: np.ndarray
     dropped: list[str] = field(default_factory=list)
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    @property
+    def images(self) -> Rows[dict[str, Any]]:
+        """COCO's entry of each image: id, file_name, width, height."""
+        return Rows(len(self), self._entry)
+
+    @property
+    def objects(self) -> Mapping[int, list[dict[str, Any]]]:
+        """COCO's annotations by number of the image, made when asked for."""
+        return ByNumber(Rows(len(self), self._annotations))
+
+    @property
+    def names(self) -> Rows[str]:
+        """The file of each image."""
+        return Rows(len(self), lambda i: str(self.path(i)))
+
+    @property
+    def has_masks(self) -> bool:
+        return self.table.masks is not None
 
     def path(self, i: int) -> Path:
-        return self.folder / self.images[i]["file_name"]
+        return self.folder / self.paths[i]
+
+    def image(self, i: int) -> Image.Image:
+        """An upright RGB picture; a ValueError that names a broken one."""
+        return read_image(self.path(i))
 
     def target(self, i: int, masks: bool = True) -> dict[str, Tensor]:
-        """Boxes (n, 4) as corners in pixels, labels (n), masks (n, H, W) of what is no crowd."""
-        entry = self.images[i]
-        size, label = (entry["height"], entry["width"]), {c: n for n, c in enumerate(self.category_ids)}
-        found = [o for o in self.objects[entry["id"]] if not o.get("iscrowd")]
-        boxes = torch.tensor([o["bbox"] for o in found], dtype=torch.float32).reshape(-1, 4)
+        """Boxes (n, 4) as corners in px, labels (n), masks (n, H, W) of what is no crowd."""
+        width, height = self.sizes[i].tolist()
+        some = self.table.of(i)
+        kept = ~self.table.crowd[some]
+        boxes = torch.tensor(self.table.boxes[some][kept], dtype=torch.float32)
         boxes[:, 2:] += boxes[:, :2]
-        boxes[:, 0::2].clamp_(0, size[1])
-        boxes[:, 1::2].clamp_(0, size[0])
+        boxes[:, 0::2].clamp_(0, width)
+        boxes[:, 1::2].clamp_(0, height)
         target: dict[str, Tensor] = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
-            "labels": torch.tensor([label[o["category_id"]] for o in found], dtype=torch.long),
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
+            "labels": torch.tensor(self.table.labels[some][kept], dtype=torch.long),
         }
-        if masks:
-            drawn = [decode(o["segmentation"], *size) for o in found]
-            pixels = np.stack(drawn) if drawn else np.zeros((0, *size), np.uint8)
+        if masks and self.table.masks is not None:
+            pixels = np.zeros((len(boxes), height, width), np.uint8)
+            for k, one in enumerate(np.arange(some.start, some.stop)[kept]):
+                pixels[k] = decode(self.table.masks.segmentation(one, height, width), height, width)
             target["masks"] = tv_tensors.Mask(torch.from_numpy(pixels))
         return target
 
+    def with_classes(self, classes: Sequence[str], category_ids: Sequence[int | str], known_from: str) -> Coco:
+        """The same objects with other labels for their classes, by name; a ValueError if one is not among them."""
+        place = match_classes(classes, self.classes, known_from, str(self.file))
+        labels = frozen(np.array([*place, 0])[self.table.labels], np.int32)
+        table = replace(self.table, labels=labels)
+        return replace(self, classes=tuple(classes), category_ids=tuple(category_ids), table=table)
 
-def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Polygons or run lengths as pixels.  -> (H, W) of 0 and 1"""
-    return np.ascontiguousarray(rle.decode(encode(segmentation, height, width)))
+    def _entry(self, i: int) -> dict[str, Any]:
+        width, height = self.sizes[i].tolist()
+        return {"id": i + 1, "file_name": self.file_names[i], "width": width, "height": height}
 
-
-def encode(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Polygons or run lengths, compressed or not, as one compressed mask."""
-    if isinstance(segmentation, list):
-        return rle.merge(rle.frPyObjects(segmentation, height, width))
-    if isinstance(segmentation["counts"], list):
-        return rle.frPyObjects(segmentation, height, width)
-    return segmentation
-
-
-def find(root: str | Path, split: str) -> tuple[Path, Path]:
-    """The JSON and the image folder of a split: COCO's own layout, without the year, or Roboflow's."""
-    root = Path(root)
-    for layout, name in itertools.product(LAYOUTS, (split, "valid") if split == "val" else (split,)):
-        file = root / layout.format(split=name)
-        if file.is_file():
-            folder = file.parent if file.parent.name == name else root / file.stem.removeprefix("instances_")
-            if not folder.is_dir():
-                raise ValueError(f"{file} is there, but not its folder of images {folder}")
-            return file, folder
-    tried = ", ".join(layout.format(split=split) for layout in LAYOUTS)
-    raise ValueError(f"{root}: no {split} split in COCO's format; looked for {tried}")
-
-
-def load(root: str | Path, split: str, masks: bool = True, drop_broken: bool = False) -> Coco:
-    """A split, checked: a ValueError names the file and each broken entry, or, with drop_broken, they are left out."""
-    file, folder = find(root, split)
-    try:
-        known = json.loads(file.read_text())
-        images, annotations, categories = (known[key] for key in ("images", "annotations", "categories"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: not a readable COCO file ({type(error).__name__}: {error})") from None
-    if not images or not categories:
-        raise ValueError(f"{file}: no {'images' if categories else 'categories'}")
-    categories = sorted(categories, key=lambda category: category["id"])
-    ids = tuple(category["id"] for category in categories)
-    problems: list[str] = []
-    kept = []
-    for entry in tqdm(images, desc=f"checking {file.stem}", disable=not is_first() or None, leave=False):
-        if problem := wrong_with_image(entry, folder):
-            problems.append(f"image {entry.get('id')}: {problem}")
-        else:
-            kept.append(entry)
-    by_id = {entry["id"]: entry for entry in kept}
-    if len(by_id) < len(kept):
-        raise ValueError(f"{file}: two images have the same id")
-    broken = {entry.get("id") for entry in images} - set(by_id)
-    objects: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for one in annotations:
-        if one.get("image_id") in broken:
-            continue
-        if problem := wrong_with(one, by_id, set(ids), masks):
-            problems.append(f"annotation {one.get('id')}: {problem}")
-        else:
-            objects[one["image_id"]].append(one)
-    if problems and not drop_broken:
-        named = "\n  ".join(problems[:NAMED])
-        more = f"\n  and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        raise ValueError(f"{file}:\n  {named}{more}\nRepair them, or leave them out with drop_broken")
-    return Coco(file, folder, kept, objects, tuple(c["name"] for c in categories), ids, problems)
+    def _annotations(self, i: int) -> list[dict[str, Any]]:
+        width, height = self.sizes[i].tolist()
+        table, some = self.table, self.table.of(i)
+        return [
+            {
+                "id": k + 1,
+                "image_id": i + 1,
+                "category_id": int(table.labels[k]) + 1,
+                "bbox": table.boxes[k].tolist(),
+                "area": float(table.areas[k]),
+                "iscrowd": int(table.crowd[k]),
+                "segmentation": [] if table.masks is None else table.masks.segmentation(k, height, width),
+            }
+            for k in range(some.start, some.stop)
+        ]
 
 
-def wrong_with_image(entry: dict[str, Any], folder: Path) -> str:
-    """Why an image cannot be used, "" if it can; its header is read, its pixels are not."""
-    if lacking := {"id", "file_name", "width", "height"} - set(entry):
-        return f"entry without {', '.join(sorted(lacking))}"
-    path = folder / entry["file_name"]
-    if not path.is_file():
-        return f"no file {entry['file_name']} in {folder}"
-    try:
-        size = upright_size(path)
-    except ValueError as error:
-        return str(error)
-    said = (entry["width"], entry["height"])
-    return "" if size == said else f"{path} is {size[0]}x{size[1]} px upright, the entry says {said[0]}x{said[1]}"
+def load(
+    root: str | Path,
+    split: str,
+    masks: bool = True,
+    drop_broken: bool = False,
+    *,
+    divide: bool = False,
+    learn: bool | None = None,
+) -> Coco:
+    """A split, checked from end to end: one ValueError names the file and its broken entries.
+
+    masks: read them, if the file has any.  drop_broken: leave broken entries out of what is learned from.
+    divide: hold val out of a train split that stands alone, as of an undivided set.
+    learn: whether objects are there to be learned, else they are the truth of a score; None: those of "train" are.
+        Of what is learned, objects without area are left out; a truth is never dropped.
+    """
+    learn = split == "train" if learn is None else learn
+    source = find(root, split, divide)
+    if not source.folders and not has_images(Path(root)):
+        raise ValueError(f"{source.file} is there, but not its folder of images {Path(root) / split}")
+    places = tuple(dict.fromkeys([*source.folders, Path(root), source.file.parent]))
+    fatal, broken, say = Faults(source.file), Faults(source.file), _Say(split, source)
+    content = source.read(broken)
+    if not content.images or not content.categories:
+        raise ValueError(f"{source.file}: no {'categories' if content.images else 'images'}; add some")
+    categories = read_categories(content.categories, fatal)
+    pictures = read_pictures(content, source, places, fatal, broken)
+    annotations = read_annotations(content, categories, pictures, broken, masks)
+    table, dropped = _table(content, pictures, annotations, fatal, broken, learn, say)
+    if fatal or (broken and not (drop_broken and learn)):
+        both = Faults(source.file)
+        both.found = [*fatal, *broken]
+        both.check(_remedy(both, learn and not fatal))
+    table = _leave_supercategory_out(content, categories, table, say)
+    say.counts(content, categories, pictures, annotations, table, broken, dropped, learn)
+    folder = places[0]
+    annotated = {pictures.place.get(id) for id in image_ids(content)}
+    return Coco(
+        split,
+        source.file,
+        folder,
+        Texts(pictures.names),
+        Texts([str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in pictures.paths]),
+        frozen(np.array(pictures.sizes, np.int64).reshape(-1, 2)),
+        table,
+        categories.names,
+        categories.ids,
+        tuple(pictures.ids) if any(isinstance(id, str) for id in pictures.ids) else frozen(pictures.ids, np.int64),
+        frozen([i not in annotated for i in range(len(pictures.names))], bool),
+        [*broken, *dropped],
+    )
 
 
-def wrong_with(one: dict[str, Any], images: dict[int, dict[str, Any]], categories: set[int], masks: bool) -> str:
-    """Why an annotation cannot be used, "" if it can."""
-    if one.get("image_id") not in images:
-        return f"unknown image_id {one.get('image_id')}"
-    image = images[one["image_id"]]
-    where = f"of {image['file_name']}"
-    if one.get("category_id") not in categories:
-        return f"{where} has unknown category_id {one.get('category_id')}"
-    box = one.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(np.isfinite(box)):
-        return f"{where} has no box of four numbers: {box}"
-    if box[2] <= 0 or box[3] <= 0:
-        return f"{where} has an empty box {box}"
-    if box[0] >= image["width"] or box[1] >= image["height"] or box[0] + box[2] <= 0 or box[1] + box[3] <= 0:
-        return f"{where} has a box {box} outside its {image['width']}x{image['height']} px"
-    return wrong_mask(one.get("segmentation"), image, where) if masks else ""
+def _remedy(faults: Faults, may_drop: bool) -> str:
+    unmasked = any(fault.endswith("has no mask") for fault in faults)
+    return (
+        ("Repair them, or leave them out with drop_broken" if may_drop else "Repair them")
+        + ("; boxes alone are learned with --model.args '{\"masks\": false}'" if unmasked else "")
+    )  # fmt: skip
 
 
-def wrong_mask(segmentation: Any, image: dict[str, Any], where: str) -> str:
-    height, width = image["height"], image["width"]
-    if isinstance(segmentation, dict):
-        if list(segmentation.get("size", [])) != [height, width]:
-            return f"{where} has a mask of size {segmentation.get('size')} on an image of {[height, width]}"
-        return ""
-    if not isinstance(segmentation, list) or not segmentation:
-        return f"{where} has no mask"
-    for polygon in segmentation:
-        if len(polygon) < 6 or len(polygon) % 2:
-            return f"{where} has a polygon of {len(polygon) / 2:g} points"
-        points = np.asarray(polygon, dtype=float).reshape(-1, 2)
-        if (points < -EDGE).any() or (points > np.array([width, height]) + EDGE).any():
-            return f"{where} has a mask outside its {width}x{height} px"
-    return ""
+def _table(
+    content: Content, pictures: Pictures, found: Annotations, fatal: Faults, broken: Faults, learn: bool, say: _Say
+) -> tuple[Objects, list[str]]:
+    """The usable annotations by image, held against their images, and which of no area were left out."""
+    images = np.array(found.images, np.int64)
+    widths, heights = np.array(pictures.sizes, np.int64).reshape(-1, 2)[images].T
+    boxes, given = np.array(found.boxes, np.float64).reshape(-1, 4), np.array(found.areas, np.float64)
+    geometry = check_boxes(boxes, heights, widths)
+    faults, empty, areas, masks = dict(geometry.faults), geometry.empty, boxes[:, 2] * boxes[:, 3], None
+    if geometry.of_all:
+        fatal.add(geometry.of_all)
+    say.some("boxes end outside their image and are cut there", content, found, geometry.beyond)
+    if any(found.segmentations):
+        shapes = read_masks(found.segmentations, heights, widths, np.isnan(given))
+        elsewhere, differ = check_masks(boxes, shapes)
+        missing = np.flatnonzero(~shapes.present)
+        faults = {int(i): "has no mask" for i in missing} | elsewhere | shapes.faults | faults
+        empty = empty | (shapes.areas == 0)
+        areas = np.where(np.isnan(shapes.areas), areas, shapes.areas)
+        masks = shapes.masks
+        say.some("boxes do not lie around their masks", content, found, differ)
+    for i, fault in sorted(faults.items()):
+        broken.add(f"{where(content, found.numbers[i])}: of {pictures.names[images[i]]} {fault}")
+    usable = np.ones(len(images), bool)
+    usable[list(faults)] = False
+    dropped = []
+    for i in np.flatnonzero(empty & usable):
+        name = pictures.names[images[i]]
+        dropped.append(f"{where(content, found.numbers[i])}: of {name} has no area, box {boxes[i].tolist()}")
+    say.no_area(dropped, learn)
+    if learn:
+        usable &= ~empty
+    order = np.flatnonzero(usable)
+    order = order[np.argsort(images[order], kind="stable")]
+    if masks is not None and not np.array_equal(order, np.arange(len(images))):
+        masks = masks.take(order)
+    table = Objects(
+        frozen(boxes[order]),
+        frozen(np.array(found.labels, np.int64)[order]),
+        frozen(np.array(found.crowd, bool)[order]),
+        frozen(np.where(np.isnan(given), areas, given)[order]),
+        frozen(ends(np.bincount(images[order], minlength=len(pictures.names)))),
+        masks,
+    )
+    return table, dropped if learn else []
 
 
-class TrainView:
+def _leave_supercategory_out(content: Content, categories: Categories, table: Objects, say: _Say) -> Objects:
+    """Without a class that only heads the others, as Roboflow writes one."""
+    before = categories.ids
+    if name := without_supercategory(categories, content):
+        say.warning("class %r has no object and only heads the others; it is left out", name)
+    place = np.cumsum([id in categories.ids for id in before]) - 1
+    return replace(table, labels=frozen(place[table.labels]))
+
+
+class _Say:
+    """The log's lines about a split."""
+
+    def __init__(self, split: str, source: Source) -> None:
+        self.split, self.source = split, source
+
+    def warning(self, line: str, *values: Any) -> None:
+        if is_first():
+            logger.warning(f"%s: {line}", self.split, *values)
+
+    def some(self, what: str, content: Content, found: Annotations, which: np.ndarray) -> None:
+        if which.any():
+            example = where(content, found.numbers[int(np.argmax(which))])
+            share = which.mean()
+            self.warning("%d of %d " + what + " (%.1f %%), %s for one", which.sum(), len(which), 100 * share, example)
+
+    def no_area(self, named: list[str], learn: bool) -> None:
+        if named and not learn:
+            self.warning("%d objects of no area stay in the score, where none can be found: %s", len(named), named[0])
+
+    def counts(
+        self, content: Content, categories: Categories, pictures: Pictures, found: Annotations, table: Objects,
+        broken: Faults, dropped: list[str], learn: bool,
+    ) -> None:  # fmt: skip
+        """Images, objects and classes, and what was left out."""
+        if self.source.part and is_first():
+            logger.info(
+                "%s: no splits given; %s is a fixed part of %d of %d images",
+                *(self.source.file, self.split, len(pictures.names), len(content.images)),
+            )
+        if is_first():
+            logger.info(
+                "%s: %s images, %s objects of %d classes, %s of them crowds",
+                *(self.split, f"{len(pictures.names):,}", f"{len(table):,}", len(categories.names)),
+                f"{int(table.crowd.sum()):,}",
+            )
+        left_images, left = LeftOut(), LeftOut()
+        gone = sum(fault.startswith("image ") for fault in broken)
+        left_images.add("broken", gone)
+        left.add("without area", len(dropped))
+        left.add("broken", len(broken.found) - gone)
+        left.add("of images left out", found.lost)
+        for line in (left_images.line(self.split, len(pictures.names), "images"),
+                     left.line(self.split, len(table), "objects")):  # fmt: skip
+            if line:
+                self.warning(line.removeprefix(f"{self.split}: "))
+        if all_crowd(content.annotations):
+            self.warning("every object is marked iscrowd, as a brush marks them; they are taken for single objects")
+        if again := renumbered(content.annotations) if content.where is None else 0:
+            self.warning("%d annotations have no id or one of another; they were numbered anew", again)
+        if learn:
+            counts = np.bincount(table.labels, minlength=len(categories.names))
+            if unused := [name for name, count in zip(categories.names, counts, strict=True) if not count]:
+                self.warning("%d of %d classes have no object: %s", len(unused), len(counts), few(unused))
+
+
+class TrainView(View):
     """Batches {"images": list of (3, H, W) in 0..1, "targets": list of dicts} by sampler keys.
 
-    Images without objects are left out.  Flips and `transform` depend on (seed, key) alone; sizes are the
-    detector's own business.  transform: of torchvision's v2, on (image, target).
+    Images without annotations are left out, or with `background` learned from as such; images with nothing but crowds
+    are left out.  The next whole image stands in for a broken file.  Flips and `transform` depend on (seed, key)
+    alone; sizes are the detector's own business.  transform: of torchvision's v2, on (image, target).
     """
 
     def __init__(
-        self, coco: Coco, masks: bool, flip: float = 0.5, seed: int = 0, transform: Callable[..., Any] | None = None
+        self,
+        coco: Coco,
+        masks: bool,
+        flip: float = 0.5,
+        seed: int = 0,
+        transform: Callable[..., Any] | None = None,
+        background: bool = False,
     ) -> None:
-        self.coco, self.masks, self.flip, self.seed, self.transform = coco, masks, flip, seed, transform
-        crowd_only = [all(o.get("iscrowd") for o in coco.objects[entry["id"]]) for entry in coco.images]
-        self.index = [i for i, empty in enumerate(crowd_only) if not empty]
-        if not self.index:
-            raise ValueError(f"{coco.file}: no image has an object to learn from")
+        super().__init__(coco, Image.Image.copy)  # type: ignore[arg-type]
+        self.coco, self.masks, self.flip, self.seed, self.change = coco, masks, flip, seed, transform
+        starts = coco.table.starts
+        learned = ends(~coco.table.crowd)
+        usable = learned[starts[1:]] > learned[starts[:-1]]
+        if not usable.any():
+            raise ValueError(f"{coco.file}: no image has an object to learn from; add objects that are no crowds")
+        left_out = LeftOut()
+        left_out.add("with nothing but crowds or broken objects", int((~usable & ~coco.blank).sum()))
+        if not background:
+            left_out.add("without objects (learned from with background)", int(coco.blank.sum()))
+        self.index = frozen(np.flatnonzero(usable | (coco.blank & background)))
+        if (line := left_out.line(coco.name, len(self), "images")) and is_first():
+            logger.warning(line)
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitems__(self, keys: Sequence[int]) -> dict[str, list[Any]]:
+    def __getitems__(self, keys: Sequence[int]) -> dict[str, list[Any]]:  # type: ignore[override]
         pairs = [self.pair(key) for key in keys]
         return {"images": [image for image, _ in pairs], "targets": [target for _, target in pairs]}
 
     def pair(self, key: int) -> tuple[Tensor, dict[str, Tensor]]:
-        i = self.index[key % len(self)]
-        image = tv_tensors.Image(tv.pil_to_tensor(read_image(self.coco.path(i))))
+        at = key % len(self)
+        while (opened := self.open(i := int(self.index[at]))) is None:
+            at = (at + 1) % len(self)
+        image = tv_tensors.Image(tv.pil_to_tensor(opened))
         target = self.coco.target(i, self.masks)
         with seeded(mix(self.seed, key)):
             if torch.rand(()) < self.flip:
@@ -220,11 +372,7 @@ class TrainView:
                     tv.horizontal_flip(image),
                     {k: tv.horizontal_flip(v) if k != "labels" else v for k, v in target.items()},
                 )
-            if self.transform is not None:
-                image, target = SANITIZE(*self.transform(image, target))
+            if self.change is not None:
+                image, target = SANITIZE(*self.change(image, target))
         plain = {k: v.as_subclass(Tensor) for k, v in target.items()}
         return tv.to_dtype(image, torch.float32, scale=True).as_subclass(Tensor), plain
-
-    @staticmethod
-    def collate(batch: Any) -> Any:
-        return batch

@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from faster_coco_eval import COCO, COCOeval_faster
-from faster_coco_eval.core import mask as rle
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
-from secvit.detection.data import Coco, encode, load
+from secvit.detection.data import Coco, load
 from secvit.detection.predict import as_results, predict
 from secvit.detection.saved import load_detector
-from secvit.images import read_image
+from secvit.images import View, skipped_in
 from secvit.models.saved import saved_config
 from secvit.train.shares import is_first, of_all_processes, share
-from secvit.weights import few
 
 FIGURES = (
     "AP",
@@ -41,17 +40,37 @@ KINDS = {"box": "bbox", "mask": "segm"}
 def detect(model: nn.Module, coco: Coco, batch_size: int = 1) -> list[dict[str, Any]]:
     """Detections of every image in COCO's result format, with masks where the model makes them.
 
+    Images and categories have the split's own numbers; `with_file_ids` puts the file's in their place.  A broken
+    picture has no detections: its objects count as missed, and its name is in the log.
     Of many processes each looks at a share of the images, and all return what all found.
     """
-    mine = share(len(coco.images))
+    mine, numbers = share(len(coco)), range(1, len(coco.classes) + 1)
+    view = View(coco, Image.Image.copy)  # type: ignore[arg-type]
     found: list[dict[str, Any]] = []
     title = f"evaluating {coco.file.stem}"
     for start in tqdm(range(0, len(mine), batch_size), desc=title, disable=not is_first() or None, leave=False):
         some = mine[start : start + batch_size]
-        images = [read_image(coco.path(i)) for i in some]
-        for i, out in zip(some, predict(model, images, score=0.0), strict=True):
-            found += as_results(out, coco.images[i]["id"], coco.category_ids)
+        images = {i: image for i in some if (image := view.open(i)) is not None}
+        for i, out in zip(images, predict(model, list(images.values()), score=0.0), strict=True):
+            found += as_results(out, i + 1, numbers)
+    skipped_in(view)
     return sorted(of_all_processes(found), key=lambda one: (one["image_id"], -one["score"]))
+
+
+def with_file_ids(coco: Coco, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Detections with the ids that the file has for images and categories, as its tools expect them."""
+
+    def own(id: Any) -> int | str:
+        return id if isinstance(id, str) else int(id)
+
+    return [
+        {
+            **one,
+            "image_id": own(coco.image_ids[one["image_id"] - 1]),
+            "category_id": own(coco.category_ids[one["category_id"] - 1]),
+        }
+        for one in results
+    ]
 
 
 def evaluate_checkpoint(
@@ -66,16 +85,17 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """COCO's figures of a trained detector on a split: box_AP, mask_AP50, ..., and box_per_class, mask_per_class.
 
-    weights, min_size, device: as in `load_detector`.  data: a folder in COCO's format with the categories that the
-    detector learned.  max_dets: detections of an image that count; else as in the run.
+    weights, min_size, device: as in `load_detector`.  data: a folder as in `secvit.detection.data.load`, with classes
+    that the detector learned, by name.  max_dets: detections of an image that count; else as in the run.
     """
     max_dets = max_dets or saved_config(weights).get("max_dets", 100)
     model, categories = load_detector(weights, min_size, device)
-    kinds = ("box", "mask")[: 1 + has_masks(model)]
-    coco = load(data, split, "mask" in kinds)
-    if dict(zip(coco.category_ids, coco.classes)) != categories:
-        learned = few([*categories.values()])
-        raise ValueError(f"{coco.file} has other categories than {weights}: {few(coco.classes)}, not {learned}")
+    coco = load(data, split, has_masks(model), divide=True, learn=False)
+    kinds = ("box", "mask")[: 1 + (has_masks(model) and coco.has_masks)]
+    try:
+        coco = coco.with_classes(tuple(categories.values()), tuple(categories), f"the run {os.fspath(weights)}")
+    except ValueError as error:
+        raise ValueError(f"{coco.file} has other categories than {os.fspath(weights)}: {error}") from None
     results = detect(model, coco, batch_size)
     found: dict[str, Any] = {"images": len(coco.images)}
     for kind in kinds:
@@ -92,8 +112,15 @@ def average_precision(
 ) -> dict[str, Any]:
     """COCO's twelve figures in 0..1 by name, and "per_class": AP by class name.  -1 where there is nothing to find.
 
+    results: in COCO's format, with the numbers that `coco.images` and `coco.objects` have.
     kind: "box" or "mask".  max_dets: detections of an image that count, the best ones.
     """
+    for one in results:
+        if not (1 <= one["image_id"] <= len(coco) and 1 <= one["category_id"] <= len(coco.classes)):
+            raise ValueError(
+                f"a detection of image {one['image_id']} and category {one['category_id']}; {coco.file} has images "
+                f"1 to {len(coco)} and categories 1 to {len(coco.classes)} here"
+            )
     shown = [{key: value for key, value in one.items() if kind == "mask" or key != "segmentation"} for one in results]
     if not shown:
         return {**dict.fromkeys(FIGURES, 0.0), "per_class": dict.fromkeys(coco.classes, 0.0)}
@@ -113,15 +140,7 @@ def average_precision(
 
 
 def ground_truth(coco: Coco) -> dict[str, Any]:
-    """The checked split as a COCO dict, with areas where they are missing."""
-    annotations = []
-    for entry in coco.images:
-        for number, one in enumerate(coco.objects[entry["id"]]):
-            area = one.get("area")
-            if area is None and one.get("segmentation"):
-                area = float(rle.area(encode(one["segmentation"], entry["height"], entry["width"])))
-            if area is None:
-                area = one["bbox"][2] * one["bbox"][3]
-            annotations.append({"iscrowd": 0, "id": number, **one, "area": area})
-    categories = [{"id": c, "name": n} for c, n in zip(coco.category_ids, coco.classes)]
-    return {"info": {}, "images": coco.images, "annotations": annotations, "categories": categories}
+    """The checked split as a COCO dict, by our own numbers from 1 on."""
+    annotations = [one for some in coco.objects.values() for one in some]
+    categories = [{"id": c, "name": name} for c, name in enumerate(coco.classes, 1)]
+    return {"info": {}, "images": list(coco.images), "annotations": annotations, "categories": categories}

@@ -122,7 +122,7 @@ def lay(mask: Tensor, box: Tensor, small: Tensor) -> None:
     window.copy_(paste_masks_in_image(small[None], inside[None], tuple(window.shape))[0, 0] > 0.5)
 
 
-def as_results(found: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+def as_results(found: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int | str]) -> list[dict[str, Any]]:
     """What `predict` found in one image in COCO's result format: boxes (x, y, w, h), masks as run lengths."""
     boxes = found["boxes"]
     boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
@@ -135,8 +135,8 @@ def as_results(found: Mapping[str, Tensor], image_id: int, category_ids: Sequenc
     return entries
 
 
-def new_coco(categories: Mapping[int, str]) -> dict[str, Any]:
-    """A COCO file without images.  categories: id and name of labels 0, 1, ..."""
+def new_coco(categories: Mapping[int | str, str]) -> dict[str, Any]:
+    """A COCO file without images.  categories: the learned file's own id and name of labels 0, 1, ..."""
     entries = [{"id": number, "name": name} for number, name in categories.items()]
     return {"info": {}, "images": [], "categories": entries, "annotations": []}
 

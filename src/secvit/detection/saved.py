@@ -32,7 +32,7 @@ def create(chosen: Model, classes: int) -> nn.Module:
 
 def load_detector(
     weights: str | os.PathLike[str], min_size: int | None = None, device: torch.device | str | None = None
-) -> tuple[nn.Module, dict[int, str]]:
+) -> tuple[nn.Module, dict[int | str, str]]:
     """A trained detector in evaluation mode, and its classes: COCO's id and name of labels 0, 1, ...
 
     weights: the folder of a run or of one of its checkpoints, or the weight file in it; the config.yaml beside it

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ import torch
 from torch import nn
 
 from secvit.detection.config import Recipe
-from secvit.detection.data import TrainView, find, load
+from secvit.detection.data import Coco, TrainView, find, load, splits
 from secvit.detection.evaluate import average_precision, detect
 from secvit.detection.saved import create
 from secvit.detection.task import DetectionTask
+from secvit.images import skipped_in
+from secvit.images.words import match_classes
+from secvit.models.saved import saved_config
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
 from secvit.train.optim import create_optimizer
 from secvit.train.result import write_result
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -30,22 +36,31 @@ def train(
 ) -> dict[str, Any]:
     """Train by a recipe, score on "val" by COCO's AP, and return what result.json says.
 
-    data: a folder in COCO's format, see `secvit.detection.data.find`.  transform: of torchvision's v2, on (image,
-    target), after the flip.  `output` then holds model.safetensors, result.json, config.yaml, log.csv,
+    data: a folder in COCO's, YOLO's or Pascal VOC's format, see `secvit.detection.data.load`; scored on "test" where
+    there is no "val".  Where no object has a mask, boxes alone are learned.  transform: of torchvision's v2, on
+    (image, target), after the flip.  `output` then holds model.safetensors, result.json, config.yaml, log.csv,
     eval.csv and checkpoints/.
     """
     output = Path(output)
     files.check_writable(output)
     masks = recipe.model.detector != "retinanet" and recipe.model.args.get("masks", True)
-    find(data, "val")
-    train_split, val_split = (load(data, split, masks, recipe.drop_broken) for split in ("train", "val"))
-    if (train_split.classes, train_split.category_ids) != (val_split.classes, val_split.category_ids):
-        raise ValueError(f"{train_split.file} and {val_split.file} do not have the same categories")
+    scored = "val" if "val" in (known := splits(data)) or "test" not in known else "test"
+    find(data, scored, divide=True)
+    train_split = load(data, "train", masks, recipe.drop_broken, divide=True)
+    val_split = load(data, scored, masks, divide=True)
+    if masks and not (train_split.has_masks and val_split.has_masks):
+        lacking = " and ".join(split.name for split in (train_split, val_split) if not split.has_masks)
+        logger.warning("no object of %s has a mask: boxes alone are learned (masks: false)", lacking)
+        recipe = replace(recipe, model=replace(recipe.model, args={**recipe.model.args, "masks": False}))
+        masks = False
+    val_split = val_split.with_classes(train_split.classes, train_split.category_ids, str(train_split.file))
+    if resume != "never":
+        check_classes(output, train_split)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
         model = create(recipe.model, len(train_split.classes))
     task = DetectionTask(model, recipe.model.norm_eval)
-    dataset = TrainView(train_split, masks, recipe.flip, recipe.loop.seed, transform)
+    dataset = TrainView(train_split, masks, recipe.flip, recipe.loop.seed, transform, recipe.background)
 
     def score(network: nn.Module) -> dict[str, float]:
         results = detect(network, val_split)
@@ -70,22 +85,32 @@ def train(
         resume=resume,
     )
     own = {
-        "summary": summary(done.metrics),
+        "summary": summary(done.metrics, scored),
         "model": recipe.model.detector,
         "backbone": recipe.model.backbone,
         "data": str(data),
-        "split": "val",
+        "split": scored,
         **done.metrics,
         "best": done.best,
         "best_step": done.best_step,
         "images": {"train": len(dataset), "val": len(val_split.images)},
         "parameters": sum(p.numel() for p in model.parameters()),
-        "dropped": [*train_split.dropped, *val_split.dropped],
+        "dropped": train_split.dropped,
+        "skipped": skipped_in(dataset),
     }
     return write_result(output, done, config, own, asdict(recipe))
 
 
-def summary(metrics: Mapping[str, float]) -> str:
+def check_classes(output: Path, data: Coco) -> None:
+    """A run that is resumed learned the classes of the data, in their order; else a ValueError."""
+    known = saved_config(output).get("classes")
+    if known:
+        place = match_classes(known, data.classes, f"the run {output}", str(data.file), all_of_them=True)
+        if place != list(range(len(place))):
+            raise ValueError(f"{data.file} has the classes of the run {output} in another order; give another output")
+
+
+def summary(metrics: Mapping[str, float], split: str = "val") -> str:
     """One line about an evaluation; "" if there was none."""
     if not metrics:
         return ""
@@ -94,4 +119,4 @@ def summary(metrics: Mapping[str, float]) -> str:
         for kind in ("box", "mask")
         if f"{kind}_AP" in metrics
     ]
-    return "val " + "; ".join(parts)
+    return f"{split} " + "; ".join(parts)

@@ -1,0 +1,262 @@
+"""The lists of a COCO file, entry by entry: typed, with our own numbers for its ids, and every fault with its name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from secvit.detection.layouts import held_out
+from secvit.detection.source import Content, Source, resolve
+from secvit.fields import Entry, Faults, Wrong, flag, identity, number, shown, text, whole
+from secvit.images import upright_size
+from secvit.train.shares import is_first
+
+LIMIT = 1e12  # px; what lies beyond is no coordinate
+REAL = (int, float)
+BROKEN, ELSEWHERE = -1, -2  # for an image's place: left out, of the other part
+Id = int | str
+
+
+@dataclass
+class Categories:
+    """Names and the file's ids of labels 0, 1, ..., by rising id; `label` by id."""
+
+    names: tuple[str, ...]
+    ids: tuple[Id, ...]
+    label: dict[Id, int]
+
+
+@dataclass
+class Pictures:
+    """Usable images: file_name, file, the file's id, width and height in px of each; `place` of an id among them."""
+
+    names: list[str] = field(default_factory=list)
+    paths: list[Path] = field(default_factory=list)
+    ids: list[Id] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    place: dict[Id, int] = field(default_factory=dict)
+
+
+@dataclass
+class Annotations:
+    """Columns of the usable annotations: place in the file's list, image, label, box, crowd, area (NaN: not given)."""
+
+    numbers: list[int] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    boxes: list[list[float]] = field(default_factory=list)
+    crowd: list[bool] = field(default_factory=list)
+    areas: list[float] = field(default_factory=list)
+    segmentations: list[Any] = field(default_factory=list)
+    lost: int = 0  # of images that are left out
+    elsewhere: int = 0  # of images in the other part
+
+
+def read_categories(entries: Sequence[Any], faults: Faults) -> Categories:
+    """Every category has an id and a name of its own."""
+    known: list[tuple[Id, str]] = []
+    for i, given in enumerate(entries):
+        try:
+            one = Entry(called("category", given, i), given)
+            known.append((one.get("id", identity), one.get("name", _plain)))
+        except ValueError as error:
+            faults.add(error)
+    for what, values in (("id", [id for id, _ in known]), ("name", [name for _, name in known])):
+        for value, count in Counter(values).items():
+            if count > 1:
+                faults.add(f"{count} categories have the {what} {value!r}; give each its own")
+    known.sort(key=lambda pair: (isinstance(pair[0], str), pair[0]))
+    return Categories(
+        tuple(name for _, name in known), tuple(id for id, _ in known), {id: i for i, (id, _) in enumerate(known)}
+    )
+
+
+def without_supercategory(categories: Categories, content: Content) -> str:
+    """Leave out a class without objects that only heads the others, as Roboflow writes it.  -> its name, or "" """
+    above = {str(one["name"]): one.get("supercategory") for one in content.categories}
+    used = {categories.label.get(id) for id in _ids(content.annotations, "category_id")}
+    for i, name in enumerate(categories.names):
+        others = [other for other in categories.names if other != name]
+        if i not in used and others and all(above.get(other) == name for other in others):
+            categories.names = tuple(others)
+            categories.ids = categories.ids[:i] + categories.ids[i + 1 :]
+            return name
+    return ""
+
+
+def image_ids(content: Content) -> set[Id]:
+    """Ids of the images that have an annotation, usable or not."""
+    return set(_ids(content.annotations, "image_id"))
+
+
+def _ids(annotations: Sequence[Any], name: str) -> Iterator[Id]:
+    """What annotations refer to, where they are objects with a reference."""
+    for one in annotations:
+        value = one.get(name) if type(one) is dict else None
+        if type(value) is int:
+            yield value
+        elif value is not None:
+            with contextlib.suppress(Wrong):
+                yield identity(value)
+
+
+def read_pictures(content: Content, source: Source, places: Sequence[Path], fatal: Faults, broken: Faults) -> Pictures:
+    """Images whose files are there and of the size that the file says; headers are read, pixels are not."""
+    found = Pictures()
+    entries: list[tuple[Entry, Id, str, int]] = []
+    for i, given in enumerate(content.images):
+        where = called("image", given, i)
+        try:
+            one = Entry(where, given)
+            if lacking := sorted({"id", "file_name", "width", "height"} - set(given)):
+                raise ValueError(f"{where}: entry without {', '.join(lacking)}")
+            entries.append((one, one.get("id", identity), one.get("file_name", _plain), i))
+        except ValueError as error:
+            broken.add(error)
+    for id, count in Counter(id for _, id, _, _ in entries).items():
+        if count > 1:
+            same = ", ".join([name for _, other, name, _ in entries if other == id][:3])
+            fatal.add(f"{count} images have the id {id!r} ({same}); give each its own")
+    if source.part:
+        if len(entries) < 2:
+            raise ValueError(f"{source.file}: {len(entries)} image cannot be divided into train and val; add images")
+        chosen = held_out([name.replace("\\", "/") for _, _, name, _ in entries], source.part)
+    by_path: dict[str, str] = {}
+    bar = tqdm(entries, desc=f"checking {source.file.stem}", disable=not is_first() or None, leave=False)
+    for k, (one, id, name, i) in enumerate(bar):
+        found.place[id] = BROKEN
+        if source.part and k not in chosen:
+            found.place[id] = ELSEWHERE
+            continue
+        try:
+            size = (one.get("width", _pixels), one.get("height", _pixels))
+            path = content.paths[i] if content.paths else resolve(name, places)
+            if path is None:
+                raise ValueError(f"{one.where}: no file {name} in {places[0]}")
+            if content.paths is None:
+                _check_size(one.where, path, size)
+        except ValueError as error:
+            broken.add(error)
+            continue
+        if (other := by_path.setdefault(str(path), one.where)) != one.where:
+            fatal.add(f"{other} and {one.where} are one file, {path}; put their annotations under one of them")
+        found.place[id] = len(found.names)
+        found.names.append(name)
+        found.paths.append(path)
+        found.ids.append(id)
+        found.sizes.append(size)
+    return found
+
+
+def read_annotations(
+    content: Content, categories: Categories, pictures: Pictures, broken: Faults, masks: bool
+) -> Annotations:
+    """Annotations whose fields are of the right types and refer to what there is."""
+    found = Annotations()
+    everything_is_crowd = all_crowd(content.annotations)
+    for i, one in enumerate(content.annotations):
+        try:
+            if type(one) is not dict:
+                raise Wrong(f"{shown(one)}, expected an object {{...}}")
+            if (id := one.get("id")) is not None and type(id) is not int:
+                _typed("id", id, identity)
+            image_id = one.get("image_id")
+            image = pictures.place.get(image_id if type(image_id) is int else _typed("image_id", image_id, identity))
+            if image is None:
+                raise Wrong(f"unknown image_id {shown(image_id)}")
+            if image < 0:
+                found.lost += image == BROKEN
+                found.elsewhere += image == ELSEWHERE
+                continue
+            category = one.get("category_id")
+            known = category if type(category) is int else _typed("category_id", category, identity)
+            label = categories.label.get(known)
+            if label is None:
+                raise Wrong(f"of {pictures.names[image]} has unknown category_id {shown(category)}")
+            box = one.get("bbox")
+            if type(box) is not list or len(box) != 4 or not all(type(v) in REAL and -LIMIT < v < LIMIT for v in box):
+                raise Wrong(f"of {pictures.names[image]} has no box of four numbers: {shown(box)}")
+            crowd, area = one.get("iscrowd"), one.get("area")
+            if type(crowd) not in (int, type(None)) or crowd not in (0, 1, None):
+                crowd = _typed("iscrowd", crowd, flag)
+            if type(area) not in REAL or not 0 <= area < LIMIT**2:
+                area = np.nan if area is None else _typed("area", area, _area)
+        except Wrong as error:
+            broken.add(f"{where(content, i)}: {error}")
+            continue
+        found.numbers.append(i)
+        found.images.append(image)
+        found.labels.append(label)
+        found.boxes.append(box)
+        found.crowd.append(bool(crowd) and not everything_is_crowd)
+        found.areas.append(area)
+        found.segmentations.append(one.get("segmentation") if masks else None)
+    return found
+
+
+def all_crowd(annotations: Sequence[Any]) -> bool:
+    """Whether every annotation is marked as a crowd, as CVAT marks whatever was drawn with its brush."""
+    return bool(annotations) and all(type(a) is dict and a.get("iscrowd") in (1, "1", True) for a in annotations)
+
+
+def renumbered(annotations: Sequence[Any]) -> int:
+    """How many annotations have no id, or one that an earlier one has."""
+    ids = [one["id"] for one in annotations if type(one) is dict and type(one.get("id")) in (int, str)]
+    return len(annotations) - len(set(ids))
+
+
+def called(kind: str, given: Any, i: int) -> str:
+    """What an error calls an entry: by its id, else by its place in the list."""
+    id = given.get("id") if isinstance(given, dict) else None
+    return f"{kind} {shown(id)}" if type(id) in (int, str) else f"{kind} at place {i + 1} of the list"
+
+
+def where(content: Content, i: int) -> str:
+    return content.where[i] if content.where else called("annotation", content.annotations[i], i)
+
+
+def _typed(name: str, value: Any, read: Any) -> Any:
+    try:
+        return read(value)
+    except Wrong as error:
+        raise Wrong(f"{name} is {shown(value)}, expected {error}") from None
+
+
+def _plain(value: Any) -> str:
+    """Text that can be written as UTF-8."""
+    name = text(value)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise Wrong("text of whole characters") from None
+    return name
+
+
+def _pixels(value: Any) -> int:
+    size = whole(value)
+    if size < 1:
+        raise Wrong("a size of at least 1 px")
+    return size
+
+
+def _area(value: Any) -> float:
+    area = number(value)
+    if not 0 <= area < LIMIT**2:
+        raise Wrong("an area in px, 0 or more")
+    return area
+
+
+def _check_size(where: str, path: Path, said: tuple[int, int]) -> None:
+    try:
+        size = upright_size(path)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if size != said:
+        raise ValueError(f"{where}: {path} is {size[0]}x{size[1]} px upright, the entry says {said[0]}x{said[1]}")
