@@ -128,10 +128,10 @@ torch.distributed.destroy_process_group()
 
 
 def test_a_broken_folder_is_refused_before_the_first_step(tmp_path, folder, capsys):
-    edit(folder, "val", lambda c: c["annotations"][0].update(bbox=[1, 2, 0, 3]))
+    edit(folder, "val", lambda c: c["annotations"][0].update(bbox=[90, 2, 5, 3]))
     assert main(["train", "detection.folder", "--tiny", "--data", str(folder), "--output", str(tmp_path / "run")]) == 2
     said = capsys.readouterr().err
-    assert "instances_val.json" in said and "annotation 1: of 0.png has an empty box" in said
+    assert "instances_val.json" in said and "annotation 1: of 0.png has a box [90.0, 2.0, 5.0, 3.0] outside" in said
     assert not list((tmp_path / "run").glob("*"))
 
 

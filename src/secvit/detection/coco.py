@@ -13,13 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from secvit.detection.layouts import held_out
+from secvit.detection.shapes import LIMIT, REAL
 from secvit.detection.source import Content, Source, resolve
 from secvit.fields import Entry, Faults, Wrong, flag, identity, number, shown, text, whole
 from secvit.images import upright_size
 from secvit.train.shares import is_first
 
-LIMIT = 1e12  # px; what lies beyond is no coordinate
-REAL = (int, float)
 BROKEN, ELSEWHERE = -1, -2  # for an image's place: left out, of the other part
 Id = int | str
 

@@ -19,6 +19,7 @@ INSIDE = 0.5  # least share of a box that lies in its image
 OVERLAP = 0.5  # IoU of a box with its mask's, below which the two are said to differ
 FEW = 0.2  # share of boxes that end outside their image, below which they are no corners
 LONGEST = 2_000_000  # px of an outline that is drawn
+LIMIT = 1e12  # px; what lies beyond is no coordinate
 REAL = (int, float)
 
 
@@ -119,7 +120,7 @@ def _points(polygons: list[list[Any]], counts: list[int], faults: dict[int, str]
     try:
         if set(map(type, flat)) <= set(REAL):
             points = np.array(flat, np.float64)
-            if np.isfinite(points).all():
+            if (np.abs(points) < LIMIT).all():
                 return points
     except OverflowError:
         pass
@@ -127,9 +128,9 @@ def _points(polygons: list[list[Any]], counts: list[int], faults: dict[int, str]
     for i, count in enumerate(counts):
         parts = polygons[at : at + count]
         at += count
-        wrong = [value for part in parts for value in part if type(value) not in REAL or not -1e300 < value < 1e300]
+        wrong = [value for part in parts for value in part if type(value) not in REAL or not -LIMIT < value < LIMIT]
         if wrong:
-            faults[i], counts[i] = f"has a polygon with {shown(wrong[0])}, expected a finite number", 0
+            faults[i], counts[i] = f"has a polygon with {shown(wrong[0])}, expected a number of px", 0
         else:
             kept += parts
     polygons[:] = kept
@@ -143,7 +144,7 @@ def _check_polygons(
     """Add the faults and boxes of polygons, and tell which objects surely have a pixel, (m).
 
     A region with more area than its outline is long has a point farther from the outline than any pixel's centre
-    is from its corners.
+    is from its corners.  A path gone twice encloses nothing, as the inside is where it is crossed an odd number of times.
     """
     x, y = points[::2], points[1::2]
     start = ends(sizes // 2)
@@ -156,6 +157,10 @@ def _check_polygons(
         dx, dy = x[following] - x, y[following] - y
         outline = np.add.reduceat(np.hypot(dx, dy), start[:-1])
         area = np.abs(np.add.reduceat(x * dy - y * dx, start[:-1])) / 2
+    half = (sizes // 4)[each]
+    point = np.arange(len(x))
+    again = np.where(point - start[each] < half, point + half, point)
+    twice = np.logical_and.reduceat((x == x[again]) & (y == y[again]), start[:-1]) & (sizes % 4 == 0)
     for part in np.unique(each[outside]):
         i = owner[part]
         faults.setdefault(int(i), f"has a mask outside its {widths[i]}x{heights[i]} px")
@@ -166,7 +171,7 @@ def _check_polygons(
     corners = [np.minimum.reduceat(value, start[:-1][first]) for value in clipped]
     corners += [np.maximum.reduceat(value, start[:-1][first]) for value in clipped]
     boxes[owner[first]] = np.stack(corners, 1)
-    return np.bincount(owner, area > outline, len(heights)) > 0
+    return np.bincount(owner, (area > outline) & ~twice, len(heights)) > 0
 
 
 @dataclass

@@ -1,0 +1,326 @@
+"""Data sets as annotation tools export them: each is found, read to the same boxes, trained on and scored."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from faster_coco_eval.core import mask as rle
+from PIL import Image
+
+from secvit.detection import evaluate_checkpoint, recipes, train
+from secvit.detection.data import TrainView, find, load, splits
+from secvit.detection.evaluate import average_precision
+
+WIDTH, HEIGHT = 80, 64
+NAMES = ("square", "triangle")
+
+
+def things(seed):
+    """Of one picture: label, box, polygon."""
+    random = np.random.default_rng(seed)
+    for label in (0, 1):
+        x, y = (int(v) for v in random.integers(2, 40, 2))
+        corners = [x, y, x + 20, y, x + 20, y + 20] + ([x, y + 20] if label == 0 else [])
+        yield label, [x, y, 20, 20], corners
+
+
+def picture(path, seed):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 60, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for label, (x, y, w, h), _ in things(seed):
+        pixels[y : y + h, x : x + w, label] = 255
+    Image.fromarray(pixels).save(path)
+
+
+def coco(file, pictures, name="{}.png", first=1, categories=None, **own):
+    """A COCO file of some pictures, by seed.  name: what it calls them; first: where its ids begin."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    for i, seed in enumerate(pictures):
+        images.append({"id": i + first, "file_name": name.format(seed), "width": WIDTH, "height": HEIGHT})
+        for label, box, corners in things(seed):
+            one = {"id": len(annotations) + first, "image_id": i + first, "category_id": label + first, "bbox": box,
+                   "area": 400, "iscrowd": 0, "segmentation": [corners]}  # fmt: skip
+            annotations.append({**one, **{key: make(one) for key, make in own.items()}})
+    categories = categories or [{"id": i + first, "name": n, "supercategory": ""} for i, n in enumerate(NAMES)]
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+
+
+def pictures(folder, seeds):
+    for seed in seeds:
+        picture(folder / f"{seed}.png", seed)
+
+
+def brush(one):
+    polygon = rle.frPyObjects(one["segmentation"], HEIGHT, WIDTH)
+    pixels = rle.decode(polygon)[:, :, 0].T.reshape(-1)
+    edges = np.flatnonzero(np.diff(pixels, prepend=0, append=0))
+    counts = np.diff([0, *edges, len(pixels)] if pixels[-1] == 0 else [0, *edges])
+    return {"size": [HEIGHT, WIDTH], "counts": counts.tolist()}
+
+
+TRAIN, VAL, ALL = range(6), range(6, 8), range(8)
+
+
+def cvat_task(root):
+    pictures(root / "images", ALL)
+    coco(root / "annotations/instances_default.json", ALL)
+
+
+def cvat_project(root):
+    for name, seeds in (("Train", TRAIN), ("Validation", VAL)):
+        pictures(root / "images" / name, seeds)
+        coco(root / f"annotations/instances_{name}.json", seeds)
+
+
+def cvat_subset_names(root):
+    for name, seeds in (("train", TRAIN), ("val", VAL)):
+        pictures(root / "images" / name, seeds)
+        coco(root / f"annotations/instances_{name}.json", seeds, f"images\\{name}\\{{}}.png")
+
+
+def cvat_brush(root):
+    pictures(root / "images", ALL)
+    coco(root / "annotations/instances_default.json", ALL, iscrowd=lambda one: 1, segmentation=brush)
+
+
+def percent_names(root):
+    for name, seeds in (("train", TRAIN), ("val", VAL)):
+        pictures(root / "images", [])
+        for seed in seeds:
+            picture(root / name / f"a photo {seed}.png", seed)
+        coco(root / f"annotations/instances_{name}.json", seeds, "a%20photo%20{}.png")
+
+
+def label_studio(root):
+    pictures(root / "images", ALL)
+    coco(root / "result.json", ALL, "../../label-studio/data/images/{}.png", 0)
+
+
+def label_studio_uploads(root):
+    pictures(root / "images", ALL)
+    coco(root / "result.json", ALL, "/data/upload/1/{}.png", 0)
+
+
+def roboflow(root, **own):
+    classes = [{"id": 0, "name": "things", "supercategory": "none"}]
+    classes += [{"id": i, "name": name, "supercategory": "things"} for i, name in enumerate(NAMES, 1)]
+    for name, seeds in (("train", TRAIN), ("valid", VAL)):
+        pictures(root / name, seeds)
+        coco(root / name / "_annotations.coco.json", seeds, categories=classes, **own)
+
+
+def roboflow_boxes(root):
+    roboflow(root, segmentation=lambda one: [])
+
+
+def yolo_labels(folder, seeds, polygons=False):
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        lines = []
+        for label, (x, y, w, h), corners in things(seed):
+            rest = (np.array(corners).reshape(-1, 2) / [WIDTH, HEIGHT]).reshape(-1) if polygons else [
+                (x + w / 2) / WIDTH, (y + h / 2) / HEIGHT, w / WIDTH, h / HEIGHT]  # fmt: skip
+            lines.append(" ".join([str(label), *(f"{value:.6f}" for value in rest)]))
+        (folder / f"{seed}.txt").write_text("\n".join(lines) + "\n")
+
+
+def yolo(root):
+    for name, seeds in (("train", TRAIN), ("val", VAL)):
+        pictures(root / "images" / name, seeds)
+        yolo_labels(root / "labels" / name, seeds)
+    (root / "data.yaml").write_text(
+        f"path: /somewhere/else\ntrain: images/train\nval: images/val\nnames:\n  0: {NAMES[0]}\n  1: {NAMES[1]}\n"
+    )
+
+
+def yolo_polygons(root):
+    yolo(root)
+    for name, seeds in (("train", TRAIN), ("val", VAL)):
+        yolo_labels(root / "labels" / name, seeds, True)
+
+
+def yolo_of_roboflow(root):
+    for name, seeds in (("train", TRAIN), ("valid", VAL)):
+        pictures(root / name / "images", seeds)
+        yolo_labels(root / name / "labels", seeds)
+    (root / "data.yaml").write_text(f"train: ../train/images\nval: ../valid/images\nnc: 2\nnames: {list(NAMES)}\n")
+
+
+def yolo_undivided(root):
+    pictures(root / "images", ALL)
+    yolo_labels(root / "labels", ALL)
+    (root / "classes.txt").write_text("\n".join(NAMES))
+
+
+def voc_files(folder, seeds):
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        objects = "".join(
+            f"<object><name>{NAMES[label]}</name><difficult>0</difficult><bndbox><xmin>{x + 1}</xmin>"
+            f"<ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax></bndbox></object>"
+            for label, (x, y, w, h), _ in things(seed)
+        )
+        (folder / f"{seed}.xml").write_text(f"<annotation><filename>{seed}.png</filename>{objects}</annotation>")
+
+
+def voc(root):
+    pictures(root / "JPEGImages", ALL)
+    voc_files(root / "Annotations", ALL)
+    (root / "ImageSets" / "Main").mkdir(parents=True)
+    for name, seeds in (("train", TRAIN), ("val", VAL), ("square_train", VAL)):
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{seed}\n" for seed in seeds))
+
+
+def voc_undivided(root):
+    pictures(root / "JPEGImages", ALL)
+    voc_files(root / "Annotations", ALL)
+
+
+def voc_of_roboflow(root):
+    for name, seeds in (("train", TRAIN), ("valid", VAL)):
+        pictures(root / name, seeds)
+        voc_files(root / name, seeds)
+
+
+LAYOUTS = (
+    cvat_task, cvat_project, cvat_subset_names, cvat_brush, percent_names, label_studio, label_studio_uploads, roboflow,
+    roboflow_boxes, yolo, yolo_polygons, yolo_of_roboflow, yolo_undivided, voc, voc_undivided, voc_of_roboflow,
+)  # fmt: skip
+UNDIVIDED = {"cvat_task", "cvat_brush", "label_studio", "label_studio_uploads", "yolo_undivided", "voc_undivided"}
+BOXES_ALONE = {"roboflow_boxes", "yolo", "yolo_of_roboflow", "yolo_undivided", "voc", "voc_undivided",
+               "voc_of_roboflow"}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", LAYOUTS, ids=lambda make: make.__name__)
+def test_a_tools_export_is_read_to_the_boxes_that_were_drawn(tmp_path, make):
+    make(tmp_path)
+    read = [load(tmp_path, split) for split in ("train", "val")]
+    assert splits(tmp_path) == ("train", "val") and [len(c) for c in read] == (
+        [7, 1] if make.__name__ in UNDIVIDED else [6, 2]
+    )
+    for c in read:
+        assert c.classes == NAMES and c.has_masks == (make.__name__ not in BOXES_ALONE)
+        for i, entry in enumerate(c.images):
+            seed = int("".join(filter(str.isdigit, c.path(i).stem)))
+            known = [(label, box) for label, box, _ in things(seed)]
+            for (label, box), one in zip(known, c.objects[entry["id"]], strict=True):
+                assert one["category_id"] == label + 1 and not one["iscrowd"]
+                assert one["bbox"] == pytest.approx(box, abs=1e-3)  # px; YOLO's shares have six decimals
+            assert len(c.target(i)["labels"]) == 2 and ("masks" in c.target(i)) == c.has_masks
+        found = [{**o, "score": 1.0} for some in c.objects.values() for o in some]
+        assert average_precision(c, found)["AP"] == pytest.approx(1.0)
+    if make.__name__ in UNDIVIDED:
+        names = [{entry["file_name"] for entry in c.images} for c in read]
+        assert not names[0] & names[1] and len(names[0] | names[1]) == 8
+
+
+TRAINED = (cvat_task, cvat_project, cvat_brush, label_studio, roboflow_boxes, yolo, voc)
+
+
+@pytest.mark.parametrize("make", TRAINED, ids=lambda make: make.__name__)
+def test_a_tools_export_is_trained_on_and_scored(tmp_path, make):
+    make(tmp_path / "data")
+    recipe = recipes.tiny(recipes.folder())
+    recipe = replace(recipe, loop=replace(recipe.loop, device="cpu", steps=1), background=True)
+    result = train(recipe, tmp_path / "data", tmp_path / "run")
+    kinds = {"box"} if make.__name__ in BOXES_ALONE else {"box", "mask"}
+    scores = evaluate_checkpoint(tmp_path / "run", tmp_path / "data", device="cpu")
+    assert {kind for kind in ("box", "mask") if f"{kind}_AP" in scores} == kinds
+    assert scores["box_AP"] == pytest.approx(result["box_AP"], abs=1e-6)
+    shutil.rmtree(tmp_path / "run")
+
+
+def test_supervision_reads_the_same_boxes(tmp_path):
+    supervision = pytest.importorskip("supervision")
+    yolo(tmp_path / "yolo")
+    oracle = supervision.DetectionDataset.from_yolo(
+        str(tmp_path / "yolo/images/train"), str(tmp_path / "yolo/labels/train"), str(tmp_path / "yolo/data.yaml")
+    )
+    c = load(tmp_path / "yolo", "train")
+    for path, _, found in oracle:
+        i = list(c.names).index(path)
+        np.testing.assert_allclose(found.xyxy, c.target(i)["boxes"], atol=0.1)  # px
+
+
+def test_a_lone_train_is_divided_when_asked_and_whole_else(tmp_path):
+    roboflow(tmp_path)
+    shutil.rmtree(tmp_path / "valid")
+    assert [len(load(tmp_path, "train", divide=d)) for d in (False, True)] == [6, 5]
+    assert len(load(tmp_path, "val", divide=True)) == 1
+    with pytest.raises(ValueError, match="no val split in COCO's format; looked for .*; found train"):
+        find(tmp_path, "val")
+
+
+def test_the_part_that_is_held_out_depends_on_names_alone(tmp_path):
+    cvat_task(tmp_path / "a")
+    pictures(tmp_path / "b" / "images", ALL)
+    coco(tmp_path / "b" / "result.json", reversed(ALL), first=0)
+    a, b = (load(tmp_path / name, "val").images[0]["file_name"] for name in "ab")
+    assert a == b
+
+
+def test_of_two_files_for_one_split_none_is_chosen_by_chance(tmp_path):
+    for name in ("train", "Train"):
+        pictures(tmp_path / name, TRAIN)
+        coco(tmp_path / f"annotations/instances_{name}.json", TRAIN)
+    with pytest.raises(ValueError, match="instances_.*are both a train split"):
+        find(tmp_path, "train")
+    (tmp_path / "annotations/instances_Train.json").rename(tmp_path / "annotations/instances_train2014.json")
+    assert find(tmp_path, "train").file.name == "instances_train.json"
+
+
+def test_roboflows_heading_class_is_left_out_and_said(tmp_path, caplog):
+    roboflow(tmp_path)
+    c = load(tmp_path, "train")
+    assert c.classes == NAMES and c.category_ids == (1, 2) and "class 'things' has no object" in caplog.text
+
+
+def test_brush_masks_are_learned_as_objects_and_said(tmp_path, caplog):
+    cvat_brush(tmp_path)
+    assert len(TrainView(load(tmp_path, "train"), True)) == 7 and "every object is marked iscrowd" in caplog.text
+
+
+YOLO_FAULTS = {
+    "0 0.5 0.5 0.2": "4 numbers, expected a class and a box",
+    "7 0.5 0.5 0.2 0.2": "class 7, expected one of 0, 1",
+    "0 40 32 20 20": "expected shares of the image in 0..1",
+    "0 0.5 x 0.2 0.2": "expected numbers",
+    "0 0.5 nan 0.2 0.2": "expected numbers",
+    "0.5 0.5 0.5 0.2 0.2": "expected numbers",
+}
+
+
+@pytest.mark.parametrize("line", YOLO_FAULTS)
+def test_a_wrong_line_of_yolos_is_named(tmp_path, line):
+    yolo(tmp_path)
+    file = tmp_path / "labels/train/3.txt"
+    file.write_text(file.read_text() + line)
+    with pytest.raises(ValueError, match=f"(?s)data.yaml:.*3.txt line 3: .*{YOLO_FAULTS[line]}"):
+        load(tmp_path, "train")
+    assert len(load(tmp_path, "train", drop_broken=True).table) == 12
+
+
+VOC_FAULTS = {
+    '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>': "declares a document type or entities",
+    "<annotation>": "not XML",
+    "<annotation><object><name>square</name></object></annotation>": "no bndbox",
+    "<annotation><object><name>square</name><bndbox><xmin>1</xmin></bndbox></object></annotation>": "four numbers",
+}
+
+
+@pytest.mark.parametrize("content", VOC_FAULTS)
+def test_a_wrong_xml_is_named(tmp_path, content):
+    voc(tmp_path)
+    (tmp_path / "Annotations/3.xml").write_text(content)
+    with pytest.raises(ValueError, match=f"(?s)3.xml.*{VOC_FAULTS[content]}"):
+        load(tmp_path, "train")
+
+
+def test_difficult_objects_of_pascal_voc_are_no_objects_to_learn(tmp_path):
+    voc(tmp_path)
+    file = tmp_path / "Annotations/3.xml"
+    file.write_text(file.read_text().replace("<difficult>0", "<difficult>1", 1))
+    assert load(tmp_path, "train").table.crowd.sum() == 1
