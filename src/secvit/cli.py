@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 # what --data is where digits are of no use
 FOLDERS = {
-    "detection": "a folder in COCO's format (docs/detection.md)",
+    "detection": "a folder in COCO's, YOLO's or Pascal VOC's format (docs/detection.md)",
     "segmentation": "a folder of pictures and masks (docs/segmentation.md)",
     "vlm": "a JSON of LLaVA's conversations, or a folder with train.json (docs/vlm_training.md)",
 }

@@ -39,12 +39,12 @@ FEW_BOXES = {
 
 
 def folder() -> Recipe:
-    """Mask R-CNN on a COCO-format folder of your own, from the small weights that come along.
+    """Mask R-CNN on a data set of your own, from the small weights that come along.
 
     secvit train detection.folder --data DIR --output runs/mine
 
-    DIR holds annotations/instances_train.json and instances_val.json with train/ and val/, or Roboflow's
-    train/_annotations.coco.json and valid/.  Hundreds of images with few objects each, on a CPU too; for more
+    DIR is what CVAT, Label Studio or Roboflow exports, or in COCO's, YOLO's or Pascal VOC's layout
+    (docs/detection.md); boxes alone are learned where there are no masks.  Hundreds of images with few objects each, on a CPU too; for more
     and larger ones raise --model.min_size and --model.max_size, and bring better weights with --model.init.
     """
     return Recipe(

@@ -144,7 +144,7 @@ def _check_polygons(
     """Add the faults and boxes of polygons, and tell which objects surely have a pixel, (m).
 
     A region with more area than its outline is long has a point farther from the outline than any pixel's centre
-    is from its corners.  A path gone twice encloses nothing, as the inside is where it is crossed an odd number of times.
+    is from its corners.  A path gone twice encloses nothing: inside is what it goes around an odd number of times.
     """
     x, y = points[::2], points[1::2]
     start = ends(sizes // 2)
