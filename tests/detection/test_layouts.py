@@ -324,3 +324,19 @@ def test_difficult_objects_of_pascal_voc_are_no_objects_to_learn(tmp_path):
     file = tmp_path / "Annotations/3.xml"
     file.write_text(file.read_text().replace("<difficult>0", "<difficult>1", 1))
     assert load(tmp_path, "train").table.crowd.sum() == 1
+
+
+def test_labels_without_an_image_are_counted(tmp_path, caplog):
+    yolo(tmp_path / "yolo")
+    yolo_labels(tmp_path / "yolo/labels/train", [7])
+    voc(tmp_path / "voc")
+    (tmp_path / "voc/JPEGImages/7.png").unlink()
+    (tmp_path / "voc/ImageSets/Main/val.txt").write_text("6\n")
+    assert [len(load(tmp_path / name, "train")) for name in ("yolo", "voc")] == [6, 6]
+    assert "1 label files have no usable image" in caplog.text and "1 XML files have no image" in caplog.text
+
+
+def test_named_splits_win_over_a_file_without_them(tmp_path):
+    cvat_project(tmp_path)
+    coco(tmp_path / "annotations/instances_default.json", ALL)
+    assert [len(load(tmp_path, split)) for split in ("train", "val")] == [6, 2]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -164,11 +168,29 @@ def load(
     learn: whether objects are there to be learned, else they are the truth of a score; None: those of "train" are.
         Of what is learned, objects without area are left out; a truth is never dropped.
     """
-    learn = split == "train" if learn is None else learn
+    with _many_small_objects():
+        return _load(Path(root), split, masks, drop_broken, divide, split == "train" if learn is None else learn)
+
+
+@contextlib.contextmanager
+def _many_small_objects() -> Iterator[None]:
+    """No search for cycles among the millions of objects that a JSON becomes, and their memory back to the system."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # other libraries than glibc have no such call
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, learn: bool) -> Coco:
     source = find(root, split, divide)
-    if not source.folders and not has_images(Path(root)):
-        raise ValueError(f"{source.file} is there, but not its folder of images {Path(root) / split}")
-    places = tuple(dict.fromkeys([*source.folders, Path(root), source.file.parent]))
+    if not source.folders and not has_images(root):
+        raise ValueError(f"{source.file} is there, but not its folder of images {root / split}")
+    places = tuple(dict.fromkeys([*source.folders, root, source.file.parent]))
     fatal, broken, say = Faults(source.file), Faults(source.file), _Say(split, source)
     content = source.read(broken)
     if not content.images or not content.categories:
@@ -190,7 +212,7 @@ def load(
         source.file,
         folder,
         Texts(pictures.names),
-        Texts([str(path.relative_to(folder) if path.is_relative_to(folder) else path) for path in pictures.paths]),
+        Texts([path.removeprefix(f"{folder}{os.sep}") for path in map(str, pictures.paths)]),
         frozen(np.array(pictures.sizes, np.int64).reshape(-1, 2)),
         table,
         categories.names,

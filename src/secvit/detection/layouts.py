@@ -93,6 +93,8 @@ def _coco_splits(root: Path) -> dict[str, Source]:
             inside[split] = file
             own = (child, *(child / name for name in FOLDERS if (child / name).is_dir()))
             found.setdefault(split, (file, own))
+    if len(found) > 1:
+        found.pop("", None)
     if not found:
         files = [place / name for place in (root, *above) for name in FILES if (place / name).is_file()]
         files += [file for place in (*above, root) for file in _jsons(place) if _is_coco(file)]

@@ -44,8 +44,9 @@ def folder() -> Recipe:
     secvit train detection.folder --data DIR --output runs/mine
 
     DIR is what CVAT, Label Studio or Roboflow exports, or in COCO's, YOLO's or Pascal VOC's layout
-    (docs/detection.md); boxes alone are learned where there are no masks.  Hundreds of images with few objects each, on a CPU too; for more
-    and larger ones raise --model.min_size and --model.max_size, and bring better weights with --model.init.
+    (docs/detection.md); boxes alone are learned where there are no masks.  Hundreds of images with few objects
+    each, on a CPU too; for more and larger ones raise --model.min_size and --model.max_size, and bring better
+    weights with --model.init.
     """
     return Recipe(
         model=Model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from secvit.fields import Faults, Wrong, flag, number, read_text, shown
 from secvit.images.files import image_files
 from secvit.images.read import upright_size
 from secvit.images.words import class_names, split_of
+
+logger = logging.getLogger(__name__)
 
 FOLDERS = ("JPEGImages", "images")
 MOST = 1 << 24  # bytes of an XML file
@@ -75,7 +78,7 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
         name = image.relative_to(pictures).as_posix()
         content.images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         content.paths.append(image)
-        path = annotations / f"{image.relative_to(pictures).with_suffix('')}.xml"
+        path = _xml(image, pictures, annotations)
         for i, one in enumerate(parsed[path].iter("object") if path in parsed else (), 1):
             here = f"{path.name} object {i}"
             try:
@@ -91,7 +94,14 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
             own = {"image_id": image_id, "category_id": ids[label], "bbox": box, "iscrowd": int(difficult)}
             content.annotations.append(own)
             content.where.append(here)
+    with_image = {_xml(path, pictures, annotations) for path in by_name.values()}
+    if lone := sorted(path for path in parsed if above is None and path not in with_image):
+        logger.warning("%d XML files have no image and are left out, %s for one", len(lone), lone[0].name)
     return content
+
+
+def _xml(image: Path, pictures: Path, annotations: Path) -> Path:
+    return annotations / f"{image.relative_to(pictures).with_suffix('')}.xml"
 
 
 def _parse(path: Path) -> ElementTree.Element:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from secvit.fields import Faults, Wrong, number, read_text, shown, text, whole
 from secvit.images.files import image_files
 from secvit.images.read import upright_size
 from secvit.images.words import split_of
+
+logger = logging.getLogger(__name__)
 
 NAMES = ("classes.txt", "obj.names")  # a class a line, where there is no YAML
 SLACK = 0.02  # of the image, by which a rounded number may lie outside
@@ -133,6 +136,10 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
             one["segmentation"] = [[value * scale[i % 2] for i, value in enumerate(p)] for p in one["segmentation"]]
             content.annotations.append({"image_id": image_id, **one})
             content.where.append(here)
+    used = {_label_file(image) for image in content.paths}
+    beside = {_label_file(place / "x.png").parent for place in places if place.is_dir()}
+    if lone := [path for labels in beside for path in labels.rglob("*.txt") if path not in used | {file}]:
+        logger.warning("%d label files have no usable image and are left out, %s for one", len(lone), lone[0].name)
     return content
 
 
