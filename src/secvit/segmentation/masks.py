@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from secvit.fields import read_bytes
-from secvit.images.files import EXTENSIONS, FORMATS
+from secvit.images.files import EXTENSIONS
+from secvit.images.read import open_image
 
 # endings of formats that change the values of pixels
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c",
@@ -69,7 +70,7 @@ def read_mask(path: Path, colours: Colours | None = None) -> np.ndarray:
     """
     content = read_bytes(path)
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+        with open_image(io.BytesIO(content)) as opened:
             if opened.width * opened.height > (limit := Image.MAX_IMAGE_PIXELS or 2**31):
                 raise ValueError(f"more than {limit // 10**6} million pixels")
             if opened.format in ("JPEG", "MPO"):
@@ -125,7 +126,7 @@ def values_of(mask: np.ndarray) -> tuple[int, ...]:
 
 def palette_of(mask: Path, values: Sequence[int]) -> tuple[tuple[int, ...], ...] | None:
     """The colours that an indexed mask gives to some values; None where it gives them none or all the same."""
-    with Image.open(mask, formats=FORMATS) as opened:
+    with open_image(mask) as opened:
         table = opened.getpalette() if opened.mode == "P" else None
     if not table or len(table) < 3 * (max(values) + 1):
         return None
