@@ -17,6 +17,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
+import yaml
+
 from secvit import recipes
 from secvit.extras import needs
 
@@ -27,7 +29,7 @@ Command = Callable[[Sequence[str]], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return its exit code: 0, or 2 for input that cannot be used."""
+    """Run one subcommand and return its exit code: 0, or 2 for input that cannot be used, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
@@ -53,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"secvit {words[0]}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"secvit {words[0]}: interrupted", file=sys.stderr)
+        return 130
 
 
 # -- train -------------------------------------------------------------------------------------
@@ -63,6 +68,10 @@ FOLDERS = {
     "segmentation": "a folder of pictures and masks (docs/segmentation.md)",
     "vlm": "a JSON of LLaVA's conversations, or a folder with train.json (docs/vlm_training.md)",
 }
+
+
+# exit codes of a run that stopped early, so that `train && evaluate` does not go on; 75 is "try again" in sysexits.h
+STOPPED = {"interrupted": 130, "terminated": 143, "time limit": 75}
 
 
 def train(words: Sequence[str]) -> int:
@@ -91,7 +100,10 @@ def train(words: Sequence[str]) -> int:
     for entry, kind in get_type_hints(type(recipe)).items():
         parser.add_argument(f"--{entry}", type=kind, default=getattr(recipe, entry))
         _explain(parser, entry, kind if is_dataclass(kind) else type(recipe))
-    found = parser.instantiate(parser.parse_args(words))
+    parsed = parser.parse_args(words)
+    if parsed.loop.epochs is not None and parsed.loop.steps is not None:
+        parsed.loop[_earlier_length(words, recipe)] = None
+    found = parser.instantiate(parsed)
     if not found.data:
         digits = "" if part in FOLDERS else ", or --data digits for a try without a download"
         raise ValueError(f"{name} needs images: give --data DIR{digits}")
@@ -103,15 +115,44 @@ def train(words: Sequence[str]) -> int:
         run = record(run)
     from secvit.vis import draw_curves  # before the work: it may be missing
 
-    result = run(changed, found.data, found.output, found.resume)
+    output = Path(found.output)
+    try:
+        result = run(changed, found.data, output, found.resume)
+    except KeyboardInterrupt:
+        from secvit.train import latest
+
+        last = latest(output)
+        saved = f"the same command goes on from {last.name}" if last else "nothing was saved yet"
+        print(f"interrupted; {saved}", file=sys.stderr)
+        return STOPPED["interrupted"]
+    code = STOPPED.get(result["stopped"], STOPPED["time limit"]) if result["stopped"] else 0
     if _silent():
-        return 0
-    draw_curves(Path(found.output) / "log.csv", Path(found.output) / "curves.png")
-    if not result["stopped"]:
-        print(f"{result['summary']} in {result['seconds']:.0f} s; see {found.output}")
-        return 0
-    print(f"{result['stopped']} at step {result['steps']}; the same command goes on from there")
-    return 130 if result["stopped"] == "interrupted" else 0
+        return code
+    try:
+        draw_curves(output / "log.csv", output / "curves.png")
+    except (ValueError, OSError) as error:
+        if not code:
+            print(f"no curves were drawn: {error}", file=sys.stderr)
+    if code:
+        print(f"{result['stopped']} at step {result['steps']}, which is saved; the same command goes on from there")
+    else:
+        print(f"{result['summary']} in {result['seconds']:.0f} s; see {output}")
+    return code
+
+
+def _earlier_length(words: Sequence[str], recipe: Any) -> str:
+    """Of `epochs` and `steps`, both set, the one that the other overrides: the recipe's, or the one given first."""
+    given: list[str] = []
+    for at, word in enumerate(words):
+        option, _, value = word.partition("=")
+        value = value or (words[at + 1] if at + 1 < len(words) else "")
+        if option in ("--loop.epochs", "--loop.steps") and value != "null":
+            given.append(option.rpartition(".")[2])
+        elif option == "--config":
+            entries = (yaml.safe_load(Path(value).read_text()) or {}).get("loop") or {}
+            given += [name for name in entries if name in ("epochs", "steps") and entries[name] is not None]
+    last = given[-1] if given else "steps" if recipe.loop.steps is not None else "epochs"
+    return "epochs" if last == "steps" else "steps"
 
 
 def _train_help() -> str:
@@ -138,6 +179,8 @@ Examples:
 
 The same command again goes on from the newest checkpoint in the output folder.
 Ctrl-C saves and stops after the current step.  --debug shows tracebacks.
+Exit codes: 0 finished, 2 input that cannot be used, 130 stopped by Ctrl-C, 143 by SIGTERM, 75 by the time limit;
+after the last three the same command goes on.
 """
 
 

@@ -210,11 +210,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_through(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a file and wait until it is on the disk; an OSError names the file and what to do."""
+    try:
+        with open(path, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        size = f"{len(content) / 1e6:.1f} MB to write"
+        remedy = f"{error.strerror} ({size}); make room there or choose another folder, then run it again"
+        raise OSError(error.errno, remedy, str(path)) from None
 
 
 def fsync(folder: Path) -> None:

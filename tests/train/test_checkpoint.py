@@ -85,7 +85,7 @@ def test_checkpoint_holds_weights_under_the_models_own_names(tmp_path):
     task, _ = run(tmp_path, loop(steps=3), config={"lr": 1.0, "betas": (0.9, 0.999)})
     folder = latest(tmp_path)
     assert sorted(p.name for p in folder.iterdir()) == [
-        *("config.yaml", "ema.safetensors", "model.safetensors", "provenance.json", "state.pt")
+        *("config.yaml", "ema.safetensors", "manifest.json", "model.safetensors", "provenance.json", "state.pt")
     ]
     found = load_file(folder / "model.safetensors")
     assert found.keys() == Net().state_dict().keys()

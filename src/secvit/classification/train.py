@@ -74,6 +74,8 @@ def train(
         best="top1",
         config=config,
         resume=resume,
+        classes=train_images.classes,
+        names=[f"{name} {label}" for name, label in zip(train_images.names, train_images.labels.tolist())],
     )
     own = {
         "summary": summary(done.metrics, held_out),

@@ -83,6 +83,8 @@ def train(
         best="mask_AP" if masks else "box_AP",
         config=config,
         resume=resume,
+        classes=train_split.classes,
+        names=[str(train_split.path(i)) for i in dataset.index],
     )
     own = {
         "summary": summary(done.metrics, scored),

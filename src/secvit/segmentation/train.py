@@ -78,6 +78,8 @@ def train(
         best="miou",
         config=config,
         resume=resume,
+        classes=pictures.classes,
+        names=pictures.images.names,
     )
     own = {
         "summary": summary(done.metrics, held_out, len(others)),

@@ -69,6 +69,7 @@ def train(
         evaluate=score,
         config=config,
         resume=resume,
+        names=train_images.names,
     )
     own = {
         "summary": summary(done.metrics, held_out),

@@ -77,7 +77,8 @@ class Loop:
         repeats: times each sample is drawn in a row (repeated augmentation); an epoch keeps its
             length and sees 1/repeats of the samples.
         workers: processes that load data; 0 loads in the main one.
-        time_limit_minutes: save and return after so long; 0 for no limit.
+        data_timeout_minutes: with workers, end the run if no batch comes for so long; 0 waits for ever.
+        time_limit_minutes: save and stop after so long (exit code 75); 0 for no limit.
         trackers: also log to "tensorboard" or "wandb" (each a package to install).
     """
 
@@ -100,6 +101,7 @@ class Loop:
     max_nonfinite: int = 20
     repeats: int = 1
     workers: int = 0
+    data_timeout_minutes: float = 30.0
     time_limit_minutes: float = 0.0
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
@@ -114,7 +116,7 @@ class Loop:
                 raise ValueError(f"{name}={getattr(self, name)}; give a whole number >= 1")
         for name in (
             *("epochs", "steps", "seed", "clip_grad", "evaluate_every", "save_every"),
-            *("max_nonfinite", "workers", "time_limit_minutes"),
+            *("max_nonfinite", "workers", "data_timeout_minutes", "time_limit_minutes"),
         ):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number >= 0")

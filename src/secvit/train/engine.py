@@ -18,8 +18,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -34,20 +36,26 @@ from secvit.extras import needs
 from secvit.train import checkpoint as files
 from secvit.train.config import Loop, Schedule, changes
 from secvit.train.ema import Ema
+from secvit.train.facts import data_facts, difference
 from secvit.train.loading import batches
+from secvit.train.lock import Lock
 from secvit.train.log import Log, NoLog, memory_mb
+from secvit.train.nonfinite import nonfinite_tensors
+from secvit.train.progress import Progress, brief
 from secvit.train.provenance import provenance
 from secvit.train.result import Result
+from secvit.train.resume import adapt_optimizer, choose, describe_optimizer
 from secvit.train.sampler import mix
 from secvit.train.schedule import learning_rate
 from secvit.train.sharding import whole
 from secvit.train.shares import of_all_processes
 from secvit.train.step import Step
 from secvit.train.stop import Stop
-from secvit.weights import load_weights
+from secvit.weights import few, load_weights, misfit
 
 logger = logging.getLogger(__name__)
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
+BEGINS = ("init", "pretrained")  # entries of a recipe that say what a run begins with, which a resumed one does not
 PATIENCE = timedelta(minutes=10)  # for other processes, before one that hangs becomes an error
 
 
@@ -78,33 +86,44 @@ def fit(
     best: str = "",
     config: Mapping[str, Any] | None = None,
     resume: str = "auto",
+    classes: Sequence[str] = (),
+    names: Iterable[str] = (),
 ) -> Result:
-    """Train `task`, writing logs and checkpoints to `output`.
+    """Train `task`, writing logs and checkpoints to `output`, which no other run may use meanwhile.
 
     Args:
         evaluate: gets the model (averaged weights if kept) in eval mode, returns numbers for
             eval.csv.  In a run of many processes each of them calls it.
         best: the number among them whose largest value marks the checkpoint to keep.
         config: the resolved recipe, written beside every checkpoint.
-        resume: "auto" continues the newest checkpoint in `output` if there is one, "never"
-            refuses a folder that holds one, anything else is the path of a checkpoint.
+        resume: "auto" continues the newest whole checkpoint in `output` if there is one, "never"
+            refuses a folder that holds one, anything else is the path of a checkpoint or a run.
+        classes, names: of the data, in order: a run goes on only with those that it began with, and as
+            many samples.  A name says what a sample is: its file, and its label if the file's folder does not.
 
     `stopped` in the result is "" for a finished run, otherwise the reason: "time limit",
     "interrupted", "terminated".  In each case the last step is in a checkpoint.
+
+    ValueError if the output folder, its checkpoints or the data are not fit for this run, or if data
+    cannot be read: then, on one process, the last step is in a checkpoint, too.
     """
-    run = Run(task, optimizer, dataset, loop, schedule, Path(output), config or asdict(loop))
-    run.start(resume)
-    with Stop(loop.time_limit_minutes) as stop:
-        try:
+    names = names if isinstance(names, Sequence) else list(names)
+    facts = data_facts(len(dataset), classes, names)
+    run = Run(task, optimizer, dataset, loop, schedule, Path(output), config or asdict(loop), facts)
+    run.names = names
+    try:
+        run.start(resume)
+        with Stop(loop.time_limit_minutes, silent=not run.main) as stop:
             return run.steps(stop, evaluate, best)
-        finally:
-            run.log.close()
+    finally:
+        run.close()
 
 
 class Run:
     """One run: the task on its device, the optimizer, the averaged weights, the state, the log."""
 
-    log: Log
+    log: Log | None = None
+    names: Sequence[str] = ()
 
     def __init__(
         self,
@@ -115,10 +134,13 @@ class Run:
         schedule: Schedule,
         output: Path,
         config: Mapping[str, Any],
+        facts: Mapping[str, Any],
     ) -> None:
         with needs("training", "accelerate", "train"):
             from accelerate import Accelerator, InitProcessGroupKwargs
         self.loop, self.schedule, self.output, self.config = (loop, schedule, output, config)
+        self.facts, self.lock = facts, Lock(output)
+        self.id, self.origin = uuid.uuid4().hex, None  # type: str, list[Any] | None
         self.dataset, self.optimizer = dataset, optimizer
         cpu = loop.device == "cpu" or not torch.accelerator.is_available()
         patience = InitProcessGroupKwargs(timeout=PATIENCE)
@@ -128,6 +150,8 @@ class Run:
         self.model: nn.Module = getattr(task, "model", task)
         self.ema = Ema(self.model, loop.ema_decay, loop.ema_warmup) if loop.ema_decay else None
         self.update = Step(task, optimizer, loop, self.accelerator)
+        self.learns = describe_optimizer(optimizer, {id(p): name for name, p in task.named_parameters()})
+        self.odd = set(nonfinite_tensors(self.model))  # an infinite mask, for one, is meant
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.per_epoch = loop.steps_per_epoch(len(dataset))
         self.total = loop.total_steps(len(dataset))
@@ -138,23 +162,61 @@ class Run:
     # -- beginning and resuming ----------------------------------------------------------------
 
     def start(self, resume: str) -> None:
-        files.check_writable(self.output)
-        last = files.latest(self.output)
-        if resume == "never" and last:
-            raise ValueError(
-                f"{self.output} already holds a run (up to {last.name}); resume it with "
-                'resume="auto", or choose another output folder'
-            )
-        found = last if resume in ("auto", "never") else Path(resume)
-        if found and last and found.parent.resolve() == last.parent.resolve() and found.name < last.name:
-            raise ValueError(f"{found} is older than {last.name} in the same run; give another output folder")
-        if found:
-            self.restore(found)
+        self.on_main(self.open)
+        choice = choose(self.output, resume)
+        for fault in choice.damaged.values() if self.main else ():
+            previous = choice.checkpoint.name if choice.checkpoint else "the beginning"
+            logger.warning("%s; going on from the previous checkpoint, %s", fault, previous)
+        if choice.checkpoint:
+            self.restore(choice.checkpoint, choice.anew)
         self.check_same_step()
-        step, trackers = self.state.step, self.loop.trackers
-        self.log = Log(self.output, step, trackers, self.config) if self.main else NoLog()
+        for damaged in choice.damaged if self.main else ():
+            files.set_aside(damaged)
+        state, trackers = self.state, self.loop.trackers
+        self.log = Log(self.output, state.step, state.evaluated, trackers, self.config) if self.main else NoLog()
         self.copy = copy.deepcopy(self.model).requires_grad_(False) if self.update.sharded else None
         self.update.prepare()
+        self.introduce()
+
+    def open(self) -> None:
+        """The output folder as this run's alone, without what killed runs left half written."""
+        files.check_writable(self.output)
+        self.lock.take()
+        files.sweep(self.output)
+
+    def close(self) -> None:
+        if self.log:
+            self.log.close()
+        if self.main:
+            self.lock.release()
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        """Work of the first process; if it fails there, it fails on all."""
+        error = ""
+        if self.main:
+            try:
+                work()
+            except ValueError as fault:
+                error = str(fault)
+        errors = gather_object([error]) if self.accelerator.num_processes > 1 else [error]
+        if any(errors):
+            raise ValueError(next(filter(None, errors)))
+
+    def introduce(self) -> None:
+        """What is going to happen, before the first step."""
+        if not self.main:
+            return
+        classes = f" of {len(self.facts['classes'])} classes" if self.facts["classes"] else ""
+        logger.info(
+            "%s training samples%s; %s steps of %d, %s an epoch, on %s%s",
+            f"{self.facts['samples']:,}",
+            classes,
+            f"{self.total:,}",
+            self.loop.batch_size,
+            f"{self.per_epoch:,}",
+            self.accelerator.device,
+            f" (from step {self.state.step:,})" if self.state.step else "",
+        )
 
     def check_same_step(self) -> None:
         """Otherwise some processes would be done while the others wait for them."""
@@ -176,22 +238,82 @@ class Run:
     def main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, folder: Path, anew: bool) -> None:
         state = files.load_state(folder)
+        self.check_same_data(folder, state)
+        self.check_same_beginning(folder)
         load_weights(self.model, folder / "model.safetensors")
         if self.ema:
             averaged = folder / "ema.safetensors"
-            name = averaged if averaged.exists() else folder / "model.safetensors"
-            load_weights(self.ema.model, name)
+            load_weights(self.ema.model, averaged if averaged.exists() else folder / "model.safetensors")
+        beside = {k: v for k, v in self.task.state_dict().items() if self.model is not self.task and not _of_model(k)}
+        if report := misfit(state["task"], beside):
+            raise ValueError(f"{folder} does not fit {type(self.task).__name__}: {report}; give another --output")
         self.task.load_state_dict(state["task"], strict=False)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.update.scaler.load_state_dict(state["scaler"])
-        self.state = State(**{k: state[k] for k in asdict(State())})
+        self.restore_optimizer(folder, state)
+        kept = asdict(State())
+        self.state = State(**{key: state.get(key, kept[key]) for key in kept})
+        self.restore_score(folder)
         self.saved = self.state.step
-        changed = changes(yaml.safe_load((folder / "config.yaml").read_text()), self.config)
+        if anew:
+            self.origin = [state.get("run"), self.state.step]
+        else:
+            self.id, self.origin = state.get("run") or self.id, state.get("origin")
+        if self.main:
+            logger.info("resuming %s at step %d of %d", folder, self.state.step, self.total)
+
+    def check_same_data(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Otherwise the weights' classes would get other names, and the rest of the run another order."""
+        if "data" not in state:
+            if self.main:
+                logger.warning("%s is of an earlier version: whether its data were the same is not known", folder)
+        elif differs := difference(state["data"], self.facts):
+            raise ValueError(
+                f"{folder} was trained on other data: {differs}. Give another --output to train on the data as they "
+                "are now, or give the data that the run began with"
+            )
+
+    def check_same_beginning(self, folder: Path) -> None:
+        """Say what the recipe changed since; refuse what would be written down and not used."""
+        try:
+            changed = changes(yaml.safe_load((folder / "config.yaml").read_text()), self.config)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            logger.warning("%s: cannot be read (%s); its recipe is not compared", folder / "config.yaml", error)
+            return
+        for change in changed:
+            entry, _, values = change.partition(" was ")
+            if entry.rpartition(".")[2] in BEGINS and not values.endswith((" is None", " is False", " is ")):
+                raise ValueError(f"{folder}: {change}, but a resumed run keeps its weights; give another --output")
         if changed and self.main:
             logger.warning("resuming with another recipe than before: %s", ", ".join(changed))
-        logger.info("resuming %s at step %d of %d", folder, self.state.step, self.total)
+
+    def restore_optimizer(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """What the optimizer remembers, under the options of today's recipe."""
+        remedy = "give the recipe that the run began with, or another --output"
+        try:
+            fresh = self.optimizer.state_dict()
+            adapted = adapt_optimizer(state["optimizer"], state.get("learns"), self.learns, fresh)
+            self.optimizer.load_state_dict(adapted)
+            if self.update.scaler.is_enabled() and not state["scaler"]:
+                raise ValueError("it has no loss scale, which precision=fp16 needs")
+            self.update.scaler.load_state_dict(state["scaler"])
+        except ValueError as error:
+            raise ValueError(f"{folder} cannot be resumed with this recipe: {error}; {remedy}") from None
+        except (KeyError, TypeError, IndexError, RuntimeError) as error:
+            raise ValueError(
+                f"{folder}: its optimizer's state cannot be read ({type(error).__name__}: {error}); {remedy}"
+            ) from error
+
+    def restore_score(self, folder: Path) -> None:
+        """What the evaluation of these weights changed, if it came to its end."""
+        try:
+            score = files.load_score(folder)
+        except ValueError as error:
+            logger.warning("%s; scoring step %d again", error, self.state.step)
+            return
+        if score.get("step") == self.state.step:
+            for key in ("evaluated", "best", "best_step", "seconds"):
+                setattr(self.state, key, score[key])
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -203,7 +325,7 @@ class Run:
         def due(every: int) -> bool:
             return state.step > 0 and state.step % every == 0
 
-        feed = batches(self.dataset, self.loop, state.step, self.total, self.accelerator)
+        feed = batches(self.dataset, self.loop, state.step, self.total, self.accelerator, self.names)
         bar = tqdm(
             total=self.total,
             initial=state.step,
@@ -211,30 +333,32 @@ class Run:
             dynamic_ncols=True,
             disable=None if self.main else True,
         )
+        progress = Progress(state.step, self.total, silent=not (bar.disable and self.main))
         with bar, contextlib.closing(feed) as parts:
             while not reason:
                 done = state.step >= self.total
+                if done or due(save_every):
+                    self.save()
                 if evaluate and (done or (due(evaluate_every) and state.evaluated != state.step)):
                     metrics = self.evaluate(evaluate, best)
-                if done or due(save_every) or state.step == state.best_step:
-                    self.save()
                 if done:
                     break
                 began = time.perf_counter()
-                batch = [next(parts) for _ in range(self.parts)]
+                batch = self.next_batch(parts)
                 waited = time.perf_counter() - began
-                stopping = self.step(batch, bool(stop.reason))
+                stopping, numbers = self.step(batch, bool(stop.reason))
                 state.step += 1
-                seconds = time.perf_counter() - began
+                seconds = max(time.perf_counter() - began, 1e-9)  # a clock may stand still
                 state.seconds += seconds
                 self.count({"seconds_per_step": seconds, "data_wait": waited / seconds})
                 bar.update()
+                progress.step(state.step, numbers, self.rate(), state.nonfinite)
                 if state.step % self.loop.log_every == 0 or state.step == self.total:
                     self.write_log(bar)
                 if stopping and state.step < self.total:
                     reason = stop.reason or "another process stopped"
                     self.save()
-        if reason:
+        if reason and self.main:
             logger.info("%s: stopped at step %d of %d, saved", reason, state.step, self.total)
         return Result(
             self.ema.model if self.ema else self.whole(),
@@ -249,8 +373,19 @@ class Run:
             self.about,
         )
 
-    def step(self, parts: list[Any], stopping: bool) -> bool:
-        """One optimizer step and its bookkeeping.  Returns whether any process wants to stop."""
+    def next_batch(self, parts: Iterator[Any]) -> list[Any]:
+        """The next step's parts.  Data that cannot be read end the run, with the steps before in a checkpoint."""
+        try:
+            return [next(parts) for _ in range(self.parts)]
+        except (ValueError, OSError):
+            self.save_alone()
+            raise
+
+    def step(self, parts: list[Any], stopping: bool) -> tuple[bool, dict[str, float]]:
+        """One optimizer step and its bookkeeping.
+
+        Returns whether any process wants to stop, and the step's numbers, none if it was skipped.
+        """
         state, loop = self.state, self.loop
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
             rate = learning_rate(state.step, self.total, peak, self.schedule, self.per_epoch)
@@ -270,24 +405,39 @@ class Run:
                 raise FloatingPointError(message + ". Lower the learning rate, clip the gradient or check the data.")
         elif self.ema:
             self.ema.update(self.model, state.step)
-        return done.stop
+        return done.stop, done.numbers if done.finite else {}
+
+    def rate(self) -> float:
+        return max(group["lr"] for group in self.optimizer.param_groups)
 
     # -- evaluating, logging, saving -----------------------------------------------------------
 
     def evaluate(self, evaluate: Evaluate, best: str) -> dict[str, float]:
         model = self.ema.model if self.ema else self.whole()
+        state = self.state
+        if self.main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            logger.info("step %d of %d: scoring", state.step, self.total)
         began = time.perf_counter()
         model.eval()
-        with torch.no_grad():
-            metrics = dict(evaluate(model))
+        try:
+            with torch.no_grad():
+                metrics = dict(evaluate(model))
+        except Exception:
+            self.save_alone()
+            raise
         self.task.train()
-        self.state.seconds += time.perf_counter() - began
-        if self.state.evaluated != self.state.step:  # else a finished run is only scored again
-            self.log.write("eval.csv", {"step": self.state.step, **self.where(), **metrics})
-        self.state.evaluated = self.state.step
-        logger.info("step %d: %s", self.state.step, _short(metrics))
-        if best and (self.state.best is None or metrics[best] > self.state.best):
-            self.state.best, self.state.best_step = metrics[best], self.state.step
+        state.seconds += time.perf_counter() - began
+        if state.evaluated != state.step:  # else a finished run is only scored again
+            self.logs.write("eval.csv", {"step": state.step, **self.where(), **metrics})
+        state.evaluated = state.step
+        if self.main:
+            logger.info("step %d of %d: %s", state.step, self.total, brief(metrics, best))
+        if best and math.isfinite(metrics[best]) and (_none(state.best) or metrics[best] > (state.best or 0)):
+            state.best, state.best_step = float(metrics[best]), state.step
+        if state.step == state.best_step:
+            self.save()
+        self.save_score()
         return metrics
 
     def where(self) -> dict[str, float]:
@@ -313,18 +463,14 @@ class Run:
             "step": state.step,
             **self.where(),
             **means,
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),
+            "lr": self.rate(),
             "nonfinite": state.nonfinite,
             "samples_per_second": round(speed, 2),
             "data_wait": round(timing["data_wait"], 4),
             "memory_mb": memory_mb(),
         }
-        self.log.write("log.csv", row)
-        bar.set_postfix_str(_short(means))
-        if bar.disable and self.main:
-            logger.info(
-                "step %d of %d: %s", state.step, self.total, _short({k: v for k, v in row.items() if k != "step"})
-            )
+        self.logs.write("log.csv", row)
+        bar.set_postfix_str(brief(means))
         state.sums, state.counted, state.window = {}, 0, 0
 
     def save(self) -> None:
@@ -333,20 +479,66 @@ class Run:
         here = "cpu" if self.main else "meta"
         model, remembered = self.whole(), whole(self.optimizer.state_dict(), here)
         task = whole(self.task.state_dict(), here) if self.model is not self.task else {}
+        self.check_finite(model)
         if self.main:
             state = {
                 **asdict(self.state),
-                "task": {k: v for k, v in task.items() if not k.startswith("model.")},
+                "run": self.id,
+                "origin": self.origin,
+                "data": self.facts,
+                "learns": self.learns,
+                "task": {k: v for k, v in task.items() if not _of_model(k)},
                 "optimizer": remembered,
                 "scaler": self.update.scaler.state_dict(),
             }
             averaged = self.ema.model if self.ema else None
             step, config = self.state.step, self.config
+            self.lock.check()
+            self.logs.sync()
             files.save_checkpoint(self.output, step, model, averaged, state, config, self.about)
             files.prune(self.output, self.loop.keep_last, self.state.best_step)
         self.saved = self.state.step
         self.accelerator.wait_for_everyone()
 
+    def save_alone(self) -> None:
+        """Save what an error would cost, where no other process has to take part."""
+        if self.accelerator.num_processes == 1 and 0 < self.state.step != self.saved:
+            self.save()
+            logger.info("step %d of %d is saved", self.state.step, self.total)
 
-def _short(numbers: Mapping[str, float]) -> str:
-    return ", ".join(f"{k} {v:.4g}" for k, v in numbers.items())
+    def save_score(self) -> None:
+        """Add to the checkpoint of this step, if there is one, what its evaluation changed."""
+        state = self.state
+        if not self.main or self.saved != state.step:
+            return
+        checkpoint = self.output / files.FOLDER / files.name(state.step)
+        if checkpoint.is_dir():
+            score = {key: getattr(state, key) for key in ("step", "evaluated", "best", "best_step", "seconds")}
+            files.save_score(checkpoint, score)
+        files.prune(self.output, self.loop.keep_last, state.best_step)
+
+    def check_finite(self, model: nn.Module) -> None:
+        """No checkpoint without use: the one before stays the newest."""
+        bad = [name for name in nonfinite_tensors(model) if name not in self.odd]
+        if bad:
+            last = files.latest(self.output)
+            raise FloatingPointError(
+                f"step {self.state.step}: {len(bad)} weights are NaN or infinite ({few(bad)}), and are not saved; "
+                f"the newest checkpoint is {last or 'none'}. Lower the learning rate or the weight decay, or clip the "
+                "gradient, and run it again"
+            )
+
+    @property
+    def logs(self) -> Log:
+        assert self.log
+        return self.log
+
+
+def _of_model(name: str) -> bool:
+    """Whether a weight of a task is its model's."""
+    return name.startswith("model.")
+
+
+def _none(best: float | None) -> bool:
+    """Whether there is no best score yet; NaN is none."""
+    return best is None or not math.isfinite(best)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import pickle
 import signal
-from collections.abc import Generator, Mapping
+import threading
+import traceback
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from secvit.train.config import Loop
 from secvit.train.sampler import Keys
@@ -16,9 +21,18 @@ from secvit.train.sampler import Keys
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+CLEAR = (ValueError, OSError, ImportError, ArithmeticError, MemoryError)  # errors whose own text says enough
 
-def batches(dataset: Any, loop: Loop, start: int, stop: int, accelerator: Accelerator) -> Generator[Any, None, None]:
-    """This process's parts of optimizer steps start..stop-1, the same number for each step."""
+
+def batches(
+    dataset: Any, loop: Loop, start: int, stop: int, accelerator: Accelerator, names: Sequence[str] = ()
+) -> Generator[Any, None, None]:
+    """This process's parts of optimizer steps start..stop-1, the same number for each step.
+
+    names: of the samples, for errors.  An error in a process that loads data is raised here as if it had happened
+    here, without that process's traceback in its text.  ValueError if such a process dies or gives nothing for
+    `loop.data_timeout_minutes`.
+    """
     keys = Keys(
         len(dataset),
         loop.batch_size,
@@ -31,17 +45,168 @@ def batches(dataset: Any, loop: Loop, start: int, stop: int, accelerator: Accele
         processes=accelerator.num_processes,
         order=getattr(dataset, "order", None),
     )
+    pin = accelerator.device.type == "cuda"
+    reader: Any = Reader(dataset) if loop.workers else dataset
     loader: DataLoader[Any] = DataLoader(
-        dataset,
+        reader,
         batch_sampler=keys,
         num_workers=loop.workers,
-        collate_fn=getattr(dataset, "collate", None),
-        pin_memory=accelerator.device.type == "cuda",
+        collate_fn=reader.collate if loop.workers else getattr(dataset, "collate", None),
+        pin_memory=pin,
         generator=torch.Generator(),
         worker_init_fn=_leave_signals_to_the_main_process,
+        timeout=60 * loop.data_timeout_minutes if loop.workers else 0,
     )
-    for batch in loader:
+    if not loop.workers:
+        for batch in loader:
+            yield to_device(batch, accelerator.device)
+        return
+    for batch, chosen in zip(_from_workers(loader, loop), keys, strict=True):
+        if isinstance(batch, Failure):
+            batch.reraise()
+        elif isinstance(batch, Lost):
+            batch.reraise([names[key % len(dataset)] for key in chosen] if names else [])
         yield to_device(batch, accelerator.device)
+
+
+class Reader:
+    """A dataset whose errors travel from a loading process as a value, so that the process lives on.
+
+    torch would hand them on with the process's whole traceback as their text.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.own_collate = getattr(dataset, "collate", None) or default_collate
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, keys: list[int]) -> Any:
+        try:
+            if hasattr(self.dataset, "__getitems__"):
+                return self.dataset.__getitems__(keys)
+            return [self.dataset[key] for key in keys]
+        except Exception as error:
+            return Failure(error, [key % len(self) for key in keys])
+
+    def collate(self, batch: Any) -> Any:
+        if isinstance(batch, Failure):
+            return batch
+        try:
+            return self.own_collate(batch)
+        except Exception as error:
+            return Failure(error, [])
+
+
+class Failure:
+    """An error in a process that loads data."""
+
+    def __init__(self, error: Exception, samples: Sequence[int]) -> None:
+        self.trace = traceback.format_exc()
+        if not isinstance(error, CLEAR):
+            of = f"samples {', '.join(map(str, samples[:8]))}{', ...' if len(samples) > 8 else ''}: " if samples else ""
+            error = ValueError(f"{of}{type(error).__name__}: {error}")
+        try:
+            self.pickled = pickle.dumps(error)
+            pickle.loads(self.pickled)
+        except Exception:
+            self.pickled = pickle.dumps(ValueError(f"{type(error).__name__}: {error}"))
+
+    def reraise(self) -> None:
+        raise pickle.loads(self.pickled) from WorkerTraceback(self.trace)
+
+
+class WorkerTraceback(Exception):
+    """Where in a loading process an error happened."""
+
+    def __str__(self) -> str:
+        return f"in a process that loads data:\n{self.args[0]}"
+
+
+class Lost:
+    """A process that loads data, and is gone or silent."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+    def reraise(self, names: Sequence[str]) -> None:
+        some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        raise ValueError(self.reason + (f". It was the turn of {some}" if names else "")) from None
+
+
+def _from_workers(loader: DataLoader[Any], loop: Loop) -> Iterator[Any]:
+    """What the loading processes give; none of them outlives this, however it ends."""
+    before = set(multiprocessing.active_children())
+    iterator = iter(loader)
+    workers = set(multiprocessing.active_children()) - before
+    batch: Any = None
+    with _Deaths() as deaths:
+        try:
+            while not isinstance(batch, Lost):
+                try:
+                    with deaths.raised():
+                        if any(not worker.is_alive() for worker in workers):
+                            raise RuntimeError("DataLoader worker exited unexpectedly")
+                        batch = next(iterator)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    batch = Lost(_reason(error, loop))
+                yield batch
+        finally:
+            if isinstance(batch, Lost):
+                for worker in workers:
+                    worker.kill()  # torch asks them to end, and waits; one that hangs would not hear
+            del iterator
+            for worker in workers:
+                worker.kill()
+
+
+class _Deaths:
+    """While entered, torch's error for a loading process that died comes where the next batch is waited for.
+
+    Otherwise it comes wherever the main process is, in the middle of a step too.
+    """
+
+    def __init__(self) -> None:
+        self.waiting, self.previous = False, None  # type: bool, Any
+
+    def __enter__(self) -> _Deaths:
+        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGCHLD, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGCHLD, self.previous)
+
+    @contextlib.contextmanager
+    def raised(self) -> Iterator[None]:
+        self.waiting = True
+        try:
+            yield
+        finally:
+            self.waiting = False
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.waiting and callable(self.previous):
+            self.previous(number, frame)
+
+
+def _reason(error: RuntimeError, loop: Loop) -> str:
+    text = str(error).splitlines()[0]
+    if "timed out" in text:
+        return (
+            f"the processes that load data gave nothing for {loop.data_timeout_minutes:g} minutes: a disk or a network "
+            "that hangs, or samples that take long; --loop.data_timeout_minutes sets the limit"
+        )
+    if text.startswith("DataLoader worker"):
+        return (
+            f"a process that loads data was ended from outside ({text}), most often for lack of memory; give fewer "
+            "--loop.workers, or 0 to load in the main process"
+        )
+    raise error
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
+import logging
+import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +24,7 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+logger = logging.getLogger(__name__)
 Row = Mapping[str, float | int]
 
 
@@ -27,37 +32,76 @@ class Log:
     """log.csv (training) and eval.csv (evaluations) of an output folder, one row at a time.
 
     Rows after step `start` belong to a run that was cut off behind its last checkpoint: they are
-    dropped, and will be written again.
+    dropped, and will be written again; so are those of eval.csv after step `scored`.
+
+    The files are products of the run: whatever has become of them, the run goes on, and a warning says so.
     """
 
     def __init__(
-        self, output: Path, start: int, trackers: Sequence[str] = (), config: Mapping[str, Any] | None = None
+        self,
+        output: Path,
+        start: int,
+        scored: int,
+        trackers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.output = output
         self.columns: dict[str, list[str]] = {}
+        self.failed: set[str] = set()
         self.trackers = [TRACKERS[name](output, config or {}) for name in trackers]
-        for path in (output / "log.csv", output / "eval.csv"):
-            if path.exists():
-                columns, rows = read_csv(path)
-                kept = [r for r in rows if r["step"].isdigit() and int(r["step"]) <= start]
-                self._rewrite(path.name, columns, kept)
+        for name, last in (("log.csv", start), ("eval.csv", scored)):
+            if not (output / name).exists():
+                if last:
+                    logger.warning("%s: missing; its rows up to step %d are lost", output / name, last)
+                continue
+            columns, rows = self._read(name)
+            if columns:
+                self._try(name, self._rewrite, name, columns, [row for row in rows if _step(row) <= last])
 
     def write(self, name: str, row: Row) -> None:
-        path, columns = self.output / name, self.columns.get(name)
-        if columns is None:
-            self._rewrite(name, list(row), [row])
-        elif missing := [c for c in row if c not in columns]:
-            self._rewrite(name, [*columns, *missing], [*read_csv(path)[1], row])
-        else:
-            with open(path, "a", newline="") as file:
-                csv.DictWriter(file, columns).writerow(row)
+        self._try(name, self._append, name, row)
         numbers = {f"{Path(name).stem}/{key}": value for key, value in row.items() if key != "step"}
         for tracker in self.trackers:
             tracker.write(numbers, int(row["step"]))
 
+    def sync(self) -> None:
+        """Wait until the rows are on the disk."""
+        for name in self.columns:
+            with contextlib.suppress(OSError), open(self.output / name, "rb") as file:
+                os.fsync(file.fileno())
+
     def close(self) -> None:
         for tracker in self.trackers:
             tracker.close()
+
+    def _append(self, name: str, row: Row) -> None:
+        path, columns = self.output / name, self.columns.get(name)
+        if columns is None:
+            self._rewrite(name, list(row), [row])
+        elif not path.exists():
+            logger.warning("%s: gone; begun anew", path)
+            self._rewrite(name, columns, [row])
+        elif missing := [c for c in row if c not in columns]:
+            self._rewrite(name, [*columns, *missing], [*self._read(name)[1], row])
+        else:
+            with open(path, "a", newline="") as file:
+                csv.DictWriter(file, columns, restval="").writerow(row)
+
+    def _read(self, name: str) -> tuple[list[str], list[dict[str, str]]]:
+        """Columns and rows; nothing, and the file renamed, if it is no log any more."""
+        path = self.output / name
+        try:
+            columns, rows = read_csv(path)
+            if "step" in columns:
+                return columns, rows
+            reason = "no column 'step'"
+        except (OSError, ValueError, csv.Error) as error:
+            reason = str(error)
+        aside = path.with_name(f"{path.stem}.unreadable{path.suffix}")
+        logger.warning("%s: cannot be read (%s); kept as %s, and begun anew", path, reason, aside.name)
+        with contextlib.suppress(OSError):
+            os.replace(path, aside)
+        return [], []
 
     def _rewrite(self, name: str, columns: list[str], rows: list[Any]) -> None:
         self.columns[name] = columns
@@ -65,7 +109,16 @@ class Log:
         writer = csv.DictWriter(text, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
+        self.output.mkdir(parents=True, exist_ok=True)
         write_atomically(self.output / name, text.getvalue().encode())
+
+    def _try(self, name: str, work: Callable[..., None], *arguments: Any) -> None:
+        try:
+            work(*arguments)
+        except OSError as error:
+            if name not in self.failed:
+                logger.warning("%s: cannot be written (%s); the run goes on without it", self.output / name, error)
+            self.failed.add(name)
 
 
 class NoLog(Log):
@@ -76,6 +129,14 @@ class NoLog(Log):
 
     def write(self, name: str, row: Row) -> None:
         pass
+
+    def sync(self) -> None:
+        pass
+
+
+def _step(row: Mapping[str, str]) -> float:
+    """The step of a row; later than any if it has none."""
+    return int(row["step"]) if row["step"].isdecimal() else math.inf
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -40,6 +40,11 @@ def nonfinite_gradient(task: nn.Module) -> str | None:
     return f"the gradient of {bad[-1]}" if bad else None
 
 
+def nonfinite_tensors(module: nn.Module) -> list[str]:
+    """Names of weights and saved buffers that hold a number that is not finite."""
+    return [name for name, value in module.state_dict().items() if not _finite(value)]
+
+
 def _finite(value: Any) -> bool:
     return all(bool(t.isfinite().all()) for t in _tensors(value) if t.is_floating_point())
 

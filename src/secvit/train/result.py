@@ -47,6 +47,7 @@ def write_result(
         "recipe": recipe,
     }
     if done.main:
+        output.mkdir(parents=True, exist_ok=True)
         write_atomically(output / "model.safetensors", weight_bytes(done.model.state_dict()))
         write_atomically(output / "config.yaml", to_yaml(config))
         write_atomically(output / "result.json", json.dumps(result, indent=2).encode())

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
 from types import FrameType
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 
 class Stop:
-    """While entered, the first SIGINT or SIGTERM sets `reason`; a second one interrupts at once."""
+    """While entered, the first SIGINT or SIGTERM sets `reason` and says so; a second one interrupts at once."""
 
-    def __init__(self, minutes: float) -> None:
+    def __init__(self, minutes: float, silent: bool = False) -> None:
+        self.silent = silent
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
         self.signalled = ""
         self.previous: dict[int, Any] = {}
@@ -34,3 +38,6 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signalled = "interrupted" if number == signal.SIGINT else "terminated"
         signal.signal(number, self.previous[number])
+        if not self.silent:
+            again = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+            logger.warning("stopping after this step, which is saved; %s once more stops at once", again)

@@ -85,6 +85,7 @@ def train(recipe: Recipe, data: str | Path, output: str | Path = "runs/vlm", res
         evaluate=score,
         config=config,
         resume=resume,
+        names=[" ".join([*one.images, one.id]) for one in samples],
     )
     own = {
         "summary": summary(done.metrics, split, len(view)),
