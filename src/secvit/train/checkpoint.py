@@ -99,7 +99,8 @@ def remove(checkpoint: Path) -> None:
     """Delete a checkpoint so that no half of it ever counts as one."""
     if checkpoint.exists():
         half = checkpoint.with_name(checkpoint.name + ".old.tmp")
-        shutil.rmtree(half, ignore_errors=True)
+        if half.exists():
+            shutil.rmtree(half)
         os.rename(checkpoint, half)
         shutil.rmtree(half)
 

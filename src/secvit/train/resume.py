@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,9 +124,9 @@ def adapt_optimizer(
     state, groups = {}, []
     for group, options, source in zip(new, now["options"], sources, strict=True):
         kept = [_own(old[g], began["options"][g], options) for g in dict.fromkeys(g for g, _ in source)]
-        if any(one != kept[0] for one in kept[1:]):
+        if any(one.keys() != kept[0].keys() or not all(_same(one[k], kept[0][k]) for k in one) for one in kept[1:]):
             raise ValueError("its groups of weights were cut otherwise, and the optimizer remembers something of each")
-        groups.append({**group, **(kept[0] if kept else {})})
+        groups.append({**group, **(copy.deepcopy(kept[0]) if kept else {})})  # a counter is each group's own
         for (g, i), index in zip(source, group["params"], strict=True):
             _check_options(began["options"][g], options)
             if i in saved["state"]:
@@ -184,6 +185,8 @@ def _flat(groups: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return torch.equal(a, b)
     return list(a) == list(b) if isinstance(a, list | tuple) and isinstance(b, list | tuple) else bool(a == b)
 
 
