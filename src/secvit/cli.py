@@ -125,9 +125,9 @@ def train(words: Sequence[str]) -> int:
         saved = f"the same command goes on from {last.name}" if last else "nothing was saved yet"
         print(f"interrupted; {saved}", file=sys.stderr)
         return STOPPED["interrupted"]
-    code = STOPPED.get(result["stopped"], STOPPED["time limit"]) if result["stopped"] else 0
     if _silent():
-        return code
+        return 0  # the first process says how it ended; torchrun would end it at once if another one did
+    code = STOPPED.get(result["stopped"], STOPPED["time limit"]) if result["stopped"] else 0
     try:
         draw_curves(output / "log.csv", output / "curves.png")
     except (ValueError, OSError) as error:

@@ -53,7 +53,11 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, outp
     DAMAGES[how](latest(output) / file)
     with caplog.at_level(logging.WARNING):
         resumed, _ = run(output)
-    told = next(r.getMessage() for r in caplog.records if "going on from the previous checkpoint, step_00000007" in r.getMessage())
+    told = next(
+        r.getMessage()
+        for r in caplog.records
+        if "going on from the previous checkpoint, step_00000007" in r.getMessage()
+    )
     assert f"step_00000014/{file}" in told
     whole, _ = run(tmp_path / "whole")
     assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
@@ -64,7 +68,9 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, outp
 def test_no_whole_checkpoint_is_an_error_that_names_the_files(output):
     for checkpoint in files.complete(output):
         flip(checkpoint / "model.safetensors")
-    with pytest.raises(ValueError, match=r"no checkpoint is whole: .*step_00000014/model.*step_00000007/model.*to begin anew"):
+    with pytest.raises(
+        ValueError, match=r"no checkpoint is whole: .*step_00000014/model.*step_00000007/model.*to begin anew"
+    ):
         run(output)
     assert len(files.complete(output)) == 2
 
@@ -128,7 +134,9 @@ def test_a_live_run_is_refused_and_named(output):
     lock = Lock(output)
     lock.take()
     try:
-        with pytest.raises(ValueError, match=rf"another run is writing there \(process {os.getpid()} on .*delete .*run.lock"):
+        with pytest.raises(
+            ValueError, match=rf"another run is writing there \(process {os.getpid()} on .*delete .*run.lock"
+        ):
             run(output)
     finally:
         lock.release()
@@ -235,7 +243,9 @@ def test_half_a_deleted_checkpoint_does_not_count(output, monkeypatch):
 
 def test_a_full_disk_names_the_file_and_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    with pytest.raises(OSError, match=r"No space left on device \(.* MB to write\); make room there.*model.safetensors"):
+    with pytest.raises(
+        OSError, match=r"No space left on device \(.* MB to write\); make room there.*model.safetensors"
+    ):
         files.save_checkpoint(tmp_path, 1, Net(), None, {"step": 1}, {}, {})
 
 
@@ -250,8 +260,15 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
         task.model.b.weight.data[0, 0] = float("nan")
         return {"top1": 0.5}
 
-    with pytest.raises(FloatingPointError, match=r"1 weights are NaN or infinite \(b.weight\), and are not saved.*step_00000007"):
-        run(tmp_path, loop(steps=11, save_every=11, evaluate_every=10, ema_decay=0, max_nonfinite=99), evaluate=spoil, task=task)
+    with pytest.raises(
+        FloatingPointError, match=r"1 weights are NaN or infinite \(b.weight\), and are not saved.*step_00000007"
+    ):
+        run(
+            tmp_path,
+            loop(steps=11, save_every=11, evaluate_every=10, ema_decay=0, max_nonfinite=99),
+            evaluate=spoil,
+            task=task,
+        )
     assert latest(tmp_path).name == "step_00000007"
 
 

@@ -16,7 +16,12 @@ NAMES = [f"d/train/{'ab'[i % 2]}/{i}.png" for i in range(50)]
         (50, ("a", "b", "c"), NAMES, r"other classes \(2, now 3; new: 'c'\)"),
         (51, ("a", "b"), [*NAMES, "d/train/a/50.png"], "50 training samples, now 51"),
         (49, ("a", "b"), NAMES[:49], "50 training samples, now 49"),
-        (50, ("a", "b"), [*NAMES[:49], "d/train/a/other.png"], r"as many training samples \(50\), but with other names"),
+        (
+            50,
+            ("a", "b"),
+            [*NAMES[:49], "d/train/a/other.png"],
+            r"as many training samples \(50\), but with other names",
+        ),
         (50, ("a", "b"), [*NAMES[1:], NAMES[0]], "names, labels or order"),
     ],
 )

@@ -16,7 +16,15 @@ def go(output, steps, optimizer=torch.optim.AdamW, freeze=(), settings=None, tas
     for name, parameter in task.named_parameters():
         parameter.requires_grad_(name not in freeze)
     chosen = optimizer([p for p in task.parameters() if p.requires_grad], **{"lr": 0.01, **options})
-    fit(task, chosen, Data(), settings or loop(steps=steps), Schedule(kind="constant"), output, config={"optim": options})
+    fit(
+        task,
+        chosen,
+        Data(),
+        settings or loop(steps=steps),
+        Schedule(kind="constant"),
+        output,
+        config={"optim": options},
+    )
     return task, chosen
 
 
@@ -75,7 +83,11 @@ def test_layer_decay_that_comes_in_later_cuts_the_groups_anew_and_keeps_each_wei
     assert len(optimizer.param_groups) > 2 and scales[task.model.stem.weight] < scales[task.model.head.weight] == 1
     assert {g["weight_decay"] for g in optimizer.param_groups} == {0.0, 0.3}
     saved = torch.load(tmp_path / "checkpoints/step_00000004/state.pt", weights_only=True)
-    where = {n: i for names, g in zip(saved["learns"]["weights"], saved["optimizer"]["param_groups"]) for n, i in zip(names, g["params"])}
+    where = {
+        n: i
+        for names, g in zip(saved["learns"]["weights"], saved["optimizer"]["param_groups"])
+        for n, i in zip(names, g["params"])
+    }
     assert len(where) == len(list(task.parameters()))
     for weight, state in optimizer.state.items():
         assert state["exp_avg"].shape == weight.shape
@@ -146,5 +158,3 @@ def test_weights_beside_the_model_are_compared_too(tmp_path):
     task.scale = nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match=r"does not fit Task: 1 of another shape \(scale"):
         run(tmp_path, task=task)
-
-

@@ -41,7 +41,9 @@ def until(process, pattern):
     raise AssertionError("".join(lines))
 
 
-@pytest.mark.parametrize(("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")])
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
 def test_a_signal_saves_says_so_at_once_and_has_its_own_exit_code(tmp_path, number, code, word):
     process = begin(tmp_path, "--loop.steps", "100000", "--loop.log_every", "100000")
     until(process, "step 1 of")
@@ -104,7 +106,10 @@ def test_an_evaluation_that_fails_does_not_cost_the_epoch_and_is_made_up_for(tmp
         _, result = run(output, settings, evaluate=score, best="top1")
         _, unbroken = run(whole, settings, evaluate=score, best="top1")
         assert (result.best, result.best_step, result.metrics) == (unbroken.best, unbroken.best_step, unbroken.metrics)
-        steps = [[line.split(",")[0] for line in (folder / "eval.csv").read_text().splitlines()] for folder in (output, whole)]
+        steps = [
+            [line.split(",")[0] for line in (folder / "eval.csv").read_text().splitlines()]
+            for folder in (output, whole)
+        ]
         assert steps[0] == steps[1]
 
 
@@ -140,7 +145,7 @@ def test_lines_come_by_time_with_the_time_left(caplog, monkeypatch):
             now[0] += 4.0 if step > 1 else 60.0
             progress.step(step, {"loss": float(step), "loss_box": 1.0, "grad_norm": 2.0}, 0.1, 0)
     lines = [r.getMessage() for r in caplog.records]
-    assert lines[0] == "step 1 of 100: loss 1, lr 0.1; 99 min left"
+    assert lines[0] == "step 1 of 100: loss 1, lr 0.1; 1 h 39 min left"
     assert lines[1] == "step 4 of 100: loss 3, lr 0.1; 6 min left"
     assert [int(line.split()[1]) for line in lines] == [1, 4, *range(12, 101, 8)]
     assert lines[-1] == "step 100 of 100: loss 96.5, lr 0.1"
@@ -151,7 +156,9 @@ def test_figures_that_say_minus_one_are_left_out_and_the_best_comes_first():
     assert brief(numbers, "mask_AP") == "mask_AP 0.125, box_AP 0.25, images 4"
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(40, "40 s"), (720, "12 min"), (12000, "3 h 20 min"), (187200, "2 d 4 h")])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(40, "40 s"), (720, "12 min"), (12000, "3 h 20 min"), (187200, "2 d 4 h")]
+)
 def test_durations_are_in_a_readers_unit(seconds, said):
     assert duration(seconds) == said
 
@@ -182,6 +189,10 @@ def test_the_later_of_epochs_and_steps_counts(tmp_path, monkeypatch, words, epoc
     (tmp_path / "steps.yaml").write_text("loop: {steps: 7}")
     monkeypatch.chdir(tmp_path)
     got = []
-    monkeypatch.setattr(secvit.classification, "train", lambda recipe, *_: got.append(recipe.loop) or {"stopped": "time limit", "steps": 1})
+    monkeypatch.setattr(
+        secvit.classification,
+        "train",
+        lambda recipe, *_: got.append(recipe.loop) or {"stopped": "time limit", "steps": 1},
+    )
     assert main(["train", "classification.digits", *words]) == 75
     assert (got[0].epochs, got[0].steps) == (epochs, steps)

@@ -64,7 +64,9 @@ def step_of_key(key: int) -> int:
         (lose, FileNotFoundError, r"^\[Errno 2\] No such file or directory: 'photos/17.jpg'$"),
     ],
 )
-def test_an_error_in_the_data_ends_the_run_with_its_own_words_and_the_state_saved(tmp_path, workers, how, kind, message):
+def test_an_error_in_the_data_ends_the_run_with_its_own_words_and_the_state_saved(
+    tmp_path, workers, how, kind, message
+):
     with pytest.raises(kind, match=message):
         run(tmp_path, loop(workers=workers), data=Broken(how))
     assert latest(tmp_path).name == f"step_{step_of_key(70):08d}" and not multiprocessing.active_children()
@@ -74,7 +76,9 @@ def test_an_error_in_the_data_ends_the_run_with_its_own_words_and_the_state_save
 
 
 def test_an_error_without_a_file_names_the_samples(tmp_path):
-    with pytest.raises(ValueError, match=r"^samples [\d, ]+, \.\.\.: KeyError: 'label'$|^samples [\d, ]+: KeyError: 'label'$") as error:
+    with pytest.raises(
+        ValueError, match=r"^samples [\d, ]+, \.\.\.: KeyError: 'label'$|^samples [\d, ]+: KeyError: 'label'$"
+    ) as error:
         run(tmp_path, loop(workers=1), data=Broken(slip))
     assert "20" in str(error.value) and "in slip" in str(error.value.__cause__)
 
@@ -83,7 +87,9 @@ def test_an_error_without_a_file_names_the_samples(tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_loading_process_that_is_killed_ends_the_run_with_the_state_saved(tmp_path, workers):
     names = [f"photos/{i}.jpg" for i in range(50)]
-    with pytest.raises(ValueError, match=r"ended from outside .*lack of memory; give fewer --loop.workers.*the turn of photos/"):
+    with pytest.raises(
+        ValueError, match=r"ended from outside .*lack of memory; give fewer --loop.workers.*the turn of photos/"
+    ):
         run(tmp_path, loop(workers=workers, steps=99), data=Broken(kill, 700), names=names)
     assert latest(tmp_path) and not multiprocessing.active_children()
 

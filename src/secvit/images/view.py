@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from secvit.images.labelled import Images, check_skipped
+from secvit.train.loading import read
 from secvit.train.shares import is_first, share, sum_over_processes
 
 logger = logging.getLogger(__name__)
@@ -54,18 +54,13 @@ class View:
 
         In the end all know what any of them found broken, so each has to come to the end.
         """
-        loader: DataLoader[Any] = DataLoader(
-            self,  # type: ignore[arg-type]
-            batch_size,
-            sampler=share(len(self)),
-            num_workers=workers,
-            collate_fn=self.collate,
-            generator=torch.Generator(),
-        )
+        mine = share(len(self))
+        keys = [mine[at : at + batch_size] for at in range(0, len(mine), batch_size)]
         silent = None if is_first() else True
-        for batch in tqdm(loader, desc=f"evaluating {self.images.name}", disable=silent, leave=False):
-            if len(batch["image"]):
-                yield batch
+        with contextlib.closing(read(self, keys, workers, self.images.names)) as batches:
+            for batch in tqdm(batches, f"evaluating {self.images.name}", len(keys), disable=silent, leave=False):
+                if len(batch["image"]):
+                    yield batch
         self.gather_broken()
 
     @property

@@ -8,7 +8,7 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,27 +46,40 @@ def batches(
         order=getattr(dataset, "order", None),
     )
     pin = accelerator.device.type == "cuda"
-    reader: Any = Reader(dataset) if loop.workers else dataset
+    for batch in read(dataset, keys, loop.workers, names, pin, loop.data_timeout_minutes):
+        yield to_device(batch, accelerator.device)
+
+
+def read(
+    dataset: Any,
+    keys: Iterable[list[int]],
+    workers: int,
+    names: Sequence[str] = (),
+    pin: bool = False,
+    timeout_minutes: float = 30.0,
+) -> Generator[Any, None, None]:
+    """The dataset's batch for each list of keys, in order.  names, and errors: see `batches`."""
+    reader: Any = Reader(dataset) if workers else dataset
     loader: DataLoader[Any] = DataLoader(
         reader,
         batch_sampler=keys,
-        num_workers=loop.workers,
-        collate_fn=reader.collate if loop.workers else getattr(dataset, "collate", None),
+        num_workers=workers,
+        collate_fn=reader.collate if workers else getattr(dataset, "collate", None),
         pin_memory=pin,
         generator=torch.Generator(),
         worker_init_fn=_leave_signals_to_the_main_process,
-        timeout=60 * loop.data_timeout_minutes if loop.workers else 0,
+        timeout=60 * timeout_minutes if workers else 0,
     )
-    if not loop.workers:
-        for batch in loader:
-            yield to_device(batch, accelerator.device)
+    if not workers:
+        yield from loader
         return
-    for batch, chosen in zip(_from_workers(loader, loop), keys, strict=True):
-        if isinstance(batch, Failure):
-            batch.reraise()
-        elif isinstance(batch, Lost):
-            batch.reraise([names[key % len(dataset)] for key in chosen] if names else [])
-        yield to_device(batch, accelerator.device)
+    with contextlib.closing(_from_workers(loader, timeout_minutes)) as found:
+        for batch, chosen in zip(found, keys, strict=True):
+            if isinstance(batch, Failure):
+                batch.reraise()
+            elif isinstance(batch, Lost):
+                batch.reraise([names[key % len(dataset)] for key in chosen] if names else [])
+            yield batch
 
 
 class Reader:
@@ -135,7 +148,7 @@ class Lost:
         raise ValueError(self.reason + (f". It was the turn of {some}" if names else "")) from None
 
 
-def _from_workers(loader: DataLoader[Any], loop: Loop) -> Iterator[Any]:
+def _from_workers(loader: DataLoader[Any], timeout_minutes: float) -> Generator[Any, None, None]:
     """What the loading processes give; none of them outlives this, however it ends."""
     before = set(multiprocessing.active_children())
     iterator = iter(loader)
@@ -151,14 +164,15 @@ def _from_workers(loader: DataLoader[Any], loop: Loop) -> Iterator[Any]:
                         batch = next(iterator)
                 except StopIteration:
                     return
-                except RuntimeError as error:
-                    batch = Lost(_reason(error, loop))
+                except (RuntimeError, OSError, EOFError) as error:
+                    batch = Lost(_reason(error, workers, timeout_minutes))
                 yield batch
         finally:
             if isinstance(batch, Lost):
                 for worker in workers:
                     worker.kill()  # torch asks them to end, and waits; one that hangs would not hear
-            del iterator
+            # what deleting the iterator does; an error on its way would keep it alive by its traceback
+            getattr(iterator, "_shutdown_workers", lambda: None)()
             for worker in workers:
                 worker.kill()
 
@@ -194,17 +208,21 @@ class _Deaths:
             self.previous(number, frame)
 
 
-def _reason(error: RuntimeError, loop: Loop) -> str:
-    text = str(error).splitlines()[0]
+def _reason(error: Exception, workers: Iterable[Any], timeout_minutes: float) -> str:
+    """What to tell of loading processes that gave no batch; another error is raised again."""
+    text = str(error).partition("\n")[0]
     if "timed out" in text:
         return (
-            f"the processes that load data gave nothing for {loop.data_timeout_minutes:g} minutes: a disk or a network "
+            f"the processes that load data gave nothing for {timeout_minutes:g} minutes: a disk or a network "
             "that hangs, or samples that take long; --loop.data_timeout_minutes sets the limit"
         )
-    if text.startswith("DataLoader worker"):
+    for worker in workers:
+        worker.join(0.5)  # the pipe breaks a moment before its process is gone
+    if text.startswith("DataLoader worker") or any(not worker.is_alive() for worker in workers):
+        codes = ", ".join(str(worker.exitcode) for worker in workers if worker.exitcode)
         return (
-            f"a process that loads data was ended from outside ({text}), most often for lack of memory; give fewer "
-            "--loop.workers, or 0 to load in the main process"
+            f"a process that loads data was ended from outside (exit code {codes or 'unknown'}), most often for lack "
+            "of memory; give fewer --loop.workers, or 0 to load in the main process"
         )
     raise error
 
