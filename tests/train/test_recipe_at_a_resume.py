@@ -158,3 +158,14 @@ def test_weights_beside_the_model_are_compared_too(tmp_path):
     task.scale = nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match=r"does not fit Task: 1 of another shape \(scale"):
         run(tmp_path, task=task)
+
+
+def test_a_finished_run_does_not_write_down_a_recipe_that_it_did_not_use(tmp_path):
+    recipe = {"optim": {"lr": 0.01}, "loop": {"workers": 0}}
+    run(tmp_path, loop(steps=2), config=recipe)
+    with pytest.raises(
+        ValueError, match=r"finished, and optim.lr was 0.01, is 0.5 would not be used; give more --loop.steps"
+    ):
+        run(tmp_path, loop(steps=2), config={**recipe, "optim": {"lr": 0.5}})
+    assert run(tmp_path, loop(steps=2), config={**recipe, "loop": {"workers": 2}})[1].step == 2
+    assert run(tmp_path, loop(steps=4), config={**recipe, "optim": {"lr": 0.5}})[1].step == 4

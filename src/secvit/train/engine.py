@@ -56,6 +56,10 @@ from secvit.weights import few, load_weights, misfit
 logger = logging.getLogger(__name__)
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 BEGINS = ("init", "pretrained")  # entries of a recipe that say what a run begins with, which a resumed one does not
+LEARNING = {  # entries of a recipe that only further steps can use
+    *("optim", "schedule", "augment"),
+    *(f"loop.{name}" for name in ("batch_size", "seed", "precision", "clip_grad", "ema_decay", "repeats")),
+}
 PATIENCE = timedelta(minutes=10)  # for other processes, before one that hangs becomes an error
 
 
@@ -241,7 +245,7 @@ class Run:
     def restore(self, folder: Path, anew: bool) -> None:
         state = files.load_state(folder)
         self.check_same_data(folder, state)
-        self.check_same_beginning(folder)
+        self.check_same_recipe(folder, finished=state["step"] >= self.total)
         load_weights(self.model, folder / "model.safetensors")
         if self.ema:
             averaged = folder / "ema.safetensors"
@@ -273,7 +277,7 @@ class Run:
                 "are now, or give the data that the run began with"
             )
 
-    def check_same_beginning(self, folder: Path) -> None:
+    def check_same_recipe(self, folder: Path, finished: bool) -> None:
         """Say what the recipe changed since; refuse what would be written down and not used."""
         try:
             changed = changes(yaml.safe_load((folder / "config.yaml").read_text()), self.config)
@@ -284,6 +288,11 @@ class Run:
             entry, _, values = change.partition(" was ")
             if entry.rpartition(".")[2] in BEGINS and not values.endswith((" is None", " is False", " is ")):
                 raise ValueError(f"{folder}: {change}, but a resumed run keeps its weights; give another --output")
+            if finished and (entry.partition(".")[0] in LEARNING or entry in LEARNING):
+                raise ValueError(
+                    f"{folder}: the run is finished, and {change} would not be used; give more --loop.steps or "
+                    "--loop.epochs, or another --output"
+                )
         if changed and self.main:
             logger.warning("resuming with another recipe than before: %s", ", ".join(changed))
 
