@@ -201,3 +201,17 @@ def test_shares_hold_each_index_once_and_sums_are_exact(tmp_path):
     )
     done = launch(tmp_path, code, processes=3)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_folder_in_use_is_refused_by_all_processes_at_once(tmp_path):
+    from secvit.train.lock import Lock
+
+    lock = Lock(tmp_path)
+    lock.take()
+    try:
+        done = on_processes(tmp_path, tmp_path, "quiet")
+    finally:
+        lock.release()
+    assert done.returncode != 0 and done.stderr.count("ValueError: ") == 2, done.stderr[-2000:]
+    assert f"{tmp_path}: another run is writing there (process {os.getpid()} on " in done.stderr
+    assert not (tmp_path / "checkpoints").exists()

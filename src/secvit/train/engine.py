@@ -128,6 +128,7 @@ class Run:
 
     log: Log | None = None
     names: Sequence[str] = ()
+    scoring = float("inf")  # seconds of the last evaluation, which decide whether the next is announced
 
     def __init__(
         self,
@@ -426,7 +427,8 @@ class Run:
         state = self.state
         if self.main:
             self.output.mkdir(parents=True, exist_ok=True)
-            logger.info("step %d of %d: scoring", state.step, self.total)
+            if self.scoring > 5:
+                logger.info("step %d of %d: scoring", state.step, self.total)
         began = time.perf_counter()
         model.eval()
         try:
@@ -436,7 +438,8 @@ class Run:
             self.save_alone()
             raise
         self.task.train()
-        state.seconds += time.perf_counter() - began
+        self.scoring = time.perf_counter() - began
+        state.seconds += self.scoring
         if state.evaluated != state.step:  # else a finished run is only scored again
             self.logs.write("eval.csv", {"step": state.step, **self.where(), **metrics})
         state.evaluated = state.step
