@@ -17,7 +17,7 @@ from tests.train.launch import ROOT
 from tests.train.small import loop, run
 from tests.train.test_resume import rows
 
-KILLS = int(os.environ.get("SECVIT_KILLS", "20"))
+KILLS = int(os.environ.get("SECVIT_KILLS", "10"))
 SETTINGS = {"steps": 300, "save_every": 2, "evaluate_every": 6, "log_every": 1, "clip_grad": 0.5}
 CODE = """
 import sys, time
