@@ -203,7 +203,7 @@ class Run:
                 work()
             except ValueError as fault:
                 error = str(fault)
-        errors = gather_object([error]) if self.accelerator.num_processes > 1 else [error]
+        errors = of_all_processes([error])
         if any(errors):
             raise ValueError(next(filter(None, errors)))
 
