@@ -49,7 +49,7 @@ def unless_new(family: str):
     return pytest.param(family, marks=pytest.mark.skipif(missing, reason=f"timm {timm.__version__} has no {family}"))
 
 
-every_family = pytest.mark.parametrize("family", map(unless_new, FAMILIES))
+every_family = pytest.mark.parametrize("family", [unless_new(family) for family in FAMILIES])
 
 # float64: orders agree exactly, sums differ in the order of their terms
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}

@@ -94,7 +94,7 @@ def test_a_run_of_an_older_version_counts_from_0(tmp_path):
 
 WRONG_CONFIG = {
     "classes": ({"classes": 3}, "classes is 3, expected a list"),
-    "names": ({"classes": [["a"], "b"]}, "classes is .*, expected text"),
+    "names": ({"classes": [["a"], "b"]}, "classes is .*, expected a list of names"),
     "values": ({"values": ["x", 1]}, "values is .*, expected a number"),
     "too few values": ({"values": [1]}, "classes, palette and values that do not fit each other"),
     "values out of range": ({"values": [0, 70000]}, "do not fit each other"),

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
+from secvit.extras import needs
 from secvit.fields import Entry
 from secvit.images import check_overlap, skipped_in
 from secvit.images.words import match_classes
@@ -45,6 +45,8 @@ def train(
     output = Path(output)
     files.check_writable(output)
     # of many processes, each reads a share of the masks
+    with needs("training", "accelerate", "train"):
+        from accelerate import PartialState
     PartialState(recipe.loop.device == "cpu" or not torch.accelerator.is_available(), timeout=PATIENCE)
     held_out = "test" if {"val", "test"} & set(splits(data)) == {"test"} else "val"
     pictures = load(data, "train")
