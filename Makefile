@@ -13,7 +13,7 @@ READY := $(VENV)/ready
 PHOTO ?=
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: demo test test-app test-vllm test-all test-newest test-oldest lint format bench wheel clean
+.PHONY: demo test test-app test-vllm test-all test-newest test-oldest fuzz lint format bench wheel clean
 
 demo: $(READY)  ## train on real digits, score against rival partitions, draw a photo's clusters
 	$(BIN)/python examples/demo.py $(if $(PHOTO),--photo "$(PHOTO)")
@@ -39,6 +39,10 @@ test-newest:  ## the same tests with the newest version of every library, in .ve
 
 test-oldest:  ## the same tests with the oldest supported version of every library, in .venv-oldest
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRAS=dev,app PYTEST="$(LENIENT) $(PYTEST)"
+
+fuzz: $(READY)  ## odd input for every door, a minute of it; more by INPUTS=13000 or MINUTES=10, SEED=1, AREA=coco, ONE=7
+	$(BIN)/python -m tests.fuzz $(if $(INPUTS),--inputs $(INPUTS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(AREA),--area $(AREA)) $(if $(ONE),--one $(ONE))
 
 lint: $(READY)
 	$(BIN)/ruff check .
