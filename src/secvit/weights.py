@@ -52,6 +52,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         found = state_dict_in(unpickle(path), path)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise ValueError(f"{path}: holds no state dict; expected tensors by name, or a dict with one under 'model'")
+    if not found:
+        raise ValueError(f"{path}: holds no tensors; give the file of a network's weights")
     state = unwrapped({str(key): value for key, value in found.items()}, path)
     if wrong := [f"{key} {reason}" for key, value in state.items() if (reason := _damage(key, value))]:
         raise ValueError(f"{path}: {len(wrong)} tensors cannot be used: {few(wrong)}; take an undamaged file")
@@ -74,7 +76,7 @@ def state_dict_in(found: Any, path: Path) -> Any:
 def unwrapped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Tensors under the names that the network itself gives them."""
     state = {INNER.sub("", key): value for key, value in state.items()}
-    while True:
+    while state:
         counts = Counter(key.partition(".")[0] for key in state if "." in key)
         # a wrapper holds the network, or it and a copy, and little else: counters, losses, metrics
         held = [name for name in OUTER if 3 * counts[name] >= len(state)]
@@ -86,6 +88,7 @@ def unwrapped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
         if rest := [key for key in state if not key.startswith(f"{held[0]}.")]:
             logger.warning("%s: takes what is under %s., not %s", path, held[0], few(rest))
         state = inside
+    return state
 
 
 def _damage(key: str, value: Tensor) -> str:
