@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,18 @@ def _above(folder: str | os.PathLike[str]) -> frozenset[tuple[int, int]]:
     return frozenset((about.st_dev, about.st_ino) for about in map(os.stat, parents))
 
 
+def kind_of(entry: os.DirEntry[str]) -> Literal["file", "folder", "broken links", "that are no regular files"]:
+    """What an entry of a folder is, behind a link; for what cannot be read, the reason to leave it out."""
+    try:
+        if entry.is_file():
+            return "file"
+        if entry.is_dir():
+            return "folder"
+    except OSError:  # a link to itself, or to what may not be looked at
+        pass
+    return "broken links" if entry.is_symlink() else "that are no regular files"
+
+
 def _walk(folder: str, left_out: LeftOut, above: frozenset[tuple[int, int]]) -> Iterator[str]:
     """Every regular file below a folder that is no stray; `above`: the folders that contain it."""
     try:
@@ -104,9 +117,9 @@ def _walk(folder: str, left_out: LeftOut, above: frozenset[tuple[int, int]]) -> 
     for entry in entries:
         if is_stray(entry.name):
             left_out.add(HIDDEN)
-        elif entry.is_file():
+        elif (kind := kind_of(entry)) == "file":
             yield entry.path
-        elif entry.is_dir():
+        elif kind == "folder":
             yield from _walk(entry.path, left_out, above | {here})
         else:
-            left_out.add("broken links" if entry.is_symlink() else "that are no regular files")
+            left_out.add(kind)

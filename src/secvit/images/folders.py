@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from secvit.fields import read_text
-from secvit.images.files import EXTENSIONS, HIDDEN, LeftOut, image_names, is_image, is_stray
+from secvit.images.files import EXTENSIONS, HIDDEN, LeftOut, image_names, is_image, is_stray, kind_of
 from secvit.images.labelled import Images, number_labels
 from secvit.images.names import Names
 from secvit.images.words import class_names, split_of
@@ -72,12 +72,12 @@ def contents(path: Path, left_out: LeftOut | None = None) -> tuple[list[str], li
         for entry in os.scandir(path):
             if is_stray(entry.name):
                 left_out.add(HIDDEN) if left_out is not None else None
-            elif entry.is_dir():
+            elif (kind := kind_of(entry)) == "folder":
                 folders.append(entry.name)
-            elif entry.is_file():
+            elif kind == "file":
                 files.append(entry.name)
             elif left_out is not None:
-                left_out.add("broken links" if entry.is_symlink() else "that are no regular files")
+                left_out.add(kind)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
     return sorted(folders), sorted(files)

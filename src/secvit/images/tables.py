@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from secvit.fields import read_text
-from secvit.images.files import LeftOut
+from secvit.images.files import LeftOut, kind_of
 from secvit.images.labelled import Images, Source, number_labels
 from secvit.images.words import SPLIT_WORDS, SPLITS, class_names, split_of
 
@@ -81,7 +81,7 @@ def _there(files: Iterable[str]) -> Iterator[bool]:
 
 def _files_in(folder: str) -> frozenset[str]:
     try:
-        return frozenset(entry.name for entry in os.scandir(folder) if entry.is_file())
+        return frozenset(entry.name for entry in os.scandir(folder) if kind_of(entry) == "file")
     except OSError:
         return frozenset()
 

@@ -88,8 +88,7 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
     layout = find_layout(Path(root))
     pairs = layout.pairs(split)
     images, masks, where = pairs.images, pairs.masks, pairs.images[0].parent
-    if line := pairs.left_out.line(split, 2 * len(images)):
-        logger.log(logging.INFO if pairs.expected else logging.WARNING, "%s", line)
+    pairs.left_out.tell(split, 2 * len(images))
     named = layout.named()
     colours = (named.colours if named else None) or layout.colours
     looked = over(lambda pair: look_at(*pair, colours), list(zip(images, masks, strict=True)), f"checking {where.name}")

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from secvit.fields import Faults, read_text
-from secvit.images.files import LeftOut, image_files, is_image, is_stray
+from secvit.images.files import LeftOut, image_files, is_image, is_stray, kind_of
 from secvit.images.words import SPLITS, split_of
 from secvit.segmentation.classes import Named, ade20k, cityscapes, from_csv, read_names, voc, voc_colours
 from secvit.segmentation.masks import LOSSY, MASKS, Colours
@@ -34,7 +34,6 @@ ADE20K = ("images", "training", "annotations", "training")
 VOC, VOC_LISTS = ("jpegimages", "segmentationclass"), "imagesets/segmentation"
 ROBOFLOW, CSV = "_mask", "_classes.csv"  # x.jpg has x_mask.png beside it
 CITYSCAPES = (("leftimg8bit/{}", "gtfine/{}", "_gtFine"), ("leftimg8bit/{}", "gtcoarse/{}", "_gtCoarse"))
-EXPECTED = ("hidden", "not listed")  # reasons to leave out what is no mistake
 HELD_OUT = 0.15  # of an undivided set
 LISTS = 1 << 28  # bytes that a list of names may have
 LOOKED_FOR = (
@@ -62,12 +61,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pictures and masks of a split, in order, and what was left out: as such sets have it, or perhaps by mistake."""
+    """Pictures and masks of a split, in order, and what was left out."""
 
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
     left_out: LeftOut
-    expected: bool
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,9 @@ class Layout:
             order = [name for name in order if (name in kept) == (split == "val")]
             if not order:
                 raise ValueError(f"{place.images}: one picture cannot be divided into train and val; add more")
-        expected = bool(place.ends[1]) or all(reason.startswith(EXPECTED) for reason in left_out.reasons)
-        return Pairs(tuple(pictures[name] for name in order), tuple(masks[name] for name in order), left_out, expected)
+        # beside masks that are known by their endings, such sets have other files
+        left_out.harmless |= {r for r in left_out.reasons if place.ends[1] or r.startswith("not listed")}
+        return Pairs(tuple(pictures[name] for name in order), tuple(masks[name] for name in order), left_out)
 
 
 def splits(root: str | Path) -> tuple[str, ...]:
@@ -173,7 +172,8 @@ def _means(name: str, part: str, split: str) -> bool:
 
 def _folders(above: Path) -> list[Path]:
     try:
-        return sorted(Path(entry.path) for entry in os.scandir(above) if entry.is_dir() and not is_stray(entry.name))
+        entries = [entry for entry in os.scandir(above) if not is_stray(entry.name)]
+        return sorted(Path(entry.path) for entry in entries if kind_of(entry) == "folder")
     except OSError as error:
         raise ValueError(f"{above}: cannot be read ({error.strerror}); check its permissions") from None
 
