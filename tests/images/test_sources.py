@@ -58,7 +58,9 @@ def test_empty_class_folder_is_refused(tmp_path):
 def test_splits_with_other_classes_are_refused(tmp_path):
     folder(tmp_path / "train", ("cat", "dog"))
     folder(tmp_path / "val", ("cat", "cow", "dog"))
-    with pytest.raises(ValueError, match=r"val and train have other classes \(3 and 2\); only in val: 'cow'"):
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}: val and train have other classes \(3 and 2\); only in val: 'cow'"
+    ):
         load_split(tmp_path, "val")
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -37,6 +38,14 @@ def read_npz(path: Path, name: str) -> Images:
         entries = _text(path, "name", found["name"])
         if len(entries) != len(label):
             raise ValueError(f"{path}: {len(label)} labels and {len(entries)} names; expected as many")
+        twice = [entry for entry, count in Counter(entries).items() if count > 1]
+        if twice:
+            more = f" ({len(twice)} such names)" if twice[1:] else ""
+            first = [i for i, entry in enumerate(entries) if entry == twice[0]][:2]
+            raise ValueError(
+                f"{path}: entries {first[0]} and {first[1]} are both called {twice[0]!r}{more}; "
+                "give each its own `name`"
+            )
     if len(label) == 0 or len(offset) != len(label) + 1:
         raise ValueError(f"{path}: {len(label)} labels and {len(offset)} offsets; expected n and n + 1")
     if offset[0] != 0 or offset[-1] != len(data) or bool((offset[1:] < offset[:-1]).any()):

@@ -50,7 +50,11 @@ def load_split(data: str | Path, split: str = "train") -> Images:
         return found[split].read(None)
     if split in found:
         classes = found["train"].classes()
-        return found[split].read(classes).numbered_as(classes, "train", split)
+        images = found[split].read(classes)
+        try:
+            return images.numbered_as(classes, "train", split)
+        except ValueError as error:
+            raise ValueError(f"{data}: {error}") from None
     raise ValueError(f"{data}: has no split {split!r}, only {', '.join(splits(data))}")
 
 
