@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 
 from secvit import fields
-from secvit.fields import Entry, Faults, Wrong, read_bytes, read_json
+from secvit.fields import Entry, Faults, Wrong, read_bytes, read_json, read_yaml, within
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,52 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(path) == {"a": 1}
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1", "not readable YAML"),
+        ("a: &a [*a]", "line 1 contains itself"),
+        ("&a {b: {c: *a}}", "line 1 contains itself"),
+        (BOMB, "more than 1,000,000 values"),
+        ("[" * 10_000, "nested too deeply|not readable"),
+        ("optim:\n  lr: 1\n  lr: 2\n", "line 3: 'lr' a second time"),
+        ("day: 2020-99-99", "not readable YAML"),
+        ("day: !!timestamp x", "not readable YAML"),
+        ("x: !!int ''", "not readable YAML"),
+        ("x: !!python/object/apply:os.system ['true']", "not readable YAML"),
+    ],
+)
+def test_a_yaml_that_cannot_be_used_is_named_at_once(tmp_path, content, message):
+    path = tmp_path / "a.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_yaml(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_yaml_may_use_what_it_has_named(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a, 1: 2, '1': 3}\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"a": {"x": 1}, "b": [{"x": 1}] * 2, "c": {"x": 1, 1: 2, "1": 3}}
+    (tmp_path / "a.yaml").write_text("# nothing\n")
+    assert read_yaml(tmp_path / "a.yaml") is None
+
+
+@pytest.mark.parametrize(("value", "fits"), [(0, True), (1.0, True), ((0.1, 1), True), (None, True), (-0.1, False),
+                                             (float("nan"), False), ((0, 2), False)])  # fmt: skip
+def test_numbers_of_a_recipe_lie_within_their_range(value, fits):
+    config = types.SimpleNamespace(part=value)
+    if fits:
+        within(config, 0, 1, "part")
+    else:
+        with pytest.raises(ValueError, match=r"part=.*; choose 0 to 1"):
+            within(config, 0, 1, "part")
 
 
 def test_only_regular_files_are_read(tmp_path):

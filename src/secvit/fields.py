@@ -12,6 +12,8 @@ import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, TypeVar
 
+import yaml
+
 T = TypeVar("T")
 NAMED = 20  # faults that one error names
 _REQUIRED: Any = object()
@@ -102,6 +104,66 @@ def items(value: Any) -> list[Any]:
     if not isinstance(value, list):
         raise Wrong("a list [...]")
     return value
+
+
+def within(config: object, low: float, high: float, *names: str) -> None:
+    """Raise a ValueError if a field of a configuration, or a number in it, is outside low..high; None is left alone."""
+    for name in names:
+        value = getattr(config, name)
+        parts = value if isinstance(value, (tuple, list)) else () if value is None else (value,)
+        if not all(low <= part <= high for part in parts):
+            wanted = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+            raise ValueError(f"{name}={value}; choose {wanted}")
+
+
+# -- YAML --------------------------------------------------------------------------------------
+
+LONGEST = 2**22  # bytes of a YAML: a run's config with 100,000 classes
+MOST_VALUES = 10**6  # in it, with its aliases written out
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """The content of a YAML file, None if it is empty; a ValueError that names it if it is none.
+
+    No code runs.  What has aliases of aliases, itself inside of itself, or a key twice is refused.
+    """
+    content = read_text(path, LONGEST)
+    try:
+        loader = yaml.SafeLoader(content)
+        try:
+            node = loader.get_single_node()
+            _values_in(node, {})
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise ValueError(f"{os.fspath(path)}: not readable YAML (nested too deeply); write it anew") from None
+    except Exception as error:  # tags with a value of another kind raise anything, a date that does not exist for one
+        raise ValueError(f"{os.fspath(path)}: not readable YAML ({error or type(error).__name__}); repair it") from None
+
+
+def _values_in(node: yaml.Node | None, counted: dict[int, int]) -> int:
+    """How many values a node stands for.  counted: by node; 0 for those that are being counted."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) in counted:
+        if not counted[id(node)]:
+            raise ValueError(f"line {node.start_mark.line + 1} contains itself")
+        return counted[id(node)]
+    counted[id(node)] = 0
+    inside = node.value
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise ValueError(f"line {key.start_mark.line + 1}: {key.value!r} a second time; keep one of them")
+            seen.add((key.tag, key.value))
+        inside = [part for pair in node.value for part in pair]
+    total = 1 + sum(_values_in(part, counted) for part in inside)
+    if total > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values, most of them aliases of one another")
+    counted[id(node)] = total
+    return total
 
 
 class Entry:

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from secvit.detection.source import Content, Source, folders
-from secvit.fields import Faults, Wrong, number, read_text, shown, text, whole
+from secvit.fields import Faults, Wrong, number, read_text, read_yaml, shown, text, whole
 from secvit.images.files import image_files
 from secvit.images.read import upright_size
 from secvit.images.words import split_of
@@ -58,13 +56,9 @@ def _names_classes(file: Path) -> bool:
 
 def _config(file: Path) -> dict[Any, Any]:
     """A YAML's entries; of a list of classes, "names" alone."""
-    content = read_text(file, 1 << 24)
     if file.name in NAMES:
-        return {"names": [line.strip() for line in content.splitlines() if line.strip()]}
-    try:
-        found = yaml.safe_load(content)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{file}: not YAML ({str(error).splitlines()[0]}); write it again") from None
+        return {"names": [line.strip() for line in read_text(file, 1 << 24).splitlines() if line.strip()]}
+    found = read_yaml(file)
     return found if isinstance(found, dict) else {}
 
 

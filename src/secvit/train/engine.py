@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 from tqdm import tqdm
 
 from secvit.extras import needs
+from secvit.fields import read_yaml
 from secvit.train import checkpoint as files
 from secvit.train.config import Loop, Schedule, changes
 from secvit.train.ema import Ema
@@ -281,9 +281,9 @@ class Run:
     def check_same_recipe(self, folder: Path, finished: bool) -> None:
         """Say what the recipe changed since; refuse what would be written down and not used."""
         try:
-            changed = changes(yaml.safe_load((folder / "config.yaml").read_text()), self.config)
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            logger.warning("%s: cannot be read (%s); its recipe is not compared", folder / "config.yaml", error)
+            changed = changes(read_yaml(folder / "config.yaml"), self.config)
+        except ValueError as error:
+            logger.warning("%s; its recipe is not compared", error)
             return
         for change in changed:
             entry, _, values = change.partition(" was ")
