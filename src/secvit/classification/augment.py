@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,7 @@ from timm.data import Mixup, create_transform
 from torch import Tensor
 from torchvision.transforms import RandomCrop
 
+from secvit.fields import within
 from secvit.images import Transform
 
 
@@ -42,6 +44,12 @@ class Augment:
     mixup: float = 0.0
     cutmix: float = 0.0
     mix: float = 1.0
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1, "flip", "erase", "mix")
+        within(self, 0, math.inf, "padding", "color_jitter", "mixup", "cutmix")
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"scale={self.scale}; give the smallest and the largest area, like 0.08, 1.0")
 
 
 def training_transform(augment: Augment, size: int, mean: Sequence[float], std: Sequence[float]) -> Transform:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from secvit.classification.augment import Augment
+from secvit.fields import within
 from secvit.train.config import Loop, Schedule
 from secvit.train.optim import Optim
 
@@ -36,6 +37,11 @@ class Model:
     patch: dict[str, Any] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        within(self, 1, 2**16, "image_size")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct={self.crop_pct}; choose a part of the short side above 0 and up to 1")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -56,3 +62,6 @@ class Recipe:
     schedule: Schedule
     loop: Loop
     label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1, "label_smoothing")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from secvit.fields import within
 from secvit.train.config import Loop, Schedule
 from secvit.train.optim import Optim
 
@@ -34,6 +36,11 @@ class Model:
     args: dict[str, Any] = field(default_factory=dict)
     norm_eval: bool = True
 
+    def __post_init__(self) -> None:
+        within(self, 1, 2**16, "min_size", "max_size")
+        if not self.min_size:
+            raise ValueError("min_size=(); give one or more sizes in px, like 800")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -58,3 +65,7 @@ class Recipe:
     max_dets: int = 100
     drop_broken: bool = False
     background: bool = False
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1, "flip")
+        within(self, 1, math.inf, "max_dets")

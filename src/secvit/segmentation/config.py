@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from secvit.fields import within
 from secvit.train.config import Loop, Schedule
 from secvit.train.optim import Optim
 
@@ -53,6 +55,7 @@ class Augment:
     distort: bool = True
 
     def __post_init__(self) -> None:
+        within(self, 0, 1, "max_share", "flip")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError(f"scale={self.scale}; give the smallest and the largest factor, like 0.5, 2.0")
         if self.crop < 1 or self.short_side < 0:
@@ -111,3 +114,6 @@ class Recipe:
     loop: Loop
     auxiliary: float = 0.4
     sync_norm: bool = False
+
+    def __post_init__(self) -> None:
+        within(self, 0, math.inf, "auxiliary")

@@ -10,6 +10,7 @@ import torch
 from timm.data import create_transform
 from torch import Tensor
 
+from secvit.fields import within
 from secvit.images import Images, View, middle, seeded
 from secvit.train.sampler import mix
 
@@ -55,6 +56,13 @@ class Augment:
     scale: tuple[float, float] = (0.67, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        within(self, 0, 1, "flip")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name}={(low, high)}; give the smallest and the largest, both above 0")
 
 
 def random_mask(side: int, ratio: float) -> Tensor:

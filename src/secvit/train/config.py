@@ -120,6 +120,8 @@ class Loop:
         ):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}; give a number >= 0")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed={self.seed}; give a number below 2**63")
         if self.sharding == "fsdp" and self.precision == "fp16":
             raise ValueError("sharding='fsdp' with precision='fp16' has no loss scaling; choose bf16")
         if self.sharding == "fsdp" and self.compile:

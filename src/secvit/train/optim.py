@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
+
+from secvit.fields import within
+
+LARGEST = 1e6  # of a learning rate; steps of far larger ones are no float32 any more
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,18 @@ class Optim:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        check_rates(self, "lr", "weight_decay")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay={self.layer_decay}; choose above 0 and up to 1, like 0.65, or null for none")
+
+
+def check_rates(config: Any, *names: str) -> None:
+    """Raise a ValueError for rates and `betas` that no optimizer can use."""
+    within(config, 0, LARGEST, *names)
+    if not all(0 <= beta < 1 for beta in config.betas):
+        raise ValueError(f"betas={config.betas}; choose 0 to below 1, like 0.9, 0.999")
 
 
 def create_optimizer(model: nn.Module, optim: Optim) -> torch.optim.Optimizer:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from secvit.fields import within
 from secvit.train.config import Loop, Schedule
+from secvit.train.optim import check_rates
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Model:
             raise ValueError('trained=[] and lora=0; name the parts that learn, like ["connector"]')
         if self.lora and "language" in self.trained:
             raise ValueError(f'lora={self.lora} freezes the language model; leave "language" out of trained')
+        within(self, 1, math.inf, "num_tokens", "lora_alpha")
+        within(self, 0, 1, "lora_dropout")
         if self.lora < 0:
             raise ValueError(f"lora={self.lora}; give a rank above 0, like 128, or 0 for none")
 
@@ -103,6 +108,9 @@ class Optim:
     connector_lr: float | None = None
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        check_rates(self, "lr", "connector_lr", "weight_decay")
 
 
 @dataclass(frozen=True)
