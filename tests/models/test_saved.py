@@ -3,11 +3,12 @@
 import pytest
 import timm
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from secvit.models import saved
 from secvit.models.convert import heads_of, to_authors
-from secvit.models.saved import load_model
+from secvit.models.saved import device_of, load_model
 
 SMALL = {"depths": [1, 1, 1, 1], "embed_dims": [16, 32, 48, 64], "num_heads": [2, 4, 6, 8], "head_hidden_size": 32}
 
@@ -49,3 +50,32 @@ def test_random_weights_are_the_same_every_time_and_touch_no_generator():
 def test_a_model_or_file_that_does_not_exist_is_refused(name, checkpoint):
     with pytest.raises(ValueError, match=r"secvit_huge|none\.safetensors"):
         load_model(name, checkpoint)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"args": {"nonsense": 1}}, {"args": {"depth": -1}}, {"args": {"embed_dim": "x"}}, {"args": {"drop_path_rate": 2}},
+    {"args": {"features_only": True}}, {"args": {"checkpoint_path": "x.pth"}}, {"patch": {"nonsense": 1}},
+    {"patch": {"num_clusters": "x"}}, {"patch": {"layers": 3, "num_clusters": 2}},
+])  # fmt: skip
+def test_arguments_of_a_config_that_make_no_network_are_refused_with_its_file(tmp_path, wrong):
+    model = timm.create_model("test_vit", num_classes=3)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"name": "test_vit", **wrong}}))
+    with pytest.raises(ValueError, match=rf"{tmp_path}/config\.yaml: "):
+        load_model("test_vit", tmp_path)
+
+
+@pytest.mark.parametrize("option", ["depths", "embed_dims", "num_heads", "layer_scale"])
+def test_a_stage_too_few_or_too_many_is_refused(option):
+    for given in ([1, 1, 1], [1] * 5):
+        with pytest.raises(ValueError, match=rf"{option}=.*one for each stage"):
+            timm.create_model("secvit_nano", **{option: given})
+
+
+@pytest.mark.parametrize("name", ["mps", "xpu", "gpu", "cuda:77"])
+def test_a_device_that_is_not_there_is_named(name):
+    if name == "mps" and torch.backends.mps.is_available():
+        pytest.skip("this machine has it")
+    with pytest.raises(ValueError, match=f"device '{name}' is not there"):
+        device_of(name)
+    assert device_of("cpu").type == "cpu"

@@ -77,6 +77,13 @@ def test_a_network_with_a_part_called_model_keeps_its_names(tmp_path):
     assert same(read_weights(write(tmp_path / "a.safetensors", state)), state)
 
 
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_a_file_without_tensors_is_refused(ending, tmp_path):
+    write(tmp_path / f"none{ending}", {})
+    with pytest.raises(ValueError, match=f"none{ending}: holds no tensors"):
+        read_weights(tmp_path / f"none{ending}")
+
+
 def test_averaged_weights_are_taken_with_a_word(state, tmp_path, caplog):
     path = write(tmp_path / "a.pth", {"model": state, "model_ema": state, "epoch": 1})
     read_weights(path)
@@ -181,6 +188,7 @@ CONFIGS = [
     (b"model: {name: test_resnet, image_size: -3}\n", "model: image_size is -3, expected px of the side"),
     (b"model: {name: test_resnet, image_size: 1.0e+9}\n", "expected px of the side of an image"),
     (b"model: {name: test_resnet, crop_pct: [1]}\n", r"model: crop_pct is \[1\], expected a number"),
+    (b"model: {name: test_resnet, crop_pct: 1.0e+308}\n", "crop_pct is 1e.308, expected a part of the short side"),
     (b"model: {name: test_resnet, patch: yes}\n", "model: patch is true, expected an object"),
     (b"classes: cat\n", "config.yaml: classes is 'cat', expected a list of names"),
     (b"classes: [a, {b: 1}, c]\n", "expected a list of names"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from secvit.classification.data import EvalView
 from secvit.images import Images, load_split
-from secvit.models.saved import class_names_of, load_model
+from secvit.models.saved import class_names_of, device_of, load_model
 from secvit.train.shares import sum_over_processes
 
 logger = logging.getLogger(__name__)
@@ -75,12 +75,12 @@ def evaluate_checkpoint(
     and crop come from the config.yaml beside the weights if there is one, else from the model's own
     pretrained_cfg.  Classes are compared by name, and by their number where the weights have no names.
     """
+    place = device_of(device)
     images = load_split(str(data), split)
     network = load_model(model, checkpoint)
     images = as_known(images, network, f"the weights {checkpoint or model}", f"the data {data} ({split})")
     view = eval_view(images, network, image_size)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    scores = evaluate(network, view, batch_size, device)
+    scores = evaluate(network, view, batch_size, place)
     return {"model": model, "checkpoint": str(checkpoint or "shipped"), "data": str(data), "split": split, **scores}
 
 

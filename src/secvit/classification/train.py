@@ -12,15 +12,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from secvit.adapt import patch
-from secvit.classification.config import Recipe
+from secvit.classification.config import Model, Recipe
 from secvit.classification.data import TrainView
 from secvit.classification.evaluate import eval_view, evaluate
 from secvit.classification.task import ClassificationTask
 from secvit.images import load_checked, skipped_in
 from secvit.images.words import match_classes
 from secvit.models import SECDeiT, SECSwin
-from secvit.models.saved import class_names_in, class_names_of, create, load_pretrained
+from secvit.models.saved import class_names_in, class_names_of, create, load_pretrained, patched
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit
 from secvit.train.optim import create_optimizer
@@ -125,7 +124,27 @@ def start(recipe: Recipe, classes: Sequence[str]) -> nn.Module:
             new = load_backbone(model, chosen.init, next(iter(fresh)).split(".")[0])
             logger.info("starting from %s; new: %s", chosen.init, ", ".join(new) or "nothing")
         _match_classifier(model, fresh, class_names_in(chosen.init), classes, chosen.init)
-    return patch(model, **chosen.patch) if chosen.patch else model
+    model = patched(model, chosen.patch)
+    _check_sees(model, chosen, len(classes))
+    return model
+
+
+def _check_sees(model: nn.Module, chosen: Model, classes: int) -> None:
+    """A ValueError where a network cannot look at pictures of the recipe's size, before the first step."""
+    size = (1, getattr(model, "in_chans", 3), chosen.image_size, chosen.image_size)
+    try:
+        with torch.no_grad():
+            shape = tuple(model.eval()(torch.zeros(size)).shape)
+    except Exception as error:  # whatever networks and their layers raise on arguments or sizes that do not fit
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{chosen.name} with {chosen.args} and image_size={chosen.image_size}: {reason}; change --model.args, or "
+            "--model.image_size"
+        ) from None
+    finally:
+        model.train()
+    if shape != (1, classes):
+        raise ValueError(f"{chosen.name} with {chosen.args} gives {shape} for a picture; expected {(1, classes)}")
 
 
 def _classifier(model: nn.Module) -> dict[str, Tensor]:

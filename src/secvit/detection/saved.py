@@ -13,7 +13,7 @@ from torch import nn
 from secvit.detection import models
 from secvit.detection.config import Model
 from secvit.models.features import start_from
-from secvit.models.saved import saved_config
+from secvit.models.saved import device_of, saved_config
 from secvit.weights import few, load_weights
 
 logger = logging.getLogger(__name__)
@@ -62,4 +62,4 @@ def load_detector(
     model = create(replace(chosen, min_size=(size,), max_size=round(chosen.max_size * size / shortest)), len(classes))
     load_weights(model, path)
     categories = dict(zip(config.get("category_ids") or range(1, len(classes) + 1), classes, strict=True))
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), categories
+    return model.to(device_of(device)).eval(), categories

@@ -28,6 +28,7 @@ from secvit.measure.macs import count_macs
 from secvit.measure.rounds import NULL, Seconds, clock_for, interleave, is_quiet, speed_ratio
 from secvit.models import SECViT
 from secvit.models.convert import heads_of, to_authors
+from secvit.models.saved import device_of
 
 SWIN = "swin_tiny_patch4_window7_224"
 MODELS = ("secvit_tiny", "secvit_small", SWIN, "deit_small_patch16_224")
@@ -124,8 +125,7 @@ def check_settings(dtypes: Sequence[str], device: str = "cpu", json: str | None 
     unknown = [name for name in dtypes if name not in DTYPES]
     if unknown:
         raise ValueError(f"dtype={unknown[0]!r}; choose from {', '.join(DTYPES)}")
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}, but torch finds no GPU; choose device='cpu'")
+    device_of(device)
     if json is not None and not Path(json).resolve().parent.is_dir():
         raise ValueError(f"{Path(json).resolve().parent}: no such folder; make it first")
 

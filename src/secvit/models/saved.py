@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import yaml
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from secvit.adapt import patch
-from secvit.fields import Entry, Wrong, items, mapping, number, read_text, text, whole
+from secvit.fields import Entry, Wrong, items, mapping, number, read_yaml, text, whole
 from secvit.models import sec_swin
 from secvit.models.convert import check_name, checkpoint_filter_fn, fitting_models
 from secvit.models.secvit import SECViT
 from secvit.weights import few, misfit, read_weights
 
-LONGEST = 2**24  # bytes of a config.yaml
+# arguments of timm.create_model that would make another kind of network, or load weights that nobody compares
+OURS = {
+    "features_only": "it is for backbones of detection and segmentation, which set it",
+    "checkpoint_path": "give the file as --model.init, or as a checkpoint",
+}
 
 
 def create(name: str, num_classes: int | None, args: Mapping[str, Any] | None = None) -> nn.Module:
@@ -30,14 +34,44 @@ def create(name: str, num_classes: int | None, args: Mapping[str, Any] | None = 
     num_classes: None for those of the pretrained weights.
     """
     check_name(name)
+    for option, value in (args or {}).items():
+        if option in OURS:
+            raise ValueError(f"{name} with {dict(args or {})}: {option} is no argument here; {OURS[option]}")
+        if "drop" in option and isinstance(value, (int, float)) and not 0 <= value < 1:
+            raise ValueError(f"{name} with {dict(args or {})}: {option}={value}; choose a probability of 0 to below 1")
     try:
         return timm.create_model(name, num_classes=num_classes, **(args or {}))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name} with {dict(args or {})}: {error}") from None
-    except ValueError:
-        raise
     except Exception as error:  # timm knows no weights under the name, cannot reach them, or fails on the arguments
         raise ValueError(f"{name} with {dict(args or {})}: {(str(error) or repr(error)).splitlines()[0]}") from None
+
+
+def patched(model: nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
+    """`secvit.patch` by the words of a recipe; none leave the model as it is."""
+    try:
+        return patch(model, **arguments) if arguments else model
+    except TypeError as error:
+        raise ValueError(f"patch {dict(arguments)}: {error}; the arguments are those of secvit.patch") from None
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Begin every ValueError with the file that is to blame."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def device_of(name: torch.device | str | None) -> torch.device:
+    """A device by its name, the GPU if there is one for None; a ValueError where this machine lacks it."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # one for each kind of device
+        raise ValueError(f"device {str(name)!r} is not there ({str(error).splitlines()[0]}); try cpu") from None
+    return device
 
 
 def has_weights(name: str) -> bool:
@@ -71,7 +105,8 @@ def load_model(
     names = config.get("classes") if known else None
     if num_classes is None:
         num_classes = len(names) if names else classes_in(state, name)
-    network = create(name, num_classes, known.get("args"))
+    with naming(config_beside(path)) if known else contextlib.nullcontext():
+        network = create(name, num_classes, known.get("args"))
     try:
         state = in_our_layout(state, network)
     except Exception as error:  # the filters of timm and of ours trust shapes
@@ -82,8 +117,8 @@ def load_model(
             f"{path} does not fit {name} with {num_classes} classes; models that it fits: {fits}.  It has {report}"
         )
     network.load_state_dict(state)
-    if known.get("patch"):
-        patch(network, **known["patch"])
+    with naming(config_beside(path)):
+        patched(network, known.get("patch") or {})
     # what timm.data.resolve_data_config and whoever names the classes go by; without a config.yaml nobody knows names
     seen: dict[str, Any] = {"label_names": names}
     if known:
@@ -186,15 +221,10 @@ def in_our_layout(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Te
 
 def saved_config(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     """The config.yaml beside a checkpoint, {} if there is none."""
-    path = Path(checkpoint)
-    beside = (path if path.is_dir() else path.parent) / "config.yaml"
+    beside = config_beside(checkpoint)
     if not beside.is_file():
         return {}
-    content = read_text(beside, LONGEST)
-    try:
-        found = yaml.safe_load(content)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist, for one
-        raise ValueError(f"{beside}: not readable ({error}); repair or move it") from None
+    found = read_yaml(beside)
     if found is None:
         return {}
     entry = Entry(str(beside), found)
@@ -202,11 +232,16 @@ def saved_config(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     typed = {
         "name": known.get("name", text, None), "args": known.get("args", mapping, None),
         "patch": known.get("patch", mapping, None), "image_size": known.get("image_size", _size, None),
-        "crop_pct": known.get("crop_pct", number, None),
+        "crop_pct": known.get("crop_pct", _part, None),
     }  # fmt: skip
     model = {**known.fields, **{key: value for key, value in typed.items() if value is not None}}
     classes = entry.get("classes", _names, None)
     return {**found, **({"model": model} if model else {}), **({"classes": classes} if classes else {})}
+
+
+def config_beside(checkpoint: str | os.PathLike[str]) -> Path:
+    path = Path(checkpoint)
+    return (path if path.is_dir() else path.parent) / "config.yaml"
 
 
 def _size(value: Any) -> int:
@@ -214,6 +249,13 @@ def _size(value: Any) -> int:
     if not 1 <= size <= 2**16:
         raise Wrong("px of the side of an image")
     return size
+
+
+def _part(value: Any) -> float:
+    part = number(value)
+    if not 0 < part <= 1:
+        raise Wrong("a part of the short side, above 0 and up to 1")
+    return part
 
 
 def _names(value: Any) -> list[str]:

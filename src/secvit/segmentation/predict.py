@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from secvit.fields import Entry, items, numbers, text, whole
 from secvit.images import to_rgb
-from secvit.models.saved import saved_config
+from secvit.models.saved import device_of, saved_config
 from secvit.segmentation import models
 from secvit.segmentation.augment import base_scale
 from secvit.segmentation.config import Look, Model
@@ -179,8 +179,7 @@ def load_trained(weights: str | os.PathLike[str], device: str | None = None, **c
     with torch.random.fork_rng(devices=[]):
         model = create(chosen, len(classes))
     load_weights(model, path)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Trained(model.to(device).eval(), classes, values, palette, look)
+    return Trained(model.to(device_of(device)).eval(), classes, values, palette, look)
 
 
 def class_list(value: Any) -> list[str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from secvit.fields import read_yaml
 from secvit.images import read_image
+from secvit.models.saved import device_of
 from secvit.vlm.adapt import load_connector
 from secvit.vlm.config import Model
 from secvit.vlm.start import start
@@ -59,6 +61,8 @@ def load_trained(
     device: the GPU if there is one.  dtype: as for from_pretrained.
     """
     path = Path(weights)
+    if not path.exists() and not re.fullmatch(r"[\w.-]*\w/[\w.-]+", str(weights)):  # which may be a name of the hub
+        raise ValueError(f"{path}: no such folder; check the path")
     stage_1 = (path / "connector.json").is_file()
     if path.is_dir() and not stage_1 and not (path / "config.json").is_file():
         raise ValueError(f"{path}: no finished run of vision-language training; its folder gets config.json at the end")
@@ -70,15 +74,15 @@ def load_trained(
             llava = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
         except OSError as error:
             raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
-    return llava.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), processor
+    return llava.to(device_of(device)).eval(), processor
 
 
 def with_connector(run: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The LLaVA that a run of stage 1 began with, and the connector that it trained."""
     try:
-        said = yaml.safe_load((run / "config.yaml").read_text())
+        said = read_yaml(run / "config.yaml")
         chosen, seed = Model(**{**said["model"], "trained": tuple(said["model"]["trained"])}), said["loop"]["seed"]
-    except (OSError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{run}: its config.yaml is not that of this version's training ({error})") from None
     processor = AutoProcessor.from_pretrained(run)
     llava, _ = start(replace(chosen, init=None), seed=seed, tokenizer=processor.tokenizer)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from secvit.extras import needs
 from secvit.images import read_image
+from secvit.models.saved import device_of
 from secvit.train.shares import is_first, of_all_processes, share
 from secvit.vlm import benchmarks
 from secvit.vlm.answers import Key, keys, match, mend, row_keys
@@ -199,7 +200,7 @@ def evaluate_checkpoint(
         with needs("answering a benchmark's questions", "accelerate", "train"):
             from accelerate import PartialState
         state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))  # shares may take unequally long
-        place = torch.device(device or state.device)
+        place = device_of(device or state.device)
         # many checkpoints are saved at half precision, which is slow there
         model, processor = load_trained(checkpoint, place, torch.float32 if place.type == "cpu" else "auto")
         processor = prepare(processor, template, pad=template is not None)

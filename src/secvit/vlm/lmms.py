@@ -16,6 +16,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
+from secvit.models.saved import device_of
 from secvit.vlm.ask import load_trained
 from secvit.vlm.chat import prepare
 from secvit.vlm.evaluate import reply
@@ -42,7 +43,7 @@ class SecLlava(lmms):
         self.accelerator = Accelerator(cpu=device == "cpu")
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.batch_size = int(batch_size)
-        place = self.accelerator.device if self.world_size > 1 or device is None else torch.device(device)
+        place = self.accelerator.device if self.world_size > 1 or device is None else device_of(device)
         dtype = torch.float32 if place.type == "cpu" else "auto"
         self.model, self.processor = load_trained(pretrained, place, dtype)
         self.processor = prepare(self.processor, template, pad=template is not None)
