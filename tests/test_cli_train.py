@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import yaml
@@ -52,6 +53,22 @@ def test_printed_configuration_is_complete_and_loads_again(tmp_path, capsys):
         ["--data", "/nowhere"],
         ["--model.name", "secvit_huge"],
         ["--resume", "/nowhere"],
+        ["--optim.lr", "1" + "0" * 400],
+        ["--optim.lr", "nan"],
+        ["--optim.lr", "1e38"],
+        ["--optim.weight_decay", "-1"],
+        ["--optim.betas", "[2, 3]"],
+        ["--augment.mixup", "-1"],
+        ["--augment.erase", "7"],
+        ["--augment.scale", "[3, 1]"],
+        ["--label_smoothing", "3"],
+        ["--model.image_size", "-3"],
+        ["--model.args", "{drop_path_rate: 2}"],
+        ["--model.args", "{features_only: true}"],
+        ["--model.args", "{checkpoint_path: /nowhere}"],
+        ["--model.args", "{depths: [1, 2]}"],
+        ["--model.args", "&a [*a]"],
+        ["--model.name", "vit_tiny_patch16_224", "--model.args", "{}"],  # which wants other images
     ],
 )
 def test_wrong_words_are_errors_without_a_traceback(tmp_path, capsys, words):
@@ -68,6 +85,46 @@ def test_unknown_key_in_a_file_is_an_error(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["train", "classification.digits", "--config", str(tmp_path / "my.yaml")])
     assert stopped.value.code == 2 and "learning_rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["loop: []", "loop: 3", "loop: {keep_last: null}", "optim: {lr: null}", "optim: {lr: .nan}", "- 1", "optim: &a [*a]",
+     "optim: {lr: 1, lr: 2}", "optim: [", "augment: {mixup: -1}", "optim: {lr: fast}", "model: {args: [1]}"],
+)  # fmt: skip
+def test_a_file_with_wrong_values_is_named(tmp_path, capsys, content):
+    (tmp_path / "my.yaml").write_text(content)
+    words = ["train", "classification.digits", "--tiny", "--config", str(tmp_path / "my.yaml")]
+    try:
+        code = main([*words, "--output", str(tmp_path / "run")])
+    except SystemExit as stopped:
+        code = stopped.code
+    error = capsys.readouterr().err
+    assert code == 2 and str(tmp_path / "my.yaml") in error and "Traceback" not in error
+
+
+def test_a_pipe_as_config_is_refused_and_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "my.yaml")
+    assert main(["train", "classification.digits", f"--config={tmp_path / 'my.yaml'}"]) == 2
+    assert "my.yaml: a device, pipe or socket" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["loop: {steps: 7}", "loop.steps: 7"])
+def test_the_length_that_a_file_gives_overrides_that_of_the_recipe(tmp_path, capsys, content):
+    (tmp_path / "my.yaml").write_text(content)
+    main(
+        [
+            "train",
+            "classification.digits",
+            *SMALL,
+            "--config",
+            str(tmp_path / "my.yaml"),
+            "--output",
+            str(tmp_path / "r"),
+        ]
+    )
+    found = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["loop"]
+    assert (found["epochs"], found["steps"]) == (None, 7)
 
 
 @pytest.mark.parametrize("name", ["digits", "classification.digit", "nothing.digits", "train.fit"])

@@ -10,17 +10,17 @@ import importlib
 import inspect
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
-
-import yaml
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_type_hints
 
 from secvit import recipes
 from secvit.extras import needs
+from secvit.fields import Entry, read_yaml, shown
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -100,10 +100,22 @@ def train(words: Sequence[str]) -> int:
     for entry, kind in get_type_hints(type(recipe)).items():
         parser.add_argument(f"--{entry}", type=kind, default=getattr(recipe, entry))
         _explain(parser, entry, kind if is_dataclass(kind) else type(recipe))
-    parsed = parser.parse_args(words)
+    # before jsonargparse reads them, without a limit
+    files = {file: _config(file) for _, file in _given(words, "--config")}
+    parser.files = tuple(files)
+    try:
+        parsed = parser.parse_args(words)
+    except (OverflowError, RecursionError) as error:  # a number of hundreds of digits, brackets in brackets
+        given = " ".join(word if len(word) <= 60 else f"{word[:60]}..." for word in words)
+        raise ValueError(f"{given}: {error}") from None
+    for entry, kind in get_type_hints(type(recipe)).items():
+        _check_values(parsed[entry], kind, entry, files)
     if parsed.loop.epochs is not None and parsed.loop.steps is not None:
-        parsed.loop[_earlier_length(words, recipe)] = None
-    found = parser.instantiate(parsed)
+        parsed.loop[_earlier_length(words, files, recipe)] = None
+    try:
+        found = parser.instantiate(parsed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{error}{_with(files)}") from None
     if not found.data:
         digits = "" if part in FOLDERS else ", or --data digits for a try without a download"
         raise ValueError(f"{name} needs images: give --data DIR{digits}")
@@ -140,17 +152,51 @@ def train(words: Sequence[str]) -> int:
     return code
 
 
-def _earlier_length(words: Sequence[str], recipe: Any) -> str:
+def _given(words: Sequence[str], *options: str) -> Iterator[tuple[str, str]]:
+    """Options among the words with their values, "--option value" and "--option=value" alike."""
+    for at, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option in options and (equals or at + 1 < len(words)):
+            yield option, value if equals else words[at + 1]
+
+
+def _with(files: Iterable[str]) -> str:
+    """What an error adds if options came from files."""
+    return f" (with --config {', '.join(files)})" if files else ""
+
+
+def _check_values(value: Any, kind: Any, name: str, files: Iterable[str]) -> None:
+    """A ValueError for what jsonargparse leaves to the recipe: null, and numbers that are not finite."""
+    if is_dataclass(kind):
+        if not hasattr(value, "items"):
+            raise ValueError(f"{name} is {shown(value)}, expected entries like {fields(kind)[0].name}{_with(files)}")
+        for key, inner in get_type_hints(kind).items():
+            _check_values(value[key], inner, f"{name}.{key}", files)
+    elif value is None and type(None) not in get_args(kind):
+        raise ValueError(f"{name} is null, expected a value{_with(files)}")
+    else:
+        parts = value if isinstance(value, (list, tuple)) else (value,)
+        if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
+            raise ValueError(f"{name} is {shown(value)}, expected finite numbers{_with(files)}")
+
+
+def _config(file: str) -> dict[str, Any]:
+    """The changes of a recipe in a YAML file, {} if it is empty."""
+    found = read_yaml(file)
+    return {} if found is None else dict(Entry(file, found).fields)
+
+
+def _earlier_length(words: Sequence[str], files: Mapping[str, Mapping[str, Any]], recipe: Any) -> str:
     """Of `epochs` and `steps`, both set, the one that the other overrides: the recipe's, or the one given first."""
     given: list[str] = []
-    for at, word in enumerate(words):
-        option, _, value = word.partition("=")
-        value = value or (words[at + 1] if at + 1 < len(words) else "")
-        if option in ("--loop.epochs", "--loop.steps") and value != "null":
-            given.append(option.rpartition(".")[2])
-        elif option == "--config":
-            entries = (yaml.safe_load(Path(value).read_text()) or {}).get("loop") or {}
-            given += [name for name in entries if name in ("epochs", "steps") and entries[name] is not None]
+    for option, value in _given(words, "--loop.epochs", "--loop.steps", "--config"):
+        if option == "--config":
+            loop = files[value].get("loop")
+            entries = {f"loop.{key}": one for key, one in loop.items()} if isinstance(loop, dict) else {}
+            entries |= files[value]
+        else:
+            entries = {option[2:]: None if value == "null" else value}
+        given += [name for name in ("epochs", "steps") if entries.get(f"loop.{name}") is not None]
     last = given[-1] if given else "steps" if recipe.loop.steps is not None else "epochs"
     return "epochs" if last == "steps" else "steps"
 
@@ -653,7 +699,15 @@ def _parser(prog: str, description: str, usage: str | None = None) -> ArgumentPa
         def _fill_text(self, text: str, width: int, indent: str) -> str:
             return "\n".join(indent + line for line in text.splitlines())
 
-    return ArgumentParser(prog=prog, description=description, usage=usage, formatter_class=Formatter)
+    class Parser(ArgumentParser):
+        """Names the files that options came from in its errors."""
+
+        files: tuple[str, ...] = ()
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            super().error(message + _with(self.files), ex)
+
+    return Parser(prog=prog, description=description, usage=usage, formatter_class=Formatter)
 
 
 def _explain(parser: ArgumentParser, entry: str, kind: type) -> None:
