@@ -270,7 +270,12 @@ def _as_meant(known: Objects, targets: list[tuple[str, np.ndarray, list[str]]]) 
         count += 1
         crowd = meant_number(one.get("iscrowd", 0))
         numbers = [meant_number(x) for x in box] if isinstance(box, list) else []
-        if file not in there or not isinstance(label, str) or crowd != 0 or len(numbers) != 4 or None in numbers:
+        if (
+            not (isinstance(file, str) and isinstance(label, str) and file in there)
+            or crowd != 0
+            or len(numbers) != 4
+            or None in numbers
+        ):
             continue
         x, y, w, h = numbers  # type: ignore[misc]
         if not (x >= 0 and y >= 0 and w >= 1 and h >= 1 and x + w <= SIDE and y + h <= SIDE):

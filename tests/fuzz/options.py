@@ -89,7 +89,9 @@ def make(rng: random.Random, folder: Path) -> Case:
         if as_file:
             file.write_text(yaml.safe_dump(nested(other, 1)))
             return Case("unknown key", "wrong", (str(file), other), Call([*train, "--config", str(file)]))
-        return Case("unknown option", "wrong", (other,), Call([*train, f"--{other or 'x'}", "1"]))
+        return Case(
+            "unknown option", "wrong", (other, "NestedArg(key='deeper'"), Call([*train, f"--{other or 'x'}", "1"])
+        )
     data = yaml.safe_dump(nested(key, value)).encode()
     change = kind
     if kind == "text":
@@ -132,7 +134,7 @@ def _words(rng: random.Random, folder: Path) -> Case:
         (["train", "nothing.here"], "nothing.here"), (["train", "classification.nothing"], "classification.nothing"),
         (["train", "a\0b"], "a\0b"), (["train", "..."], "..."), (["train", "os.path"], "os.path"), (["nonsense"], "nonsense"),
         (["train", "classification.finetune"], "--data"), (["train", "classification.digits", "--loop"], "loop"),
-        (["ask", photo, "what?", "--weights", nowhere], "weights"), (["patch-report", "nothing", "--size", "64"], "nothing"),
+        (["ask", photo, "what?", "--weights", nowhere], nowhere), (["patch-report", "nothing", "--size", "64"], "nothing"),
     ])  # fmt: skip
     shown = " ".join(word for word in words if not word.startswith(str(folder)))
     return Case(f"secvit {shown}", "wrong", (blame, repr(blame)[1:-1]), Call(words))

@@ -45,7 +45,8 @@ class Result:
 class Worker:
     """Runs inputs in a process of its own."""
 
-    def __init__(self, seed: int, keep: Path, limit: float, memory: int) -> None:
+    def __init__(self, seed: int, keep: Path, limit: float, memory: int, areas: Sequence[str] = tuple(AREAS)) -> None:
+        self.areas = areas
         self.seed, self.keep, self.limit, self.memory = seed, keep.absolute(), limit, memory
         self.process: subprocess.Popen[str] | None = None
         self.room = Path(tempfile.mkdtemp(prefix="fuzz-"))
@@ -77,7 +78,7 @@ class Worker:
         quiet = {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
         with open(self.room / "stderr", "w") as errors:
             self.process = subprocess.Popen(
-                [*words, str(self.room)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                [*words, str(self.room), *self.areas], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
                 bufsize=1, env={**os.environ, **quiet}, start_new_session=True,
             )  # fmt: skip
         if self._answer(time.monotonic() + 300) is None:
@@ -161,15 +162,12 @@ def show_one(area: str, seed: int, index: int, keep: Path, limit: float) -> int:
 def _quiet() -> None:
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.INFO, handlers=[logging.NullHandler()])
-    import torch
-
-    torch.set_num_threads(1)
 
 
-def serve(seed: int, keep: Path, limit: float, memory: int, room: Path) -> None:
+def serve(seed: int, keep: Path, limit: float, memory: int, room: Path, areas: Sequence[str]) -> None:
     """Run the inputs that are asked for on standard input."""
     _quiet()
-    for area in AREAS:
+    for area in areas:  # before memory is limited: what they import does not count
         importlib.import_module(f"tests.fuzz.{area}")
     if sys.platform == "linux":  # elsewhere the address space of a process is not in /proc
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -192,4 +190,4 @@ def serve(seed: int, keep: Path, limit: float, memory: int, room: Path) -> None:
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))
+    serve(int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]), sys.argv[6:])
