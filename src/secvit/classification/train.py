@@ -133,7 +133,7 @@ def _check_sees(model: nn.Module, chosen: Model, classes: int) -> None:
     """A ValueError where a network cannot look at pictures of the recipe's size, before the first step."""
     size = (1, getattr(model, "in_chans", 3), chosen.image_size, chosen.image_size)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             shape = tuple(model.eval()(torch.zeros(size)).shape)
     except Exception as error:  # whatever networks and their layers raise on arguments or sizes that do not fit
         reason = (str(error) or type(error).__name__).splitlines()[0]
