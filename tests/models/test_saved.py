@@ -68,7 +68,7 @@ def test_arguments_of_a_config_that_make_no_network_are_refused_with_its_file(tm
 @pytest.mark.parametrize("option", ["depths", "embed_dims", "num_heads", "layer_scale"])
 def test_a_stage_too_few_or_too_many_is_refused(option):
     for given in ([1, 1, 1], [1] * 5):
-        with pytest.raises(ValueError, match=rf"{option}=.*one for each stage"):
+        with pytest.raises(ValueError, match=rf"{option}=.*a value for each of the stages"):
             timm.create_model("secvit_nano", **{option: given})
 
 

@@ -323,10 +323,11 @@ class SECViT(nn.Module):
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         num_clusters = check_clusters(num_clusters, cluster_size, partition)
-        stages_of = {"depths": depths, "embed_dims": embed_dims, "num_heads": num_heads, "layer_scale": layer_scale}
-        for option, given in stages_of.items():
-            if len(given) != 4:
-                raise ValueError(f"{option}={given}; give four values, one for each stage")
+        if not 1 <= len(depths) == len(embed_dims) == len(num_heads) <= len(layer_scale) <= 4:
+            raise ValueError(
+                f"depths={depths}, embed_dims={embed_dims}, num_heads={num_heads}, layer_scale={layer_scale}; give "
+                "each a value for each of the stages, of which there are at most four"
+            )
         if stem_stride not in (2, 4):
             raise ValueError(f"stem_stride={stem_stride}; choose 4, or 2 for small images")
         self.num_classes = num_classes
