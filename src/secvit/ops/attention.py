@@ -262,10 +262,15 @@ def token_order(qkv: Tensor) -> Tensor:
 
 
 class _PermuteRows(torch.autograd.Function):
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
-    def forward(ctx, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(index, inverse)
+    def forward(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         return rows.index_select(0, index)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -282,11 +287,17 @@ def permute_rows(rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
 
 
 class _SortRows(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, qkv: Tensor, index: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(qkv: Tensor, index: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+        return qkv.flatten(3).flatten(0, 2).index_select(0, index), qkv[:, :, :, 2].contiguous()
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        qkv, index, inverse = inputs
         ctx.save_for_backward(index, inverse)
         ctx.shape = qkv.shape
-        return qkv.flatten(3).flatten(0, 2).index_select(0, index), qkv[:, :, :, 2].contiguous()
 
     @staticmethod
     def backward(ctx, rows: Tensor, values: Tensor):
@@ -417,7 +428,7 @@ def _attend_slots(
     grouped_k = _gather_slots(k, k_tokens).flatten(0, 1)
     grouped_v = _gather_slots(v, k_tokens).flatten(0, 1)
     out = _attend(grouped_q, grouped_k, grouped_v, scale, backend, filled.flatten(0, 1).unsqueeze(-2), dropout_p)
-    out = out.reshape(batch, heads, -1, v.shape[-1])
+    out = out.flatten(1, 2).unflatten(0, (batch, heads))
     index = q_plan.slot_of_token
     out = out.gather(2, index.unsqueeze(-1).expand(*index.shape, out.shape[-1]))
     if q_plan.unequal_sizes is None:
