@@ -299,3 +299,11 @@ def test_enormous_images_are_refused(monkeypatch):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="pixels; make it smaller"):
             read_image(content)
+
+
+def test_a_pointer_of_git_lfs_is_named_with_the_remedy(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    for read in (read_image, upright_size):
+        with pytest.raises(ValueError, match="a.jpg: a git-LFS pointer, not the image itself; run `git lfs pull`"):
+            read(path)

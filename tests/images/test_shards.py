@@ -1,4 +1,7 @@
+import bz2
+import gzip
 import json
+import lzma
 import pickle
 import tarfile
 
@@ -154,3 +157,35 @@ def test_shard_that_was_replaced_is_listed_anew(folder):
     assert len(load_split(f"wds/{folder}")) == 5
     shard(folder / "train-000001.tar", samples(["dog"] * 8, 3))
     assert len(load_split(f"wds/{folder}")) == 11
+
+
+def test_images_with_a_further_dot_in_their_name_are_counted(tmp_path, caplog):
+    dotted = [("shot.0.png", encoded(9)), ("shot.0.cls", "1")]
+    shard(tmp_path / "a" / "0.tar", [*samples([0, 1, 0, 1]), *dotted])
+    assert len(load_split(f"wds/{tmp_path}/a")) == 2
+    assert "used 4 of 5 images; left out: 1 images with a further dot in their name" in caplog.text
+    shard(tmp_path / "b" / "0.tar", dotted)
+    with pytest.raises(ValueError, match=r"no image .*; 1 images with a further dot in their name \(shot.0.png\)"):
+        load_split(f"wds/{tmp_path}/b")
+
+
+def test_a_second_image_of_a_sample_is_no_reason_to_warn(tmp_path, caplog):
+    shard(tmp_path / "0.tar", [*samples([0, 1, 0, 1]), ("000000.seg.png", encoded(9))])
+    load_split(f"wds/{tmp_path}")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("pack", "message"),
+    [
+        (gzip.compress, "compressed with gzip, though it is called .tar; unpack it first"),
+        (bz2.compress, "compressed with bzip2"),
+        (lzma.compress, "compressed with xz"),
+        (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "run `git lfs pull`"),
+    ],
+)
+def test_what_is_only_called_a_tar_is_named(tmp_path, pack, message):
+    path = shard(tmp_path / "0.tar", samples([0, 1]))
+    path.write_bytes(pack(path.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        load_split(f"wds/{tmp_path}")

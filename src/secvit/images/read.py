@@ -20,6 +20,7 @@ __all__ = ["EXTENSIONS", "open_image", "read_image", "to_rgb", "upright_size"]
 LARGEST = 2**30  # bytes of a file; what Pillow's limit of pixels allows takes less in any mode
 OUTLIERS = 0.01  # part of the pixels of a float or 32-bit picture that may lie outside of its scale
 SCALES = {"I": 65535.0, "F": 1.0}  # the value of white; modes I;16... have all of theirs
+LFS = b"version https://git-lfs"  # how the pointer begins that git leaves for a file that was not fetched
 # kinds of files that people take for images and that have no decoder here, by their first bytes
 _OTHERS = {b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "SVG or other XML", b"ftypheic": "HEIC", b"ftypmif1": "HEIF",
            b"ftyp": "video (MP4)", b"\x1aE\xdf\xa3": "video (Matroska)", b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip",
@@ -132,7 +133,12 @@ def _refusing(where: str, content: bytes = b"") -> Iterator[None]:
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise ValueError(f"{where}: more than {limit} million pixels; make it smaller first") from None
     except Image.UnidentifiedImageError:
-        kind = _kind(content or _beginning(where))
+        content = content or _beginning(where)
+        if content.startswith(LFS):
+            raise ValueError(
+                f"{where}: a git-LFS pointer, not the image itself; run `git lfs pull` in its repository"
+            ) from None
+        kind = _kind(content)
         what = f"a file of the format {kind}, which is not read" if kind else "not an image that Pillow can read"
         raise ValueError(f"{where}: {what}; convert it to PNG or JPEG, or delete it") from None
     except _OutOfScale as error:

@@ -24,17 +24,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from secvit.fields import Entry, Wrong, items, read_json, read_text, text
-from secvit.images.files import EXTENSIONS, LeftOut, is_stray
+from secvit.images.files import EXTENSIONS, LeftOut, is_image, is_stray
 from secvit.images.folders import contents
 from secvit.images.labelled import Images, Source, number_labels
 from secvit.images.names import Names
-from secvit.images.read import LARGEST, read_image
+from secvit.images.read import LARGEST, LFS, read_image
 from secvit.images.words import SPLITS, class_names, split_of
 
 BLOCK = 512  # of a tar: headers and contents begin at multiples of it
 PLACE = re.compile(r"(?P<shard>.+\.tar)@(?P<offset>\d+)\+(?P<size>\d+)/")
 INFO = ("_info.json", "info.json")
 MOST_SHARDS = 100_000  # that a pattern may stand for
+# kinds of packed files by their first bytes
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+FURTHER_DOT = "images with a further dot in their name"
 LABEL_BYTES = 2**24  # of a .cls or .json
 
 
@@ -247,6 +250,7 @@ class _Listing:
         self.links: dict[str, str] = {}
         self.images: dict[str, str] = {}  # the member of each sample
         self.labels: dict[tuple[str, str], str] = {}  # and those of its labels, by ending
+        self.further: list[tuple[str, str]] = []  # sample and member of images whose ending has a dot: 0.seg.png
 
     def enter(self, member: tarfile.TarInfo, left_out: LeftOut) -> None:
         """Sort a member in by the part of the path that image and label share: up to the first dot of the name."""
@@ -274,6 +278,8 @@ class _Listing:
             self.images[key] = name
         elif kind.lower() in ("cls", "json"):
             self.labels[key, kind.lower()] = name
+        elif is_image(file):
+            self.further.append((key, name))
 
     def place(self, name: str) -> tuple[int, int]:
         """Where a member's bytes begin, and how many there are; a link's are those of what it stands for."""
@@ -298,7 +304,7 @@ def _list(shard: Path, left_out: LeftOut) -> list[Sample]:
                 found.enter(member, left_out)
                 tar.members = []  # type: ignore[attr-defined]  # which would keep all of them
     except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
-        raise ValueError(f"{shard}: not a whole tar file ({error}); copy it again") from None
+        raise ValueError(_no_tar(shard) or f"{shard}: not a whole tar file ({error}); copy it again") from None
     with open(shard, "rb") as file:
         file.seek(min(end, size))
         # tarfile takes a header cut in half, or none, for the end; the true end is a block of zeros
@@ -309,13 +315,35 @@ def _list(shard: Path, left_out: LeftOut) -> list[Sample]:
     if without is not None:
         raise ValueError(f'{shard}: {without} has an image but no label; add {without}.cls, or "label" to its .json')
     if not found.images:
-        raise ValueError(f"{shard}: no image ({' '.join(EXTENSIONS)}) with a label (.cls or .json)")
+        dots = "".join(
+            f"; {len(found.further):,} {FURTHER_DOT} ({name}): a sample's name ends at the first dot, "
+            "so put another character there, in the names of the labels, too"
+            for _, name in found.further[:1]
+        )
+        raise ValueError(f"{shard}: no image ({' '.join(EXTENSIONS)}) with a label (.cls or .json){dots}")
+    extra = sum(key in found.images for key, _ in found.further)  # 0.seg.png beside 0.png
+    left_out.add(f"further {FURTHER_DOT}, beside the sample's own", extra)
+    left_out.harmless.add(f"further {FURTHER_DOT}, beside the sample's own")
+    left_out.add(FURTHER_DOT, len(found.further) - extra)
     left_out.add("that have a label but no image", len(labels.keys() - found.images.keys()))
     places = {name: found.place(name) for name in found.images.values()}
     _known[_key(shard)] = tuple(set(labels[key] for key in found.images))
     return [
         Sample(f"{shard}@{places[name][0]}+{places[name][1]}/{name}", labels[key]) for key, name in found.images.items()
     ]
+
+
+def _no_tar(shard: Path) -> str:
+    """What a file is instead of a tar, with the remedy; "" if nobody knows."""
+    try:
+        with open(shard, "rb") as file:
+            content = file.read(64)
+    except OSError:
+        return ""
+    if content.startswith(LFS):
+        return f"{shard}: a git-LFS pointer, not the shard itself; run `git lfs pull` in its repository"
+    kind = next((kind for start, kind in COMPRESSED.items() if content.startswith(start)), None)
+    return f"{shard}: compressed with {kind}, though it is called .tar; unpack it first" if kind else ""
 
 
 def _read_labels(found: _Listing, file: BinaryIO) -> dict[str, str]:
