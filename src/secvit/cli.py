@@ -354,12 +354,19 @@ def predict(words: Sequence[str]) -> int:
     name = saved.get("name", found.model)
     if not found.checkpoint and not has_weights(name):
         raise ValueError(f"no weights come with {name}; give --checkpoint, or --model secvit_nano.clothing10")
-    images = [read_image(photo) for photo in found.photos]
-    network = load_model(name, found.checkpoint)
-    for photo, image in zip(found.photos, images, strict=True):
+    images, broken = [], []
+    for photo in found.photos:
+        try:
+            images.append((photo, read_image(photo)))
+        except ValueError as error:
+            broken.append(str(error))
+    network = load_model(name, found.checkpoint) if images else None
+    for photo, image in images:
         said = run(network, image, found.top)
         print(f"{photo}: " + ", ".join(f"{label} {100 * share:.1f} %" for label, share in said))
-    return 0
+    for reason in broken:
+        print(f"secvit predict: left out {reason}", file=sys.stderr)
+    return 2 if broken else 0
 
 
 # -- detect ------------------------------------------------------------------------------------

@@ -65,3 +65,13 @@ def test_a_run_brings_its_class_names_and_its_size(tmp_path, capsys):
 def test_what_cannot_be_predicted_is_refused(words, message, capsys):
     assert main(["predict", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_whole_pictures_are_named_when_another_is_broken(tmp_path, capsys):
+    for name in ("a.png", "c.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    assert main(["predict", *(str(tmp_path / name) for name in ("a.png", "b.png", "c.png"))]) == 2
+    said = capsys.readouterr()
+    assert [line.split(": ")[0] for line in said.out.splitlines()] == [str(tmp_path / n) for n in ("a.png", "c.png")]
+    assert f"left out {tmp_path / 'b.png'}: not an image" in said.err
