@@ -164,3 +164,14 @@ def test_pretrained_weights_keep_their_head_for_their_own_classes_alone():
     other = start(chosen, tuple("0123456789")).state_dict()["head.fc.weight"]
     assert not any(torch.equal(row, old) for row in other for old in shipped)
     assert torch.equal(other, start(chosen, tuple("abcdefghij")).state_dict()["head.fc.weight"])
+
+
+def test_a_run_is_scored_on_a_test_split_that_lies_alone(tmp_path):
+    data, folder_of = flags(tmp_path / "d"), run(tmp_path / "run", ("red", "green", "blue", "grey"))
+    expected = evaluate_checkpoint("secvit_nano", folder_of, data, device="cpu")["top1"]
+    (data / "val").rename(tmp_path / "test")
+    (tmp_path / "e").mkdir()
+    (tmp_path / "test").rename(tmp_path / "e" / "test")
+    assert evaluate_checkpoint("secvit_nano", folder_of, tmp_path / "e", "test", device="cpu")["top1"] == expected
+    with pytest.raises(ValueError, match="has test but no train"):
+        evaluate_checkpoint("secvit_nano", folder_of, tmp_path / "e", "val", device="cpu")

@@ -232,3 +232,58 @@ def test_a_solution_file_that_does_not_fit_is_refused_with_its_line(imagenet, ch
     (data / "LOC_val_solution.csv").write_text(change(text))
     with pytest.raises(ValueError, match=message):
         load_split(data, "val")
+
+
+# -- names that hold a split's word, and splits with some of the classes -----------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "more"),
+    [
+        ("seg_train/seg_train", "seg_test/seg_test", "seg_pred"), ("train_images", "val_images", ""),
+        ("training_set", "test_set", ""), ("train_set", "val_set", ""), ("trainset", "testset", ""),
+        ("my_train", "val_pictures", ""), ("TrainImages", "TestImages", ""), ("val_set", "test_set", ""),
+    ],
+)  # fmt: skip
+def test_folders_that_look_like_splits_do_not_become_classes(tmp_path, first, second, more):
+    folder(tmp_path / first), folder(tmp_path / second)
+    if more:
+        save(tmp_path / more / "0.png")
+    with pytest.raises(ValueError, match="seem to be splits, not classes; rename them to t(rain|est)/, (train|val)/"):
+        load_split(tmp_path)
+
+
+def test_pictures_right_in_folders_that_look_like_splits_are_no_classes(tmp_path):
+    folder(tmp_path, ("train_images", "val_images"))
+    with pytest.raises(ValueError, match="train_images, val_images seem to be splits"):
+        load_split(tmp_path)
+
+
+def test_classes_may_have_the_word_of_a_split_in_their_name(tmp_path):
+    names = ("bullet_train", "crash_test_dummy", "steam_train", "valid_ticket")
+    folder(tmp_path, names)
+    assert load_split(tmp_path).classes == names
+
+
+def test_a_split_with_one_of_the_classes_keeps_the_numbers_of_train(tmp_path, caplog):
+    folder(tmp_path / "train"), folder(tmp_path / "val", ("dog",), count=2)
+    val = load_split(tmp_path, "val")
+    assert val.classes == ("cat", "dog") and val.labels.tolist() == [1, 1]
+    assert "val has 1 of the 2 classes of train" in caplog.text
+
+
+def test_a_train_with_one_class_and_a_val_without_any_are_refused(tmp_path):
+    folder(tmp_path / "a" / "train", ("dog",)), folder(tmp_path / "a" / "val", ("dog",))
+    with pytest.raises(ValueError, match="1 class folders; expected at least two"):
+        load_split(tmp_path / "a")
+    folder(tmp_path / "b" / "train"), save(tmp_path / "b" / "val" / "x" / "0.png").rename(tmp_path / "0.png")
+    with pytest.raises(ValueError, match="x: class folder without images"):
+        load_split(tmp_path / "b", "val")
+
+
+def test_a_test_split_alone_is_read_by_the_classes_of_a_network(tmp_path):
+    folder(tmp_path / "test", ("dog",))
+    assert load_split(tmp_path, "test", classes=("cat", "dog")).classes == ("dog",)
+    for split, classes in (("test", ()), ("val", ("cat", "dog")), ("train", ("cat", "dog"))):
+        with pytest.raises(ValueError, match="has test but no train"):
+            load_split(tmp_path, split, classes)

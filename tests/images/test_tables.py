@@ -98,3 +98,27 @@ def test_file_that_is_no_text_table_is_refused(tmp_path, content):
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.csv: not (UTF-8|a table)"):
         load_split(tmp_path / "x.csv")
+
+
+def test_one_file_under_two_labels_in_two_splits_is_refused_with_both_lines(tmp_path):
+    lines = ["1.png,a,train", "2.png,b,train", "1.png,b,val"]
+    data = table(tmp_path / "x" / "all.csv", lines, "path,label,split")
+    with pytest.raises(ValueError, match=r"all.csv: .*1.png is 'a' in line 2 and 'b' in line 4; keep one"):
+        splits(data)
+    table(tmp_path / "y" / "train.csv", ["1.png,a", "2.png,b"])
+    table(tmp_path / "y" / "val.csv", [f"{tmp_path}/y/2.png,a"], images=False)
+    with pytest.raises(ValueError, match=r"train.csv: .*2.png is 'b' in line 3 and 'a' in .*val.csv, line 2; keep one"):
+        load_split(tmp_path / "y")
+
+
+def test_a_table_whose_name_and_column_name_different_splits_is_refused(tmp_path):
+    table(tmp_path / "train.csv", ["1.png,a,test", "2.png,b,test"], "path,label,split")
+    with pytest.raises(ValueError, match="train.csv: train by its name, but test by its column 'split'"):
+        load_split(tmp_path)
+
+
+def test_lines_of_other_splits_in_the_table_of_a_split_are_counted(tmp_path, caplog):
+    table(tmp_path / "train.csv", ["1.png,a,train", "2.png,b,train", "3.png,b,val"], "path,label,split")
+    table(tmp_path / "val.csv", ["4.png,a,val"], "path,label,split")
+    assert len(load_split(tmp_path)) == 3
+    assert "1 of 3 lines are val by the column 'split', but all are read as train" in caplog.text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from secvit.images.words import class_names, match_classes, split_of
+from secvit.images.words import class_names, match_classes, split_inside, split_of
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,15 @@ def test_classes_are_matched_by_name_whatever_their_order():
 def test_other_classes_are_refused_with_their_names(known, given, whole, message):
     with pytest.raises(ValueError, match=message):
         match_classes(known, given, "the run", "the data", all_of_them=whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("seg_train", ("train", "seg")), ("val-images", ("val", "images")), ("training_set", ("train", "set")),
+        ("TestImages", ("test", "images")), ("trainset", ("train", "")), ("train.2017", ("train", "")),
+        ("cat", None), ("trainer", None), ("contest", None), ("train_val", None),
+    ],
+)  # fmt: skip
+def test_a_longer_name_speaks_of_one_split_and_of_something_else(name, found):
+    assert split_inside(name) == found

@@ -76,8 +76,8 @@ def evaluate_checkpoint(
     pretrained_cfg.  Classes are compared by name, and by their number where the weights have no names.
     """
     place = device_of(device)
-    images = load_split(str(data), split)
     network = load_model(model, checkpoint)
+    images = load_split(str(data), split, class_names_of(network))  # which a test split alone is read by
     images = as_known(images, network, f"the weights {checkpoint or model}", f"the data {data} ({split})")
     view = eval_view(images, network, image_size)
     scores = evaluate(network, view, batch_size, place)

@@ -14,15 +14,15 @@ from secvit.fields import read_text
 from secvit.images.files import EXTENSIONS, HIDDEN, LeftOut, image_names, is_image, is_stray, kind_of
 from secvit.images.labelled import Images, number_labels
 from secvit.images.names import Names
-from secvit.images.words import class_names, split_of
+from secvit.images.words import class_names, split_inside, split_of
 
 SOLUTION = "LOC_val_solution.csv"
 
 
-def read_folder(path: Path, name: str) -> Images:
-    """The images below a folder of class folders."""
+def read_folder(path: Path, name: str, known: tuple[str, ...] | None = None) -> Images:
+    """The images below a folder of class folders.  known: train's classes for another split, which may lack some."""
     left_out = LeftOut()
-    classes = folder_classes(path, left_out)
+    classes = folder_classes(path, left_out, least=1 if known else 2)
     names: list[str] = []
     counts = []
     for folder in classes:
@@ -39,19 +39,26 @@ def read_folder(path: Path, name: str) -> Images:
     return Images(name, classes, labels, None, Names.of(names), root=str(path))
 
 
-def folder_classes(path: Path, left_out: LeftOut | None = None) -> tuple[str, ...]:
-    """The names of the class folders in order.  left_out: gets what else lies in the folder."""
+def folder_classes(path: Path, left_out: LeftOut | None = None, least: int = 2) -> tuple[str, ...]:
+    """The names of the class folders in order, at least so many.  left_out: gets what else lies in the folder."""
     folders, files = contents(path, left_out)
     images = [file for file in files if is_image(file)]
-    if len(folders) < 2:
+    if len(folders) < least:
         raise ValueError(
-            f"{path}: {len(folders)} class folders; expected at least two, each with its images"
+            f"{path}: {len(folders)} class folders; expected at least {'two' if least > 1 else 'one'}, "
+            "each with its images"
             + (f" ({len(images):,} images lie in {path.name} itself: give each class a folder)" if images else "")
         )
     if all(split_of(folder) for folder in folders):
         raise ValueError(
             f"{path}: its class folders are called {', '.join(folders)}, which are words for splits; "
             f"give the folder that holds them as the data, with class folders in each"
+        )
+    if named := _splits_with_more(path, folders):
+        raise ValueError(
+            f"{path}: its folders {', '.join(named)} seem to be splits, not classes; rename them to "
+            f"{', '.join(f'{split}/' for split in named.values())} with the class folders right below "
+            "(if they are classes, give them names without a split's word)"
         )
     if below := _splits_below(path, folders):
         raise ValueError(
@@ -81,6 +88,22 @@ def contents(path: Path, left_out: LeftOut | None = None) -> tuple[list[str], li
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
     return sorted(folders), sorted(files)
+
+
+def _splits_with_more(path: Path, folders: Sequence[str]) -> dict[str, str]:
+    """The folders that look like splits under longer names, and which: seg_train and seg_test; {} if none do.
+
+    They speak of different splits, and their names have the same rest or they hold the same folders.
+    """
+    inside = {folder: found for folder in folders if (found := split_inside(folder))}
+    named = {folder: split for folder, (split, _) in inside.items()}
+    words = set(named.values())
+    if len(words) < 2 or ("train" not in words and len(named) < len(folders)):
+        return {}
+    rests = {split: {rest for s, rest in inside.values() if s == split} for split in words}
+    if len(words) == len(named) and set.intersection(*rests.values()):
+        return named
+    return named if set.intersection(*(set(contents(path / folder)[0]) for folder in named)) else {}
 
 
 def _splits_below(path: Path, folders: Sequence[str]) -> list[str]:

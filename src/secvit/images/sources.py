@@ -30,7 +30,7 @@ from secvit.images.hfds import hfds_sources
 from secvit.images.labelled import Images, Source
 from secvit.images.npz import npz_classes, read_npz
 from secvit.images.shards import shard_sources
-from secvit.images.tables import SUFFIXES, table_source, table_sources
+from secvit.images.tables import SUFFIXES, check_labels, table_source, table_sources
 from secvit.images.words import SPLITS, split_of
 
 logger = logging.getLogger(__name__)
@@ -38,21 +38,25 @@ logger = logging.getLogger(__name__)
 HELD_OUT = 0.15
 
 
-def load_split(data: str | Path, split: str = "train") -> Images:
+def load_split(data: str | Path, split: str = "train", classes: tuple[str, ...] = ()) -> Images:
     """One split ("train", "val" or "test") of the data at a path, checked from end to end.
 
     Where only "train" or an undivided set is given, "val" is a fixed stratified 15 % of it.
+    classes: those of a network, by which another split can be read where there is no "train".
     """
-    found = _found(data)
+    found = _sources(data)
+    if classes and "train" not in found and split in found:
+        return found[split].read(classes)
+    _check_train(found, data)
     if len(found) == 1 and split in ("train", "val"):
         return _held_out(found["train"].read(None), split, data)
     if split == "train":
         return found[split].read(None)
     if split in found:
-        classes = found["train"].classes()
-        images = found[split].read(classes)
+        known = found["train"].classes()
+        images = found[split].read(known)
         try:
-            return images.numbered_as(classes, "train", split)
+            return images.numbered_as(known, "train", split)
         except ValueError as error:
             raise ValueError(f"{data}: {error}") from None
     raise ValueError(f"{data}: has no split {split!r}, only {', '.join(splits(data))}")
@@ -60,19 +64,18 @@ def load_split(data: str | Path, split: str = "train") -> Images:
 
 def splits(data: str | Path) -> tuple[str, ...]:
     """The splits that `load_split` can give."""
-    found = tuple(_found(data))
-    return found if len(found) > 1 else ("train", "val")
-
-
-def _found(data: str | Path) -> dict[str, Source]:
-    """What lies at a place, by split; an undivided set is all "train"."""
     found = _sources(data)
+    _check_train(found, data)
+    return tuple(found) if len(found) > 1 else ("train", "val")
+
+
+def _check_train(found: dict[str, Source], data: str | Path) -> None:
     if "train" not in found:
         raise ValueError(f"{data}: has {', '.join(found)} but no train; add it")
-    return found
 
 
 def _sources(data: str | Path) -> dict[str, Source]:
+    """What lies at a place, by split; an undivided set is all "train"."""
     kind, _, rest = str(data).partition("/")
     if str(data) == "digits":
         return {"train": Source(lambda _: read_digits("digits"), lambda: DIGITS)}
@@ -114,7 +117,8 @@ def _in_folder(path: Path) -> dict[str, Source]:
     listing = any(place.suffix.lower() in SUFFIXES for place in found.values())  # a table's images lie anywhere
     if others and found and not listing:
         logger.warning("%s: folders that are no split and not used: %s", path, ", ".join(others[:5]))
-    return {split: _place(place) for split, place in found.items()}
+    check_labels([place for place in found.values() if place.suffix.lower() in SUFFIXES and not place.is_dir()])
+    return {split: _place(place, split) for split, place in found.items()}
 
 
 def _chosen(path: Path, split: str, words: dict[str, list[Path]]) -> Path:
@@ -135,10 +139,10 @@ def _chosen(path: Path, split: str, words: dict[str, list[Path]]) -> Path:
     return first
 
 
-def _place(place: Path) -> Source:
+def _place(place: Path, split: str) -> Source:
     if place.is_dir():
         return _flat(place) if is_flat(place) else _folder(place)
-    return _npz(place) if place.suffix.lower() == ".npz" else table_source(place)
+    return _npz(place) if place.suffix.lower() == ".npz" else table_source(place, split)
 
 
 def _flat(path: Path) -> Source:
@@ -146,7 +150,7 @@ def _flat(path: Path) -> Source:
 
 
 def _folder(path: Path) -> Source:
-    return Source(lambda _: read_folder(path, path.name), partial(folder_classes, path))
+    return Source(lambda classes: read_folder(path, path.name, classes), partial(folder_classes, path))
 
 
 def _npz(path: Path) -> Source:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -14,6 +15,8 @@ from secvit.fields import read_text
 from secvit.images.files import LeftOut, kind_of
 from secvit.images.labelled import Images, Source, number_labels
 from secvit.images.words import SPLIT_WORDS, SPLITS, class_names, split_of
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".tsv")
 COLUMNS = ("path", "label", "split")
@@ -32,12 +35,44 @@ def table_sources(path: Path) -> dict[str, Source]:
     parts = _rows(path)
     if None in parts:
         return {"train": _source(path, path.stem, parts[None])}
+    _check_labels((path, row) for rows in parts.values() for row in rows)
     return {split: _source(path, split, parts[split]) for split in SPLITS if split in parts}
 
 
-def table_source(path: Path) -> Source:
-    """A file that is one split as a whole, whatever a column `split` says."""
-    return _source(path, path.stem, [row for part in _rows(path).values() for row in part])
+def table_source(path: Path, split: str) -> Source:
+    """A file that is one split as a whole; a column `split` that says another one throughout is refused."""
+    parts = _rows(path)
+    rows = [row for part in parts.values() for row in part]
+    if others := [str(other) for other in parts if other not in (None, split)]:
+        if split not in parts:
+            raise ValueError(
+                f"{path}: {split} by its name, but {', '.join(others)} by its column 'split'; rename the file, or "
+                "correct or remove the column"
+            )
+        logger.warning(
+            "%s: %d of %d lines are %s by the column 'split', but all are read as %s, by the name of the file; "
+            "give the file itself as the data to divide it by the column",
+            *(path, len(rows) - len(parts[split]), len(rows), ", ".join(others), split),
+        )
+    return _source(path, path.stem, rows)
+
+
+def check_labels(paths: Sequence[Path]) -> None:
+    """A ValueError where the tables of several splits name one file under two labels."""
+    if len(paths) > 1:
+        _check_labels((path, row) for path in paths for rows in _rows(path).values() for row in rows)
+
+
+def _check_labels(rows: Iterable[tuple[Path, Row]]) -> None:
+    seen: dict[str, tuple[Path, Row]] = {}
+    for path, row in rows:
+        place, other = seen.setdefault(os.path.abspath(row.file), (path, row))
+        if other.label != row.label:
+            second = f"in line {row.line}" if path == place else f"in {path}, line {row.line}"
+            raise ValueError(
+                f"{place}: {row.file} is {other.label!r} in line {other.line} and {row.label!r} {second}; "
+                "keep one of them"
+            )
 
 
 def _source(path: Path, name: str, rows: Sequence[Row]) -> Source:

@@ -13,6 +13,7 @@ SPLIT_WORDS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 SPLITS = ("train", "val", "test")
+_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _WORD = re.compile(r"([a-z]+)[-_ ]?(?:19|20)?\d{0,2}")
 
 
@@ -20,6 +21,15 @@ def split_of(word: str) -> str | None:
     """The split that a word names: "Train", "training" and "train2017" -> "train"; None if it names none."""
     found = _WORD.fullmatch(word.strip().casefold())
     return SPLIT_WORDS.get(found[1]) if found else None
+
+
+def split_inside(name: str) -> tuple[str, str] | None:
+    """The one split that a part of a longer name speaks of, and the rest: "seg_train" -> ("train", "seg")."""
+    parts = [part.casefold() for part in _PART.findall(name)]
+    parts = [part.removesuffix("set") if part.removesuffix("set") in SPLIT_WORDS else part for part in parts]
+    found = {SPLIT_WORDS[part] for part in parts if part in SPLIT_WORDS}
+    rest = " ".join(part for part in parts if part not in SPLIT_WORDS)
+    return (found.pop(), rest) if len(found) == 1 else None
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
