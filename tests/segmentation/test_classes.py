@@ -51,8 +51,9 @@ READ = {
     ),
     "nothing ignored but 255": ((0, 1, 255), {"classes": ["a", "b"], "ignore_index": None}, ("a", "b"), (0, 1), [0, 1, 255]),
     "ignored -1": ((0, 1, 255), {"classes": ["a", "b"], "ignore_index": -1}, ("a", "b"), (0, 1), [0, 1, 255]),
+    "empty lines between named values": ((0, 1), "0: a\n\n1: b\n", ("a", "b"), (0, 1), [0, 1]),
     "a BOM": ((0, 1), "\ufeffa\nb", ("a", "b"), (0, 1), [0, 1]),
-    "Windows' lines": ((0, 1), "a\r\n\r\nb\r\n", ("a", "b"), (0, 1), [0, 1]),
+    "Windows' lines": ((0, 1), "a\r\nb\r\n\r\n \r\n", ("a", "b"), (0, 1), [0, 1]),
     "numbers as names": ((0, 1), {"classes": [7, "8"]}, ("7", "8"), (0, 1), [0, 1]),
 }  # fmt: skip
 
@@ -142,6 +143,10 @@ WRONG_JSON = {
     "a value below 0": ('{"classes": {"0": "a", "-1": "b"}}', "-1 is no value of a mask"),
     "NaN": ('{"classes": ["a", "b"], "ignore_index": NaN}', "ignore_index is NaN, expected a finite number"),
     "nested": ('{"classes": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+    "an unknown key": (
+        '{"classes": ["a", "b"], "ignore_label": 0}',
+        "unknown 'ignore_label'; known are classes, ignore_index, ignore_name, palette",
+    ),
     "doubles": ('{"classes": ["a", "b", "a"]}', "3 classes; expected 2 to 255 different names; 'a' occurs twice"),
     "too many": (json.dumps({"classes": list(range(256))}), "256 classes; expected 2 to 255"),
     "a control character": ('{"classes": ["a", "b\\u0000"]}', "is no name of a class"),
@@ -161,8 +166,12 @@ def test_a_wrong_classes_json_is_named(tmp_path, content, message):
 
 WRONG_TEXT = {
     "classes.txt": [
-        ("a\nb\n\na\n", "line 4: 'a' is in line 1 too"),
+        ("a\nb\na\n", "line 3: 'a' is in line 1 too"),
         ("", "0 classes; expected 2 to 255"),
+        ("a\nb\n\nc\n", "line 3: empty, so that the names below it"),
+        ("\na\nb\n", "line 1: empty"),
+        ("# mine\na\nb\n", "line 1: '# mine'; there are no comments here"),
+        ("# mine\n0: a\n1: b\n", "line 1: '# mine'; there are no comments here"),
         ("a\n", "1 classes"),
         ("0: a\n0: b\n", "line 2: 'value 0' is in line 1 too"),
         ("0: a\n99999: b\n", "line 2: '99999,b'; expected a value of 0 to 65535 and a name"),
@@ -226,6 +235,7 @@ def test_a_table_of_ade20k_with_other_rows_is_refused(tmp_path):
         ({"classes": ["square", "stripe"]}, (1, 2)),
         ({"classes": ["noise", "square", "stripe"], "ignore_index": 255}, (0, 1, 2)),
         ({"classes": {"0": "noise", "1": "square", "2": "stripe"}}, (0, 1, 2)),
+        ({"classes": ["noise", "square", "stripe"], "ignore_index": None}, (0, 1, 2)),
     ],
 )
 def test_in_ade20ks_layout_0_is_ignored_unless_names_say_otherwise(tmp_path, names, values):

@@ -160,6 +160,29 @@ def test_jpg_masks_are_refused_with_that_reason(tmp_path, ending):
         load(tmp_path, "train")
 
 
+def test_webp_masks_are_not_called_jpg(tmp_path):
+    mask_folder(tmp_path)
+    for path in (tmp_path / "train_label").iterdir():
+        path.rename(path.with_suffix(".webp"))
+    with pytest.raises(ValueError, match="there are WebP files of these names"):
+        load(tmp_path, "train")
+
+
+@pytest.mark.parametrize("split", ["train", ""])
+@pytest.mark.parametrize("other", ["labels", "annotations"])
+def test_two_folders_of_masks_of_the_same_pictures_are_refused(tmp_path, split, other):
+    for i in range(4):
+        save(tmp_path / "images" / split / f"{i}.png", scene(i)[0])
+        save(tmp_path / "masks" / split / f"{i}.png", scene(i)[1])
+    (tmp_path / other / split).mkdir(parents=True)
+    (tmp_path / other / split / "0.txt").write_text("0 .5 .5 .1 .1")  # boxes are no masks
+    if other == "labels":
+        load(tmp_path, "train")
+    save(tmp_path / other / split / "0.png", 1 - scene(0)[1])
+    with pytest.raises(ValueError, match=r"two folders of masks of images.*: .*(masks.* and|and masks).*; keep one"):
+        load(tmp_path, "train")
+
+
 def test_two_folders_for_one_split_are_named(tmp_path):
     mask_folder(tmp_path, splits=("train", "val", "Validation"))
     with pytest.raises(ValueError, match="2 folders for val: Validation, val"):

@@ -123,6 +123,54 @@ def test_colours_are_read_by_a_table(tmp_path):
         read_mask(written(tmp_path, Image.new("L", (2, 2), 9)), colours)
 
 
+BLACK, WHITE, GREY, RED, BLUE = (0, 0, 0), (255, 255, 255), (127, 127, 127), (255, 0, 0), (0, 0, 255)
+RAMP = tuple((i, i, i) for i in range(3))
+# values and colours of two masks, and the index that differs
+PALETTES = {
+    "the same": ((0, 1, 2), (BLACK, RED, BLUE), (0, 1, 2), (BLACK, RED, BLUE), None),
+    "swapped": ((0, 1), (BLACK, RED), (0, 1), (RED, BLACK), 0),
+    "one differs": ((0, 1, 2), (BLACK, RED, BLUE), (0, 1), (BLACK, BLUE), 1),
+    "black and white, swapped": ((0, 1), (BLACK, WHITE), (0, 1), (WHITE, BLACK), 0),
+    "black and white, all white": ((0, 1), (BLACK, WHITE), (0, 0), (WHITE,), 0),
+    "an index that only one uses": ((0, 1, 2), (BLACK, RED, BLUE), (0, 1), (BLACK, RED, WHITE), None),
+    "stretched greys": ((0, 1), (BLACK, WHITE), (0, 1, 2), (BLACK, GREY, WHITE), None),
+    "indices as greys": ((0, 1), RAMP, (0, 1, 2), (BLACK, RED, BLUE), None),
+    "without a palette": ((0, 1), None, (0, 1, 2), (BLACK, RED, BLUE), None),
+    "one colour": ((0, 1), (BLACK, BLACK), (0, 1, 2), (BLACK, RED, BLUE), None),
+}
+
+
+@pytest.mark.parametrize(("one", "its", "other", "others", "index"), PALETTES.values(), ids=PALETTES)
+def test_palettes_that_disagree_on_an_index_are_refused(tmp_path, one, its, other, others, index):
+    mask_folder(tmp_path, classes=())
+    for name, values, palette in (("0", one, its), ("1", other, others), ("2", one, its), ("3", other, others)):
+        picture = Image.fromarray(np.resize(np.array(values, np.uint8), (64, 80)))
+        if palette:
+            picture.putpalette([part for colour in palette for part in colour])
+        picture.save(tmp_path / "train_label" / f"{name}.png")
+    if index is None:
+        assert len(load(tmp_path, "train")) == 4
+        return
+    a, b = (",".join(map(str, palette[index])) for palette in (its, others))
+    message = (
+        rf"index {index} is the colour {a} in .*0.png and {b} in .*1.png; export all .* one palette, or .*labelmap"
+    )
+    for split in ("train", "val"):
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path, split)
+
+
+def test_palettes_that_disagree_are_read_by_a_labelmap(tmp_path):
+    mask_folder(tmp_path, classes=())
+    (tmp_path / "labelmap.txt").write_text("a:0,0,0\nb:255,0,0\n")
+    for split, i in ((split, i) for split in ("train", "val") for i in range(4)):
+        picture = Image.fromarray(np.resize(np.array([i % 2, 1 - i % 2], np.uint8), (64, 80)))
+        picture.putpalette([*RED, *BLACK] if i % 2 else [*BLACK, *RED])
+        picture.save(tmp_path / f"{split}_label" / f"{i}.png")
+    found = load(tmp_path, "train")
+    assert np.array_equal(found.mask(0), found.mask(1)) and found.mask(0)[0, :2].tolist() == [0, 1]
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:48])
 

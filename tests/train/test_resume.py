@@ -1,4 +1,5 @@
 import csv
+import shutil
 import signal
 import threading
 import time
@@ -108,6 +109,17 @@ def test_never_refuses_a_folder_with_a_run(tmp_path):
     run(tmp_path, loop(steps=2))
     with pytest.raises(ValueError, match="already holds a run"):
         run(tmp_path, loop(steps=2), resume="never")
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_result_without_checkpoints_is_not_overwritten(tmp_path, resume):
+    (tmp_path / "model.safetensors").write_bytes(b"kept")
+    run(tmp_path, loop(steps=1))  # weights alone are no run
+    (tmp_path / "result.json").write_text("{}")
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match="already holds a run .*checkpoints are gone.*give another --output"):
+        run(tmp_path, loop(steps=2), resume=resume)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"kept" and not (tmp_path / "checkpoints").exists()
 
 
 def test_resume_from_a_path_starts_there(tmp_path):

@@ -24,6 +24,7 @@ T = TypeVar("T")
 Palette = tuple[tuple[int, ...], ...]
 MOST = 255  # classes; 255 marks pixels without one
 BYTES = 1 << 24  # that a file of names may have
+KEYS = ("classes", "ignore_index", "ignore_name", "palette")  # of classes.json; the third is for people
 EXAMPLE = '{"classes": ["sky", ...], "ignore_index": 255} or {"classes": {"0": "sky", "128": "road"}}'
 
 
@@ -102,7 +103,10 @@ def from_json(file: Path) -> Named:
     try:
         entry = Entry("it", read_json(file))
         classes = entry.get("classes", _list_or_object)
-        ignored = entry.get("ignore_index", _values, None)
+        if unknown := [repr(key) for key in entry.fields if key not in KEYS]:
+            raise ValueError(f"it has the unknown {few(unknown)}; known are {', '.join(KEYS)}; rename or remove it")
+        nothing = () if "ignore_index" in entry.fields else None  # null says that nothing is ignored besides 255
+        ignored = entry.get("ignore_index", _values, nothing)
         palette = entry.get("palette", items, None)
         values = None
         if isinstance(classes, dict):
@@ -135,6 +139,14 @@ def from_lines(file: Path) -> Named:
     if lines and all(value is not None for value, _ in pairs):
         rows = [(number, str(value), name) for (number, _), (value, name) in zip(lines, pairs, strict=True)]
         return _by_value(file, rows)
+    faults = Faults(file)
+    for place, (number, line) in enumerate(lines, 1):
+        if line.startswith("#"):
+            faults.add(f"line {number}: {line[:60]!r}; there are no comments here, and a name does not begin with #")
+        if number != place:
+            faults.add(f"line {place}: empty, so that the names below it would stand for other values")
+            break
+    faults.check("Write a name a line without lines between them, or VALUE: NAME in each line, or give classes.json")
     return Named(str(file), tuple(line for _, line in lines))
 
 

@@ -22,7 +22,7 @@ from secvit.segmentation.augment import IGNORED, training_view
 from secvit.segmentation.classes import Classes, Named, Palette, check_used, number_classes
 from secvit.segmentation.config import Augment
 from secvit.segmentation.layouts import Layout, find_layout, splits
-from secvit.segmentation.masks import MASKS, Colours, palette_of, read_mask, values_of
+from secvit.segmentation.masks import MASKS, Colours, clashing, palette_of, read_indexed, read_mask, values_of
 from secvit.train.sampler import mix
 from secvit.train.shares import is_first, of_all_processes, share
 
@@ -71,10 +71,11 @@ class Split:
 
 
 class Looked(NamedTuple):
-    """What is wrong with a picture and its mask, "" if nothing is, and the values in the mask."""
+    """What is wrong with a picture and its mask, "" if nothing is, the values in the mask, and its palette."""
 
     fault: str
     values: tuple[int, ...]
+    palette: bytes = b""
 
 
 def load(root: str | Path, split: str, train: Split | None = None) -> Split:
@@ -104,6 +105,7 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
         if fault := one.fault or strange(mask, one.values, known):
             faults.add(fault)
     faults.check(REMEDY)
+    check_palettes(masks, looked)
     if not used & set(known.values):
         ignored = ", ".join(map(str, sorted(used))) or "nothing"
         raise ValueError(f"{masks[0].parent}: no pixel of any mask has a class; all hold {ignored}")
@@ -132,6 +134,7 @@ def number(
             if one.fault:
                 faults.add(one.fault)
         faults.check(REMEDY)
+        check_palettes(masks, looked)
         used = {value for one in looked for value in one.values}
     elif split != "train":
         return number_classes(named, used, str(folder)), None
@@ -141,20 +144,27 @@ def number(
 def look_at(image: Path, mask: Path, colours: Colours | None) -> Looked:
     """A picture and its mask, read as training will read them."""
     try:
-        size, values = upright_size(image), read_mask(mask, colours)
+        size, (values, palette) = upright_size(image), read_indexed(mask, colours)
     except ValueError as error:
         return Looked(str(error), ())
     if size != values.shape[::-1]:
         height, width = values.shape
         return Looked(f"{mask} is {width}x{height} px, {image.name} is {size[0]}x{size[1]} px upright", ())
-    return Looked("", values_of(values))
+    return Looked("", values_of(values), palette)
 
 
 def values_in(mask: Path, colours: Colours | None) -> Looked:
     try:
-        return Looked("", values_of(read_mask(mask, colours)))
+        values, palette = read_indexed(mask, colours)
     except ValueError as error:
         return Looked(str(error), ())
+    return Looked("", values_of(values), palette)
+
+
+def check_palettes(masks: Sequence[Path], looked: Sequence[Looked]) -> None:
+    """A ValueError if an index has other colours in one mask than in another, and so may mean another class."""
+    if clash := clashing([(mask, one.values, one.palette) for mask, one in zip(masks, looked, strict=True)]):
+        raise ValueError(f"{masks[0].parent}: {clash}")
 
 
 def strange(mask: Path, values: Sequence[int], known: Classes) -> str:

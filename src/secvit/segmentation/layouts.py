@@ -131,11 +131,26 @@ def find_layout(root: Path) -> Layout:
 
 
 def _place(root: Path, layouts: Sequence[tuple[str, str]], split: str) -> Place | None:
-    """The folders of a split's pictures and masks by the first layout that has both."""
-    for layout in layouts:
-        if both := _both(root, layout, split):
-            return Place(*both)
-    return None
+    """The folders of a split's pictures and masks by the first layout that has both.
+
+    A ValueError if another folder has masks of the same pictures: which of them are meant is not known.
+    """
+    first, *others = [both for layout in layouts if (both := _both(root, layout, split))] or [None]
+    if first is None:
+        return None
+    for images, masks in (other for other in others if other and other[0] == first[0]):
+        if _names_of_masks(first[1]) & _names_of_masks(masks) & _names(images, image_files(images)):
+            names = " and ".join(str(folder.relative_to(root)) for folder in (first[1], masks))
+            raise ValueError(f"{root}: two folders of masks of {images.relative_to(root)}: {names}; keep one")
+    return Place(*first)
+
+
+def _names(folder: Path, files: Sequence[Path]) -> set[str]:
+    return {path.relative_to(folder).with_suffix("").as_posix() for path in files}
+
+
+def _names_of_masks(folder: Path) -> set[str]:
+    return _names(folder, [path for path in image_files(folder) if _is_mask(path.name, "")])
 
 
 def _both(root: Path, layout: tuple[str, str], split: str = "") -> tuple[Path, Path] | None:
@@ -328,10 +343,11 @@ def _check_lonely(place: Place, pictures: dict[str, Path], masks: dict[str, Path
     ):
         if lonely:
             shown = ", ".join(sorted(lonely)[:3])
-            lossy = {path.relative_to(place.masks).with_suffix("").as_posix() for path in others if _is_lossy(path)}
+            formats = {_format(p) for p in others if _is_lossy(p) and _names(place.masks, [p]) & lonely}
             why = ""
-            if folder is place.masks and lossy & lonely:
-                why = "; there are JPG files of these names, which change the values of pixels: export masks as PNG"
+            if folder is place.masks and formats:
+                of = " and ".join(sorted(formats))
+                why = f"; there are {of} files of these names, which change the values of pixels: export masks as PNG"
             raise ValueError(
                 f"{len(lonely)} {kind} of that name in {folder}: {shown}{', ...' * (len(lonely) > 3)}{why}"
             )
@@ -339,6 +355,14 @@ def _check_lonely(place: Place, pictures: dict[str, Path], masks: dict[str, Path
 
 def _is_lossy(path: Path) -> bool:
     return path.suffix.lower() in LOSSY
+
+
+def _format(path: Path) -> str:
+    """What people call the lossy format of a file."""
+    ending = path.suffix.lower()
+    if ending.startswith((".jp2", ".j2", ".jpc", ".jpf", ".jpx")):
+        return "JPEG 2000"
+    return {".webp": "WebP", ".avif": "AVIF", ".avifs": "AVIF"}.get(ending, "JPG")
 
 
 def _by_hash(name: str) -> bytes:

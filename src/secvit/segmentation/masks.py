@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,14 @@ class Colours:
 
 
 def read_mask(path: Path, colours: Colours | None = None) -> np.ndarray:
-    """The numbers in a mask, upright (EXIF), (H, W) uint8, or uint16 if one is above 255.
+    """The numbers in a mask, as `read_indexed` gives them."""
+    return read_indexed(path, colours)[0]
+
+
+def read_indexed(path: Path, colours: Colours | None = None) -> tuple[np.ndarray, bytes]:
+    """The numbers in a mask, upright (EXIF), (H, W) uint8, or uint16 if one is above 255, and its palette.
+
+    The palette is red, green, blue of index 0, 1, ...; b"" where no index was read or where it shows nothing.
 
     Those of a grey mask are its values, of an indexed one its indices, of one in colours what `colours` says.
     A ValueError names a file that is no such mask.
@@ -80,17 +88,18 @@ def read_mask(path: Path, colours: Colours | None = None) -> np.ndarray:
             opened.load()
             ImageOps.exif_transpose(opened, in_place=True)
             values = _numbers(opened, colours)
+            palette = _palette(opened) if opened.mode == "P" and not (colours and colours.everywhere) else b""
             if stretch > 1:
                 values = values // stretch
     except BROKEN as error:
         reason = "no image" if isinstance(error, Image.UnidentifiedImageError) else str(error) or type(error).__name__
         raise ValueError(f"{path}: not a mask that can be read ({reason})") from None
     if values.dtype == np.uint8:
-        return values
+        return values, palette
     low, high = (values.min(), values.max()) if values.size else (0, 0)
     if low < 0 or high > LARGEST:
         raise ValueError(f"{path}: holds the value {low if low < 0 else high}; expected numbers of 0 to {LARGEST}")
-    return values.astype(np.uint8 if high < 256 else np.uint16)
+    return values.astype(np.uint8 if high < 256 else np.uint16), palette
 
 
 def _numbers(opened: Image.Image, colours: Colours | None) -> np.ndarray:
@@ -119,6 +128,45 @@ def _numbers(opened: Image.Image, colours: Colours | None) -> np.ndarray:
 def values_of(mask: np.ndarray) -> tuple[int, ...]:
     """The different numbers in a mask, rising."""
     return tuple(np.bincount(mask.ravel()).nonzero()[0].tolist())
+
+
+# -- palettes ------------------------------------------------------------------------------------
+
+
+def _palette(opened: Image.Image) -> bytes:
+    """The palette of an indexed picture; b"" for one colour throughout, and for indices as grey values."""
+    palette = bytes(opened.getpalette() or ())
+    count = len(palette) // 3
+    plain = count > 1 and palette in (palette[:3] * count, bytes(i for i in range(count) for _ in range(3)))
+    return b"" if plain else palette
+
+
+def clashing(masks: Sequence[tuple[Path, Sequence[int], bytes]]) -> str:
+    """Which index has other colours in one mask than in another; "" if none has.
+
+    masks: file, values in it, palette.  Ramps of greys may differ: programs stretch them to the values in a file.
+    """
+    first: dict[int, tuple[Path, bytes, bool]] = {}
+    for file, values, palette in masks:
+        shown = [index for index in values if 3 * index < len(palette)]
+        ramp = bool(shown) and _is_ramp(palette[: 3 * shown[-1] + 3])
+        for index in shown:
+            colour = palette[3 * index : 3 * index + 3]
+            there, before, other_ramp = first.setdefault(index, (file, colour, ramp))
+            if colour != before and not (ramp and other_ramp):
+                one, other = (",".join(map(str, rgb)) for rgb in (before, colour))
+                return (
+                    f"the palettes of indexed masks differ: index {index} is the colour {one} in {there} and {other} "
+                    f"in {file}; export all masks with one palette, or name their colours in labelmap.txt "
+                    "(docs/segmentation.md)"
+                )
+    return ""
+
+
+def _is_ramp(palette: bytes) -> bool:
+    """Whether the colours are greys from black on, each lighter than the one before."""
+    reds = palette[::3]
+    return reds == palette[1::3] == palette[2::3] and reds[0] == 0 and all(a < b for a, b in pairwise(reds))
 
 
 # -- colours to show classes with ----------------------------------------------------------------

@@ -15,6 +15,7 @@ from secvit.train import checkpoint as files
 from secvit.weights import few
 
 logger = logging.getLogger(__name__)
+RESULT = ("model.safetensors", "result.json")  # of a run that came to its end or was stopped
 HOW = {"foreach", "fused", "capturable", "differentiable"}  # options of how an optimizer computes, not what
 
 
@@ -36,6 +37,11 @@ class Choice:
 def choose(output: Path, resume: str) -> Choice:
     """The checkpoint that `resume` means: "auto", "never", or the path of a checkpoint or a run."""
     own = files.complete(output)
+    if not own and all((output / product).is_file() for product in RESULT):
+        raise ValueError(
+            f"{output} already holds a run ({' and '.join(RESULT)}), whose checkpoints are gone, so that it cannot be "
+            "resumed; give another --output"
+        )
     if resume == "never" and own:
         raise ValueError(
             f"{output} already holds a run (up to step {files.number(own[-1])}); leave out --resume to go on with "
