@@ -160,6 +160,18 @@ def test_palettes_that_disagree_on_an_index_are_refused(tmp_path, one, its, othe
             load(tmp_path, split)
 
 
+def test_palettes_of_val_are_compared_with_those_of_train(tmp_path):
+    mask_folder(tmp_path, classes=())
+    for split, palette in (("train", (BLACK, RED)), ("val", (RED, BLACK))):
+        for i in range(4):
+            picture = Image.fromarray(np.resize(np.array([0, 1], np.uint8), (64, 80)))
+            picture.putpalette([part for colour in palette for part in colour])
+            picture.save(tmp_path / f"{split}_label" / f"{i}.png")
+    train = load(tmp_path, "train")
+    with pytest.raises(ValueError, match=r"index 0 is the colour 0,0,0 in .*train_label.0.png and 255,0,0 in .*val_l"):
+        load(tmp_path, "val", train)
+
+
 def test_palettes_that_disagree_are_read_by_a_labelmap(tmp_path):
     mask_folder(tmp_path, classes=())
     (tmp_path / "labelmap.txt").write_text("a:0,0,0\nb:255,0,0\n")

@@ -22,7 +22,7 @@ from secvit.segmentation.augment import IGNORED, training_view
 from secvit.segmentation.classes import Classes, Named, Palette, check_used, number_classes
 from secvit.segmentation.config import Augment
 from secvit.segmentation.layouts import Layout, find_layout, splits
-from secvit.segmentation.masks import MASKS, Colours, clashing, palette_of, read_indexed, read_mask, values_of
+from secvit.segmentation.masks import MASKS, Colours, Indexed, clashing, palette_of, read_indexed, read_mask, values_of
 from secvit.train.sampler import mix
 from secvit.train.shares import is_first, of_all_processes, share
 
@@ -41,12 +41,14 @@ class Split:
     """Pictures with a mask each.
 
     masks: their files.  labels: names, values and colours of the classes.  colours: what masks in colours are read by.
+    palettes: of indexed masks, for each index the first mask that holds it.
     """
 
     images: Images
     masks: tuple[Path, ...]
     labels: Classes
     colours: Colours | None = None
+    palettes: tuple[Indexed, ...] = ()
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -105,7 +107,7 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
         if fault := one.fault or strange(mask, one.values, known):
             faults.add(fault)
     faults.check(REMEDY)
-    check_palettes(masks, looked)
+    palettes = check_palettes(masks, looked, train.palettes if train else ())
     if not used & set(known.values):
         ignored = ", ".join(map(str, sorted(used))) or "nothing"
         raise ValueError(f"{masks[0].parent}: no pixel of any mask has a class; all hold {ignored}")
@@ -114,7 +116,7 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
     if not (train or (named and named.palette)):
         known = replace(known, palette=palette_of(masks[0], known.values) or known.palette)
     found = Images(split, known.names, torch.zeros(len(images)), None, tuple(map(str, images)), root=str(where))
-    return Split(found, masks, known, colours)
+    return Split(found, masks, known, colours, palettes)
 
 
 def number(
@@ -161,10 +163,21 @@ def values_in(mask: Path, colours: Colours | None) -> Looked:
     return Looked("", values_of(values), palette)
 
 
-def check_palettes(masks: Sequence[Path], looked: Sequence[Looked]) -> None:
-    """A ValueError if an index has other colours in one mask than in another, and so may mean another class."""
-    if clash := clashing([(mask, one.values, one.palette) for mask, one in zip(masks, looked, strict=True)]):
+def check_palettes(
+    masks: Sequence[Path], looked: Sequence[Looked], train: Sequence[Indexed] = ()
+) -> tuple[Indexed, ...]:
+    """For each index the first mask that holds it; a ValueError if its colour is another in a later one.
+
+    train: what this gave for the masks of train, with which others are compared.
+    """
+    found = [(mask, one.values, one.palette) for mask, one in zip(masks, looked, strict=True)]
+    if clash := clashing([*train, *found]):
         raise ValueError(f"{masks[0].parent}: {clash}")
+    first: dict[int, Indexed] = {}
+    for mask, values, palette in found:
+        for index in values if palette else ():
+            first.setdefault(index, (mask, (index,), palette))
+    return tuple(first.values())
 
 
 def strange(mask: Path, values: Sequence[int], known: Classes) -> str:

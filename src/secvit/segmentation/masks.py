@@ -20,6 +20,7 @@ from secvit.images.read import open_image
 # endings of formats that change the values of pixels
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".avifs", ".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c",
          ".mpo")  # fmt: skip
+Indexed = tuple[Path, Sequence[int], bytes]  # a mask, values in it, its palette: red, green, blue of index 0, 1, ...
 MASKS = tuple(ending for ending in EXTENSIONS if ending not in LOSSY)
 LARGEST = 65535  # value of a mask
 VOID = (224, 224, 192)  # PASCAL VOC's colour of pixels without a class
@@ -141,10 +142,10 @@ def _palette(opened: Image.Image) -> bytes:
     return b"" if plain else palette
 
 
-def clashing(masks: Sequence[tuple[Path, Sequence[int], bytes]]) -> str:
+def clashing(masks: Sequence[Indexed]) -> str:
     """Which index has other colours in one mask than in another; "" if none has.
 
-    masks: file, values in it, palette.  Ramps of greys may differ: programs stretch them to the values in a file.
+    Ramps of greys may differ: programs stretch them to the values in a file.
     """
     first: dict[int, tuple[Path, bytes, bool]] = {}
     for file, values, palette in masks:
