@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from secvit.detection.layouts import held_out
 from secvit.detection.shapes import LIMIT, REAL
-from secvit.detection.source import Content, Source, resolve
+from secvit.detection.source import Content, Source, resolve_all
 from secvit.fields import Entry, Faults, Wrong, flag, identity, number, shown, text, whole
 from secvit.images import upright_size
 from secvit.train.shares import is_first
@@ -41,6 +42,7 @@ class Pictures:
     ids: list[Id] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     place: dict[Id, int] = field(default_factory=dict)
+    shortened: list[str] = field(default_factory=list)  # names whose leading folders are not there
 
 
 @dataclass
@@ -127,6 +129,7 @@ def read_pictures(content: Content, source: Source, places: Sequence[Path], fata
         if len(entries) < 2:
             raise ValueError(f"{source.file}: {len(entries)} image cannot be divided into train and val; add images")
         chosen = held_out([name.replace("\\", "/") for _, _, name, _ in entries], source.part)
+    files = None if content.paths else resolve_all([name for _, _, name, _ in entries], places)
     by_path: dict[str, str] = {}
     bar = tqdm(entries, desc=f"checking {source.file.stem}", disable=not is_first() or None, leave=False)
     for k, (one, id, name, i) in enumerate(bar):
@@ -136,15 +139,19 @@ def read_pictures(content: Content, source: Source, places: Sequence[Path], fata
             continue
         try:
             size = (one.get("width", _pixels), one.get("height", _pixels))
-            path = content.paths[i] if content.paths else resolve(name, places)
-            if path is None:
+            if files is None:
+                path = content.paths[i]
+            elif file := files[k]:
+                path = file.path
+                found.shortened += [name] if file.dropped else []
+            else:
                 raise ValueError(f"{one.where}: no file {name} in {places[0]}")
             if content.paths is None:
                 _check_size(one.where, path, size)
         except ValueError as error:
             broken.add(error)
             continue
-        if (other := by_path.setdefault(str(path), one.where)) != one.where:
+        if (other := by_path.setdefault(os.path.realpath(path), one.where)) != one.where:
             fatal.add(f"{other} and {one.where} are one file, {path}; put their annotations under one of them")
         found.place[id] = len(found.names)
         found.names.append(name)
@@ -155,11 +162,10 @@ def read_pictures(content: Content, source: Source, places: Sequence[Path], fata
 
 
 def read_annotations(
-    content: Content, categories: Categories, pictures: Pictures, broken: Faults, masks: bool
+    content: Content, categories: Categories, pictures: Pictures, broken: Faults, masks: bool, single: bool
 ) -> Annotations:
-    """Annotations whose fields are of the right types and refer to what there is."""
+    """Annotations whose fields are of the right types and refer to what there is.  single: crowds are no crowds."""
     found = Annotations()
-    everything_is_crowd = all_crowd(content.annotations)
     for i, one in enumerate(content.annotations):
         try:
             if type(one) is not dict:
@@ -194,7 +200,7 @@ def read_annotations(
         found.images.append(image)
         found.labels.append(label)
         found.boxes.append(box)
-        found.crowd.append(bool(crowd) and not everything_is_crowd)
+        found.crowd.append(bool(crowd) and not single)
         found.areas.append(area)
         found.segmentations.append(one.get("segmentation") if masks else None)
     return found

@@ -194,17 +194,22 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
     fatal, broken, say = Faults(source.file), Faults(source.file), _Say(split, source)
     content = source.read(broken)
     if not content.images or not content.categories:
-        raise ValueError(f"{source.file}: no {'categories' if content.images else 'images'}; add some")
+        lacking = f"no {'categories' if content.images else 'images'}; add some"
+        if broken:
+            broken.found.insert(0, lacking)
+            broken.check("Repair them")
+        raise ValueError(f"{source.file}: {lacking}")
     categories = read_categories(content.categories, fatal)
     pictures = read_pictures(content, source, places, fatal, broken)
-    annotations = read_annotations(content, categories, pictures, broken, masks)
+    single = all_crowd(content.annotations) and (split == "train" or bool(source.part) or _train_is_all_crowd(root))
+    annotations = read_annotations(content, categories, pictures, broken, masks, single)
     table, dropped = _table(content, pictures, annotations, fatal, broken, learn, say)
     if fatal or (broken and not (drop_broken and learn)):
         both = Faults(source.file)
         both.found = [*fatal, *broken]
         both.check(_remedy(both, learn and not fatal))
     table = _leave_supercategory_out(content, categories, table, say)
-    say.counts(content, categories, pictures, annotations, table, broken, dropped, learn)
+    say.counts(content, categories, pictures, annotations, table, broken, dropped, learn, single)
     folder = places[0]
     annotated = {pictures.place.get(id) for id in image_ids(content)}
     return Coco(
@@ -223,6 +228,13 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
     )
 
 
+def _train_is_all_crowd(root: Path) -> bool:
+    """Whether train, where there is one, has nothing but crowds: one split alone may have no other objects by chance."""
+    known = splits(root)
+    source = find(root, "train") if "train" in known else None
+    return source is None or all_crowd(source.read(Faults(source.file)).annotations)
+
+
 def _remedy(faults: Faults, may_drop: bool) -> str:
     unmasked = any(fault.endswith("has no mask") for fault in faults)
     return (
@@ -238,7 +250,7 @@ def _table(
     images = np.array(found.images, np.int64)
     widths, heights = np.array(pictures.sizes, np.int64).reshape(-1, 2)[images].T
     boxes, given = np.array(found.boxes, np.float64).reshape(-1, 4), np.array(found.areas, np.float64)
-    geometry = check_boxes(boxes, heights, widths)
+    geometry = check_boxes(boxes, heights, widths, given)
     faults, empty, areas, masks = dict(geometry.faults), geometry.empty, boxes[:, 2] * boxes[:, 3], None
     if geometry.of_all:
         fatal.add(geometry.of_all)
@@ -309,7 +321,7 @@ class _Say:
 
     def counts(
         self, content: Content, categories: Categories, pictures: Pictures, found: Annotations, table: Objects,
-        broken: Faults, dropped: list[str], learn: bool,
+        broken: Faults, dropped: list[str], learn: bool, single: bool,
     ) -> None:  # fmt: skip
         """Images, objects and classes, and what was left out."""
         if self.source.part and is_first():
@@ -323,6 +335,11 @@ class _Say:
                 *(self.split, f"{len(pictures.names):,}", f"{len(table):,}", len(categories.names)),
                 f"{int(table.crowd.sum()):,}",
             )
+        if pictures.shortened and is_first():
+            logger.info(
+                "%s: %d of %d images were found without the leading folders of their file_name, %s for one",
+                *(self.split, len(pictures.shortened), len(pictures.names), pictures.shortened[0]),
+            )
         left_images, left = LeftOut(), LeftOut()
         gone = sum(fault.startswith("image ") for fault in broken)
         left_images.add("broken", gone)
@@ -333,10 +350,12 @@ class _Say:
                      left.line(self.split, len(table), "objects")):  # fmt: skip
             if line:
                 self.warning(line.removeprefix(f"{self.split}: "))
-        if all_crowd(content.annotations):
+        if single:
             self.warning("every object is marked iscrowd, as a brush marks them; they are taken for single objects")
         if again := renumbered(content.annotations) if content.where is None else 0:
             self.warning("%d annotations have no id or one of another; they were numbered anew", again)
+        if not learn and table.crowd.all():
+            self.warning("no object to be found, so every figure of its score is -1")
         if learn:
             counts = np.bincount(table.labels, minlength=len(categories.names))
             if unused := [name for name, count in zip(categories.names, counts, strict=True) if not count]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from secvit.images.words import SPLITS, split_of
 HELD_OUT = 0.15  # of an undivided set
 UNDIVIDED = ("default", "all", "")  # what CVAT and others call a set without splits, after "instances_"
 FILES = ("_annotations.coco.json", "annotations.json", "labels.json", "result.json", "instances.json", "coco.json")
+OTHER_KINDS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")  # of COCO, of the same images
 FOLDERS = ("images", "data", "JPEGImages")  # of images, beside or above a JSON
 LOOKED_FOR = (
     "annotations/instances_{split}.json, annotations/instances_{split}2017.json, annotations/{split}.json, "
@@ -63,10 +65,10 @@ def _found(root: Path) -> dict[str, Source]:
     """What lies in a folder, by split; "" is a set without splits."""
     if not root.is_dir():
         raise ValueError(f"{root}: {'a file' if root.exists() else 'no such data'}; give the folder of a data set")
-    for kind in (_coco_splits, yolo_splits, voc_splits):
-        if found := kind(root):
-            return found
-    return {}
+    found = _coco_splits(root)
+    if found and all(_is_coco(source.file, 3) for source in found.values()):
+        return found
+    return yolo_splits(root) or voc_splits(root) or found  # beside these, a JSON may be anything
 
 
 # -- COCO ----------------------------------------------------------------------------------------
@@ -74,6 +76,7 @@ def _found(root: Path) -> dict[str, Source]:
 
 def _coco_splits(root: Path) -> dict[str, Source]:
     found: dict[str, tuple[Path, tuple[Path, ...]]] = {}
+    undivided: dict[Path, str] = {}
     above = [child for child in folders(root) if child.name.casefold() == "annotations"]
     for place, prefix in [(place, prefix) for prefix in ("instances_", "") for place in (*above, root)]:
         named = {file: file.stem.removeprefix(prefix) for file in _jsons(place) if file.stem.startswith(prefix)}
@@ -82,7 +85,7 @@ def _coco_splits(root: Path) -> dict[str, Source]:
                 found.setdefault(split, (file, _image_folders(root, named[file], split)))
         for file, word in named.items():
             if prefix and word.casefold() in UNDIVIDED:
-                found.setdefault("", (file, _image_folders(root, word, "")))
+                undivided[file] = word
     inside: dict[str, Path] = {}
     for child in folders(root):
         split = split_of(child.name)
@@ -93,13 +96,19 @@ def _coco_splits(root: Path) -> dict[str, Source]:
             inside[split] = file
             own = (child, *(child / name for name in FOLDERS if (child / name).is_dir()))
             found.setdefault(split, (file, own))
-    if len(found) > 1:
-        found.pop("", None)
     if not found:
         files = [place / name for place in (root, *above) for name in FILES if (place / name).is_file()]
         files += [file for place in (*above, root) for file in _jsons(place) if _is_coco(file)]
+        files = list(dict.fromkeys([*undivided, *files]))
+        sure = [file for file in files if _is_coco(file, 3)]
+        if instances := [file for file in sure if file.stem.startswith("instances_")]:  # captions, keypoints beside it
+            sure = [file for file in sure if file in instances or not file.stem.startswith(OTHER_KINDS)]
+        if len(sure) > 1:
+            names = ", ".join(str(file.relative_to(root)) for file in sure)
+            raise ValueError(f"{root}: {names} are each a set without splits; keep one of them")
         if files:
-            found[""] = (files[0], _image_folders(root, "", ""))
+            file = (sure or files)[0]
+            found[""] = (file, _image_folders(root, undivided.get(file, ""), ""))
     return {split: Source(file, places, functools.partial(_read_coco, file)) for split, (file, places) in found.items()}
 
 
@@ -135,12 +144,15 @@ def _read_coco(file: Path, _: Faults) -> Content:
         raise ValueError(f"{file}: not a readable COCO file ({str(error).removeprefix(f'{file}: ')})") from None
 
 
-def _is_coco(file: Path) -> bool:
-    """Whether an unnamed JSON's beginning or end looks like COCO's: no other list in it is called so."""
+def _is_coco(file: Path, lists: int = 2) -> bool:
+    """Whether a JSON has some of COCO's three lists; of a large one only the beginning and the end are looked at."""
+    part = 1 << 16
     with open(file, "rb") as opened:
-        head = opened.read(1 << 16)
-        opened.seek(max(0, os.path.getsize(file) - (1 << 16)))
-        return any(f'"{name}"'.encode() in head + opened.read() for name in ("images", "annotations", "categories"))
+        head = opened.read(part)
+        opened.seek(max(len(head), (size := os.path.getsize(file)) - part))
+        seen = head + opened.read()
+    count = sum(bool(re.search(rf'"{name}"\s*:\s*\['.encode(), seen)) for name in ("images", "annotations", "categories"))
+    return count >= (lists if size <= 2 * part else 1)
 
 
 def _jsons(folder: Path) -> list[Path]:

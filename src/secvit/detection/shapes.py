@@ -184,8 +184,8 @@ class Geometry:
     of_all: str
 
 
-def check_boxes(boxes: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> Geometry:
-    """Boxes against their images of some heights and widths (m)."""
+def check_boxes(boxes: np.ndarray, heights: np.ndarray, widths: np.ndarray, areas: np.ndarray) -> Geometry:
+    """Boxes against their images of some heights and widths (m), and the areas that the file says (NaN: none)."""
     x, y, w, h = boxes.T
     corners = boxes.astype(np.float32)
     corners[:, 2:] += corners[:, :2]
@@ -209,10 +209,10 @@ def check_boxes(boxes: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> G
             else f"has a box {box} of which {share[i]:.0%} lies in its {size}; expected x, y, width, height"
         )
     beyond = some & ((corners[:, 2:] > limit[:, 2:] + EDGE) | (corners[:, :2] < -EDGE)).any(1)
-    return Geometry(faults, empty | (some & (sides < SMALLEST).any(1)), beyond, _other_kind(boxes, limit, beyond))
+    return Geometry(faults, empty | (some & (sides < SMALLEST).any(1)), beyond, _other_kind(boxes, limit, beyond, areas))
 
 
-def _other_kind(boxes: np.ndarray, limit: np.ndarray, beyond: np.ndarray) -> str:
+def _other_kind(boxes: np.ndarray, limit: np.ndarray, beyond: np.ndarray, areas: np.ndarray) -> str:
     """Why all boxes of a file look like shares of the image, or like corners; "" if they do not."""
     x, y, w, h = boxes.T
     sized = (w > 0) & (h > 0)
@@ -227,6 +227,12 @@ def _other_kind(boxes: np.ndarray, limit: np.ndarray, beyond: np.ndarray) -> str
     if corners[sized].all() and beyond.sum() >= FEW * sized.sum():
         return (
             f"{beyond.sum()} of {len(boxes)} boxes end outside their image, and all are x1, y1, x2, y2 of a box in it; "
+            "write x, y, width and height"
+        )
+    between = np.isclose(areas, (w - x) * (h - y), 1e-3, 1)  # areas may be rounded to whole px
+    if corners[sized].all() and between[sized].all() and not np.isclose(areas, w * h, 1e-3, 1)[sized].all():
+        return (
+            f"the areas of all {len(boxes)} annotations are those of boxes x1, y1, x2, y2, not x, y, width, height; "
             "write x, y, width and height"
         )
     return ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from secvit.detection.source import Content, Source, folders
-from secvit.fields import Faults, Wrong, flag, number, read_text, shown
+from secvit.fields import Faults, Wrong, flag, number, read_bytes, read_text, shown
 from secvit.images.files import image_files
 from secvit.images.read import upright_size
 from secvit.images.words import class_names, split_of
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 FOLDERS = ("JPEGImages", "images")
 MOST = 1 << 24  # bytes of an XML file
+ENCODING = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']""")
 
 
 def voc_splits(root: Path) -> dict[str, Source]:
@@ -74,11 +76,14 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
         except ValueError as error:
             faults.add(f"image {name}: {error}")
             continue
+        path = _xml(image, pictures, annotations)
+        if path in parsed and (fault := _other_size(parsed[path], width, height)):
+            faults.add(f"image {name}: {path.name}: {fault}")
+            continue
         image_id = len(content.images) + 1
         name = image.relative_to(pictures).as_posix()
         content.images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         content.paths.append(image)
-        path = _xml(image, pictures, annotations)
         for i, one in enumerate(parsed[path].iter("object") if path in parsed else (), 1):
             here = f"{path.name} object {i}"
             try:
@@ -106,13 +111,39 @@ def _xml(image: Path, pictures: Path, annotations: Path) -> Path:
 
 def _parse(path: Path) -> ElementTree.Element:
     """The root of an XML file; one that declares entities, which could grow without bounds, is refused."""
-    content = read_text(path, MOST)
+    content = _decoded(path)
     if "<!DOCTYPE" in content or "<!ENTITY" in content:
         raise ValueError(f"{path.name}: declares a document type or entities; write it without")
     try:
         return ElementTree.fromstring(content)
     except (ElementTree.ParseError, ValueError) as error:
         raise ValueError(f"{path.name}: not XML ({error}); write it again") from None
+
+
+def _decoded(path: Path) -> str:
+    """An XML file's text, in the encoding that it declares."""
+    content = read_bytes(path, MOST)
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    else:
+        declared = ENCODING.match(content)
+        encoding = declared[1].decode() if declared else "utf-8"
+        if encoding.casefold().startswith(("utf-8", "utf8", "utf-16", "utf16")):  # a text of 16 bits, saved as UTF-8
+            encoding = "utf-8-sig"
+    try:
+        return content.removeprefix(b"\xef\xbb\xbf").decode(encoding)
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"{path.name}: not text in {encoding} ({error}); save it as UTF-8") from None
+
+
+def _other_size(root: ElementTree.Element, width: int, height: int) -> str:
+    """What is wrong with the size that an XML file says; "" if it is the picture's, 0 or missing."""
+    found = [(root.findtext(f"size/{name}") or "").strip() for name in ("width", "height")]
+    try:
+        wrong = any(text and number(text) not in (0, size) for text, size in zip(found, (width, height), strict=True))
+    except Wrong as error:
+        return f"size is {shown(found)}, expected two numbers ({error})"
+    return f"the picture is {width}x{height} px upright, size says {'x'.join(found)}" if wrong else ""
 
 
 def _name(one: ElementTree.Element) -> str:

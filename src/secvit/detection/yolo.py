@@ -22,7 +22,7 @@ SLACK = 0.02  # of the image, by which a rounded number may lie outside
 
 def yolo_splits(root: Path) -> dict[str, Source]:
     """Splits by data.yaml, or by a list of classes with folders images and labels; "" is a set without splits."""
-    file = next((f for f in (*sorted(root.glob("*.y*ml")), *(root / n for n in NAMES)) if _names_classes(f)), None)
+    file = _listing(root)
     if file is None:
         return {}
     config = _config(file)
@@ -47,6 +47,41 @@ def yolo_splits(root: Path) -> dict[str, Source]:
     }
 
 
+def _listing(root: Path) -> Path | None:
+    """What lists the classes: data.yaml, else a YAML that names splits, else another one, else a text file."""
+    files = [file for file in (*sorted(root.glob("*.y*ml")), *(root / name for name in NAMES)) if _names_classes(file)]
+    rank = {file: _rank(file) for file in files}
+    best = [file for file in files if rank[file] == min(rank.values())]
+    if len(best) > 1:
+        said = [(_by_number(config["names"]), _places(config)) for config in map(_config, best)]
+        if any(one != said[0] for one in said):
+            names = ", ".join(file.name for file in best)
+            raise ValueError(f"{root}: {names} have other names of classes or splits; keep one of them")
+    return best[0] if best else None
+
+
+def _rank(file: Path) -> int:
+    if file.name in NAMES:
+        return 3
+    return 0 if file.stem.casefold() == "data" else 1 if _readable(file) and _places(_config(file)) else 2
+
+
+def _readable(file: Path) -> bool:
+    try:
+        return bool(_config(file))
+    except ValueError:
+        return False
+
+
+def _places(config: dict[Any, Any]) -> dict[Any, Any]:
+    """The entries of a YAML that name a split."""
+    return {key: value for key, value in config.items() if isinstance(key, str) and split_of(key)}
+
+
+def _by_number(names: Any) -> Any:
+    return dict(enumerate(names)) if isinstance(names, list) else names
+
+
 def _names_classes(file: Path) -> bool:
     try:
         return file.is_file() and (file.name in NAMES or "names" in _config(file))
@@ -57,7 +92,10 @@ def _names_classes(file: Path) -> bool:
 def _config(file: Path) -> dict[Any, Any]:
     """A YAML's entries; of a list of classes, "names" alone."""
     if file.name in NAMES:
-        return {"names": [line.strip() for line in read_text(file, 1 << 24).splitlines() if line.strip()]}
+        lines = read_text(file, 1 << 24).rstrip().splitlines()
+        if blank := next((i for i, line in enumerate(lines, 1) if not line.strip()), 0):
+            raise ValueError(f"{file}: line {blank} is blank, and classes count by lines; give it a name or remove it")
+        return {"names": [line.strip() for line in lines]}
     found = read_yaml(file)
     return found if isinstance(found, dict) else {}
 
