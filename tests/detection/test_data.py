@@ -167,6 +167,10 @@ FATAL = {
         lambda c: [a.update(bbox=[10, 8, 80, 64 - i]) for i, a in enumerate(c["annotations"])],
         "8 of 8 boxes end outside their image, and all are x1, y1, x2, y2",
     ),
+    "boxes as corners that end in their image": (
+        lambda c: [a.update(bbox=[5 + i, 4, 25 + i, 14], area=200) for i, a in enumerate(c["annotations"])],
+        "areas of all 8 annotations are those of boxes x1, y1, x2, y2",
+    ),
 }  # fmt: skip
 
 
@@ -317,3 +321,16 @@ def test_a_jpeg_that_breaks_off_is_replaced_and_counted(folder, caplog):
 def test_real_sets_are_whole(name, shared):
     for split in ("train", "val"):
         assert not load(shared / "data" / name, split).dropped
+
+
+def test_boxes_of_the_areas_that_the_file_says_are_no_corners(folder):
+    edit(folder, "train", lambda c: [a.update(bbox=[5, 4, 25, 14], area=25 * 14) for a in c["annotations"]])
+    assert load(folder, "train", False).table.boxes[0].tolist() == [5, 4, 25, 14]
+
+
+@pytest.mark.parametrize("name", ["../train/0.png", "./0.png", "link.png"])
+def test_one_file_under_two_entries_is_refused_however_its_path_is_spelled(folder, name):
+    (folder / "train" / "link.png").symlink_to("0.png")
+    edit(folder, "train", lambda c: c["images"][1].update(file_name=name))
+    with pytest.raises(ValueError, match="image 10 and image 11 are one file, .*put their annotations under one"):
+        load(folder, "train")

@@ -11,7 +11,7 @@ from faster_coco_eval.core import mask as rle
 from secvit.detection.data import encode, load
 from secvit.detection.evaluate import FIGURES, average_precision, ground_truth
 from secvit.detection.predict import as_results
-from tests.detection.make import coco_folder
+from tests.detection.make import coco_folder, edit
 
 
 def truth_as_results(coco):
@@ -66,7 +66,19 @@ def test_all_twelve_figures_are_those_of_pycocotools(kind, shared):
 
 def test_no_detection_is_an_ap_of_zero(tmp_path):
     coco = load(coco_folder(tmp_path), "val")
-    assert average_precision(coco, [])["AP"] == 0.0
+    figures = average_precision(coco, [])
+    assert figures["AP"] == figures["AR100"] == figures["AP_small"] == 0.0 and figures["AP_large"] == -1
+    assert figures["per_class"] == {"square": 0, "triangle": 0}
+
+
+@pytest.mark.parametrize("detections", [0, 1])
+def test_without_an_object_every_figure_is_minus_one_and_it_is_said(tmp_path, detections, caplog):
+    edit(coco_folder(tmp_path), "val", lambda c: c.update(annotations=[]))
+    coco = load(tmp_path, "val")
+    found = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5], "score": 0.5}] * detections
+    figures = average_precision(coco, found)
+    assert {figures[name] for name in FIGURES} == {-1} and set(figures["per_class"].values()) == {-1}
+    assert "val: no object to be found, so every figure of its score is -1" in caplog.text
 
 
 def test_a_detectors_output_becomes_cocos_entries():

@@ -340,3 +340,169 @@ def test_named_splits_win_over_a_file_without_them(tmp_path):
     cvat_project(tmp_path)
     coco(tmp_path / "annotations/instances_default.json", ALL)
     assert [len(load(tmp_path, split)) for split in ("train", "val")] == [6, 2]
+
+
+@pytest.mark.parametrize(
+    "size", ["", "<size><width>0</width><height>0</height></size>", "<size><width>80</width></size>"]
+)
+def test_a_voc_size_may_be_missing_or_zero(tmp_path, size):
+    voc(tmp_path)
+    file = tmp_path / "Annotations/3.xml"
+    file.write_text(file.read_text().replace("<filename>", size + "<filename>"))
+    assert len(load(tmp_path, "train")) == 6
+
+
+@pytest.mark.parametrize("size", ["64x80", "800x640", "widex64"])
+def test_a_voc_size_that_is_not_the_pictures_is_a_fault(tmp_path, size):
+    voc(tmp_path)
+    width, height = size.split("x")
+    for seed in (1, 3):
+        file = tmp_path / f"Annotations/{seed}.xml"
+        own = f"<size><width>{width}</width><height>{height}</height></size><object>"
+        file.write_text(file.read_text().replace("<object>", own, 1))
+    with pytest.raises(ValueError, match="(?s)image 1: 1.xml: .*size.*image 3: 3.xml: .*size"):
+        load(tmp_path, "train")
+    assert len(load(tmp_path, "train", drop_broken=True)) == 4
+
+
+@pytest.mark.parametrize("encoding", ["iso-8859-1", "gb2312", "utf-16", "utf-8"])
+def test_a_voc_file_is_read_in_the_encoding_that_it_declares(tmp_path, encoding):
+    voc(tmp_path)
+    name = "\u732b" if encoding == "gb2312" else "caf\u00e9"
+    for file in (tmp_path / "Annotations").glob("*.xml"):
+        text = f'<?xml version="1.0" encoding="{encoding}"?>' + file.read_text().replace("square", name)
+        file.write_bytes(text.encode(encoding))
+    assert set(load(tmp_path, "train").classes) == {name, "triangle"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-7", "cp037"])
+def test_entities_are_refused_in_any_encoding(tmp_path, encoding):
+    voc(tmp_path)
+    head, rest = (
+        f'<?xml version="1.0" encoding="{encoding}"?>',
+        '<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>',
+    )
+    whole = (head + rest).encode(encoding) if encoding == "utf-16" else head.encode() + rest.encode(encoding)
+    (tmp_path / "Annotations/3.xml").write_bytes(whole)
+    with pytest.raises(ValueError, match="3.xml"):
+        load(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("annotations/instances_Batch1.json", "annotations/instances_Batch2.json"),
+        ("annotations/instances_default.json", "annotations/instances_Batch2.json"),
+        ("labels.json", "result.json"),
+    ],
+)
+def test_of_several_files_without_splits_none_is_chosen_by_chance(tmp_path, names):
+    pictures(tmp_path / "images", ALL)
+    for name, seeds in zip(names, (TRAIN, VAL)):
+        coco(tmp_path / name, seeds)
+    with pytest.raises(ValueError, match="are each a set without splits; keep one of them") as error:
+        find(tmp_path, "train")
+    assert all(name in str(error.value) for name in names)
+    (tmp_path / names[1]).unlink()
+    assert len(load(tmp_path, "train")) == 5
+
+
+def test_captions_of_the_same_images_are_no_second_set(tmp_path):
+    cvat_task(tmp_path)
+    coco(tmp_path / "annotations/person_keypoints_default.json", ALL)
+    assert find(tmp_path, "train").file.name == "instances_default.json"
+
+
+def test_data_yaml_wins_over_others_with_names_and_then_what_names_splits(tmp_path):
+    yolo(tmp_path)
+    (tmp_path / "aa.yaml").write_text("names: {0: z, 1: y}\n")
+    assert load(tmp_path, "train").classes == NAMES
+    (tmp_path / "data.yaml").rename(tmp_path / "set.yaml")
+    assert load(tmp_path, "train").classes == NAMES
+    (tmp_path / "other.yaml").write_text((tmp_path / "set.yaml").read_text())
+    assert load(tmp_path, "train").classes == NAMES
+    (tmp_path / "other.yaml").write_text("train: images/train\nval: images/val\nnames: [y, z]\n")
+    with pytest.raises(ValueError, match="other.yaml, set.yaml have other names .*; keep one of them"):
+        load(tmp_path, "train")
+
+
+def test_a_blank_line_among_classes_is_refused_and_one_after_them_is_not(tmp_path):
+    yolo_undivided(tmp_path)
+    (tmp_path / "classes.txt").write_text("square\ntriangle\n\n \n")
+    assert load(tmp_path, "train").classes == NAMES
+    (tmp_path / "classes.txt").write_text("square\n\ntriangle\n")
+    with pytest.raises(ValueError, match="classes.txt: line 2 is blank"):
+        load(tmp_path, "train")
+
+
+@pytest.mark.parametrize("make", [yolo, voc], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("name", ["meta.json", "labels.json", "train.json", "instances_default.json"])
+@pytest.mark.parametrize(
+    "content", ['{"images": "none"}', '{"images": [], "annotations": []}', '["images"]'], ids=range(3)
+)
+def test_an_unrelated_json_beside_another_layout_is_passed_over(tmp_path, make, name, content):
+    make(tmp_path)
+    (tmp_path / name).write_text(content)
+    assert [len(load(tmp_path, split)) for split in ("train", "val")] == [6, 2]
+
+
+def test_an_unrelated_json_is_no_second_set(tmp_path):
+    label_studio(tmp_path)
+    (tmp_path / "meta.json").write_text('{"images": 8, "annotations": 16}')
+    assert find(tmp_path, "train").file.name == "result.json"
+
+
+def test_leading_folders_are_dropped_where_all_names_have_them_and_it_is_said(tmp_path, caplog):
+    caplog.set_level("INFO")
+    label_studio_uploads(tmp_path)
+    assert len(load(tmp_path, "train")) == 7
+    assert caplog.text.count("7 of 7 images were found without the leading folders") == 1
+
+
+def named(root, files, names):
+    for seed, file in enumerate(files):
+        picture(root / file, seed)
+    coco(root / "annotations/instances_train.json", range(len(names)))
+    file = root / "annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    for one, name in zip(content["images"], names, strict=True):
+        one["file_name"] = name
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "missing"),
+    [
+        (["train/cats/0.png", "train/0.png"], ["cats/0.png", "dogs/0.png"], "dogs/0.png"),
+        (["images/b/0.png", "images/0.png"], ["b/0.png", "a/0.png"], "a/0.png"),
+        (["train/cats/0.png", "train/1.png"], ["/x/cats/0.png", "/x/dogs/1.png"], "/x/dogs/1.png"),
+    ],
+)
+def test_a_missing_picture_is_not_found_in_another_folder(tmp_path, files, names, missing):
+    named(tmp_path, files, names)
+    with pytest.raises(ValueError, match=f"(?s)image 2: no file {missing} in"):
+        load(tmp_path, "train")
+
+
+@pytest.mark.parametrize("names", [["cats/0.png", "dogs/1.png"], ["x/0.png", "1.png"], ["s3://a/b/0.png", "/c/1.png"]])
+def test_pictures_that_lie_in_one_folder_are_found_without_theirs(tmp_path, names):
+    named(tmp_path, ["train/0.png", "train/1.png"], names)
+    assert len(load(tmp_path, "train")) == 2
+
+
+def test_no_categories_do_not_hide_what_is_wrong_with_the_files(tmp_path):
+    voc(tmp_path)
+    for file in (tmp_path / "Annotations").glob("*.xml"):
+        file.write_text("<annotation>")
+    with pytest.raises(ValueError, match="(?s)no categories; add some.*1.xml: not XML.*2.xml: not XML"):
+        load(tmp_path, "train")
+
+
+@pytest.mark.parametrize("of_all", [True, False])
+def test_crowds_of_val_are_single_objects_only_if_those_of_train_are(tmp_path, of_all):
+    for name, seeds in (("train", TRAIN), ("val", VAL)):
+        pictures(tmp_path / name, seeds)
+        crowd = name == "val" or of_all
+        coco(tmp_path / f"annotations/instances_{name}.json", seeds, iscrowd=lambda one, crowd=crowd: int(crowd))
+    assert load(tmp_path, "val").table.crowd.tolist() == [not of_all] * 4
+    assert load(tmp_path, "train").table.crowd.sum() == 0

@@ -11,8 +11,10 @@ from torchvision.transforms import v2
 
 from secvit.cli import main
 from secvit.detection import load_detector, recipes, train
+from secvit.detection.data import load
 from secvit.detection.evaluate import FIGURES
 from secvit.detection.saved import create
+from secvit.detection.train import check_overlap
 from secvit.recipes import of as recipes_of
 from tests.detection.make import coco_folder, edit
 from tests.train.launch import launch, train_on_one_and_on_two
@@ -173,3 +175,13 @@ def test_a_classifiers_weights_become_a_detectors_backbone(tmp_path):
     new = [name for name, value in detector.state_dict().items() if other[name].shape != value.shape]
     assert new and all("predictors" in name for name in new)
     assert all(torch.equal(other[name], value) for name, value in detector.state_dict().items() if name not in new)
+
+
+def test_pictures_of_val_that_are_in_train_are_said(tmp_path, caplog):
+    coco_folder(tmp_path)
+    edit(tmp_path, "val", lambda c: [one.update(file_name=f"../train/{one['file_name']}") for one in c["images"][:2]])
+    train_split, val_split = (load(tmp_path, split) for split in ("train", "val"))
+    assert len(check_overlap(train_split, val_split)) == 2
+    assert "2 of 4 images of val are in train as well, so the score will be too good" in caplog.text
+    caplog.clear()
+    assert not check_overlap(val_split, load(coco_folder(tmp_path / "other"), "train")) and not caplog.text

@@ -229,7 +229,7 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
 
 
 def _train_is_all_crowd(root: Path) -> bool:
-    """Whether train, where there is one, has nothing but crowds: one split alone may have no other objects by chance."""
+    """Whether train, if there is one, has nothing but crowds: another split may have no other objects by chance."""
     known = splits(root)
     source = find(root, "train") if "train" in known else None
     return source is None or all_crowd(source.read(Faults(source.file)).annotations)

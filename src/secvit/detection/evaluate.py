@@ -122,11 +122,11 @@ def average_precision(
                 f"1 to {len(coco)} and categories 1 to {len(coco.classes)} here"
             )
     shown = [{key: value for key, value in one.items() if kind == "mask" or key != "segmentation"} for one in results]
-    if not shown:
-        return {**dict.fromkeys(FIGURES, 0.0), "per_class": dict.fromkeys(coco.classes, 0.0)}
-    truth = COCO(ground_truth(coco))
+    content = ground_truth(coco)
+    truth = COCO(content)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval_faster(truth, truth.loadRes(shown), KINDS[kind])
+        found = truth.loadRes(shown) if shown else COCO({**content, "annotations": []})
+        evaluation = COCOeval_faster(truth, found, KINDS[kind])
         evaluation.params.maxDets = [1, 10, max_dets]
         evaluation.evaluate()
         evaluation.accumulate()

@@ -151,7 +151,9 @@ def _is_coco(file: Path, lists: int = 2) -> bool:
         head = opened.read(part)
         opened.seek(max(len(head), (size := os.path.getsize(file)) - part))
         seen = head + opened.read()
-    count = sum(bool(re.search(rf'"{name}"\s*:\s*\['.encode(), seen)) for name in ("images", "annotations", "categories"))
+    count = sum(
+        bool(re.search(rf'"{name}"\s*:\s*\['.encode(), seen)) for name in ("images", "annotations", "categories")
+    )
     return count >= (lists if size <= 2 * part else 1)
 
 

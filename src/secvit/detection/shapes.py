@@ -209,7 +209,9 @@ def check_boxes(boxes: np.ndarray, heights: np.ndarray, widths: np.ndarray, area
             else f"has a box {box} of which {share[i]:.0%} lies in its {size}; expected x, y, width, height"
         )
     beyond = some & ((corners[:, 2:] > limit[:, 2:] + EDGE) | (corners[:, :2] < -EDGE)).any(1)
-    return Geometry(faults, empty | (some & (sides < SMALLEST).any(1)), beyond, _other_kind(boxes, limit, beyond, areas))
+    return Geometry(
+        faults, empty | (some & (sides < SMALLEST).any(1)), beyond, _other_kind(boxes, limit, beyond, areas)
+    )
 
 
 def _other_kind(boxes: np.ndarray, limit: np.ndarray, beyond: np.ndarray, areas: np.ndarray) -> str:

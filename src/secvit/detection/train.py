@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -48,6 +49,7 @@ def train(
     find(data, scored, divide=True)
     train_split = load(data, "train", masks, recipe.drop_broken, divide=True)
     val_split = load(data, scored, masks, divide=True)
+    check_overlap(train_split, val_split)
     if masks and not (train_split.has_masks and val_split.has_masks):
         lacking = " and ".join(split.name for split in (train_split, val_split) if not split.has_masks)
         logger.warning("no object of %s has a mask: boxes alone are learned (masks: false)", lacking)
@@ -101,6 +103,19 @@ def train(
         "skipped": skipped_in(dataset),
     }
     return write_result(output, done, config, own, asdict(recipe))
+
+
+def check_overlap(train: Coco, held_out: Coco) -> list[str]:
+    """Warn of held-out pictures that are in train as well, compared by path, and return their files."""
+    known = set(map(os.path.realpath, train.names))
+    twice = [name for name in held_out.names if os.path.realpath(name) in known]
+    if twice:
+        logger.warning(
+            "%d of %d images of %s are in %s as well, so the score will be too good: %s%s",
+            *(len(twice), len(held_out), held_out.name, train.name, ", ".join(twice[:3])),
+            ", ..." if len(twice) > 3 else "",
+        )
+    return twice
 
 
 def check_classes(output: Path, data: Coco) -> None:
