@@ -334,3 +334,6 @@ def test_one_file_under_two_entries_is_refused_however_its_path_is_spelled(folde
     edit(folder, "train", lambda c: c["images"][1].update(file_name=name))
     with pytest.raises(ValueError, match="image 10 and image 11 are one file, .*put their annotations under one"):
         load(folder, "train")
+    with pytest.raises(ValueError, match="image 10 and image 11 are one file"):
+        (folder / "annotations/instances_val.json").unlink()
+        load(folder, "val", divide=True)

@@ -134,25 +134,25 @@ def read_pictures(content: Content, source: Source, places: Sequence[Path], fata
     bar = tqdm(entries, desc=f"checking {source.file.stem}", disable=not is_first() or None, leave=False)
     for k, (one, id, name, i) in enumerate(bar):
         found.place[id] = BROKEN
+        file = files[k] if files else None
+        path = content.paths[i] if content.paths else file.path if file else None
+        if path:  # of the other part, too: the file would be in both
+            if (other := by_path.setdefault(os.path.realpath(path), one.where)) != one.where:
+                fatal.add(f"{other} and {one.where} are one file, {path}; put their annotations under one of them")
         if source.part and k not in chosen:
             found.place[id] = ELSEWHERE
             continue
         try:
             size = (one.get("width", _pixels), one.get("height", _pixels))
-            if files is None:
-                path = content.paths[i]
-            elif file := files[k]:
-                path = file.path
-                found.shortened += [name] if file.dropped else []
-            else:
+            if path is None:
                 raise ValueError(f"{one.where}: no file {name} in {places[0]}")
+            if file and file.dropped:
+                found.shortened.append(name)
             if content.paths is None:
                 _check_size(one.where, path, size)
         except ValueError as error:
             broken.add(error)
             continue
-        if (other := by_path.setdefault(os.path.realpath(path), one.where)) != one.where:
-            fatal.add(f"{other} and {one.where} are one file, {path}; put their annotations under one of them")
         found.place[id] = len(found.names)
         found.names.append(name)
         found.paths.append(path)
