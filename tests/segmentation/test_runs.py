@@ -220,8 +220,8 @@ import json, torch
 from secvit.segmentation import data, masks
 torch.distributed.init_process_group("gloo")
 read = []
-original = data.read_mask
-data.read_mask = lambda path, colours=None: read.append(path.name) or original(path, colours)
+original = data.read_indexed
+data.read_indexed = lambda path, colours=None: read.append(path.name) or original(path, colours)
 found = data.load({str(data)!r}, "train")
 mine = {{"read": sorted(read), "classes": found.classes}}
 every = [None, None]
