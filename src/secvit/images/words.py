@@ -53,7 +53,8 @@ def match_classes(
             raise ValueError(f"{where}: class {twice[0]!r} occurs twice; give each class its own name")
     place = {name: i for i, name in enumerate(known)}
     new = [name for name in given if name not in place]
-    lacking = [name for name in known if name not in set(given)]
+    there = set(given)
+    lacking = [name for name in known if name not in there]
     if new or (all_of_them and lacking):
         raise ValueError(
             f"{given_from} and {known_from} have other classes ({len(given)} and {len(known)})"
