@@ -300,6 +300,16 @@ def test_a_function_mode_sees_calls_of_sdpa():
     assert F.scaled_dot_product_attention in seen
 
 
+@seam("torch", "train/loading.py _from_workers()", "end the loading processes by what the iterator offers now")
+def test_the_iterator_over_loading_processes_can_be_shut_down():
+    """iter(DataLoader(num_workers=1)) has _shutdown_workers()"""
+    from torch.utils.data import DataLoader
+
+    iterator = iter(DataLoader([1, 2, 3], num_workers=1))
+    assert next(iterator).tolist() == [1]
+    iterator._shutdown_workers()
+
+
 # -- torchvision, faster-coco-eval, jsonargparse -----------------------------------------------------------
 
 
