@@ -25,6 +25,7 @@ MASKS = tuple(ending for ending in EXTENSIONS if ending not in LOSSY)
 LARGEST = 65535  # value of a mask
 VOID = (224, 224, 192)  # PASCAL VOC's colour of pixels without a class
 IN_COLOUR = ("RGB", "RGBA", "RGBX")
+GREYS = bytes(value for value in range(256) for _ in "rgb")  # the palette whose indices are grey values
 # Pillow stretches grey values of 2 and 4 bits to 0..255
 STRETCHED = {"L;2": 85, "L;4": 17}
 # what Pillow's decoders raise on bytes that are not the image they claim to be
@@ -138,7 +139,7 @@ def _palette(opened: Image.Image) -> bytes:
     """The palette of an indexed picture; b"" for one colour throughout, and for indices as grey values."""
     palette = bytes(opened.getpalette() or ())
     count = len(palette) // 3
-    plain = count > 1 and palette in (palette[:3] * count, bytes(i for i in range(count) for _ in range(3)))
+    plain = count > 1 and palette in (palette[:3] * count, GREYS[: 3 * count])
     return b"" if plain else palette
 
 
