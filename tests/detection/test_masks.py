@@ -9,7 +9,7 @@ from faster_coco_eval.core import mask as rle
 
 from secvit.detection.data import load
 from secvit.detection.masks import decode, measure
-from secvit.detection.objects import Masks, Texts
+from secvit.detection.objects import Masks
 from secvit.detection.shapes import read_masks
 from tests.detection.make import coco_folder
 
@@ -87,7 +87,6 @@ def test_flat_arrays_give_back_the_very_numbers_of_the_file(step):
     turned = masks.take(np.array([3, 1, 0]))
     assert turned.segmentation(0, 9, 9) == [points[34:40], points[40:]]
     assert turned.segmentation(1, 9, 9)["counts"] == b"abc" and turned.segmentation(2, 9, 9)[1] == points[6:14]
-    assert Texts(["a", "", "ü/b"])[:] == ["a", "", "ü/b"]
 
 
 def test_a_split_cannot_be_written_to_and_forked_workers_share_it(tmp_path):

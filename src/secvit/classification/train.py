@@ -17,6 +17,7 @@ from secvit.classification.data import TrainView
 from secvit.classification.evaluate import eval_view, evaluate
 from secvit.classification.task import ClassificationTask
 from secvit.images import load_checked, skipped_in
+from secvit.images.names import Names
 from secvit.images.words import match_classes
 from secvit.models import SECDeiT, SECSwin
 from secvit.models.saved import class_names_in, class_names_of, create, load_pretrained, patched
@@ -74,7 +75,7 @@ def train(
         config=config,
         resume=resume,
         classes=train_images.classes,
-        names=[f"{name} {label}" for name, label in zip(train_images.names, train_images.labels.tolist())],
+        names=Names.of(f"{name} {label}" for name, label in zip(train_images.names, train_images.labels.tolist())),
     )
     own = {
         "summary": summary(done.metrics, held_out),

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from secvit.detection.layouts import held_out
 from secvit.detection.shapes import LIMIT, REAL
 from secvit.detection.source import Content, Source, resolve_all
 from secvit.fields import Entry, Faults, Wrong, flag, identity, number, shown, text, whole
 from secvit.images import upright_size
+from secvit.images.held_out import held_out
 from secvit.train.shares import is_first
 
 BROKEN, ELSEWHERE = -1, -2  # for an image's place: left out, of the other part
@@ -128,7 +128,7 @@ def read_pictures(content: Content, source: Source, places: Sequence[Path], fata
     if source.part:
         if len(entries) < 2:
             raise ValueError(f"{source.file}: {len(entries)} image cannot be divided into train and val; add images")
-        chosen = held_out([name.replace("\\", "/") for _, _, name, _ in entries], source.part)
+        val = set(held_out(name.replace("\\", "/") for _, _, name, _ in entries).tolist())
     files = None if content.paths else resolve_all([name for _, _, name, _ in entries], places)
     by_path: dict[str, str] = {}
     bar = tqdm(entries, desc=f"checking {source.file.stem}", disable=not is_first() or None, leave=False)
@@ -139,7 +139,7 @@ def read_pictures(content: Content, source: Source, places: Sequence[Path], fata
         if path:  # of the other part, too: the file would be in both
             if (other := by_path.setdefault(os.path.realpath(path), one.where)) != one.where:
                 fatal.add(f"{other} and {one.where} are one file, {path}; put their annotations under one of them")
-        if source.part and k not in chosen:
+        if source.part and (k in val) != (source.part == "val"):
             found.place[id] = ELSEWHERE
             continue
         try:

@@ -35,12 +35,13 @@ from secvit.detection.coco import (
 )
 from secvit.detection.layouts import find, has_images, splits
 from secvit.detection.masks import decode, encode
-from secvit.detection.objects import ByNumber, Objects, Rows, Texts, ends, frozen
+from secvit.detection.objects import ByNumber, Objects, Rows, ends, frozen
 from secvit.detection.shapes import check_boxes, check_masks, read_masks
 from secvit.detection.source import Content, Source
 from secvit.fields import Faults
 from secvit.images import View, read_image, seeded
 from secvit.images.files import LeftOut
+from secvit.images.names import Names
 from secvit.images.words import match_classes
 from secvit.train.sampler import mix
 from secvit.train.shares import is_first
@@ -64,8 +65,8 @@ class Coco:
     name: str
     file: Path
     folder: Path
-    file_names: Texts
-    paths: Texts
+    file_names: Names
+    paths: Names
     sizes: np.ndarray
     table: Objects
     classes: tuple[str, ...]
@@ -216,8 +217,8 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
         split,
         source.file,
         folder,
-        Texts(pictures.names),
-        Texts([path.removeprefix(f"{folder}{os.sep}") for path in map(str, pictures.paths)]),
+        Names.of(pictures.names),
+        Names.of(path.removeprefix(f"{folder}{os.sep}") for path in map(str, pictures.paths)),
         frozen(np.array(pictures.sizes, np.int64).reshape(-1, 2)),
         table,
         categories.names,

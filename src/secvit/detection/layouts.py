@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from secvit.fields import Entry, Faults, items, read_json
 from secvit.images.files import is_image, is_stray
 from secvit.images.words import SPLITS, split_of
 
-HELD_OUT = 0.15  # of an undivided set
 UNDIVIDED = ("default", "all", "")  # what CVAT and others call a set without splits, after "instances_"
 FILES = ("_annotations.coco.json", "annotations.json", "labels.json", "result.json", "instances.json", "coco.json")
 OTHER_KINDS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")  # of COCO, of the same images
@@ -52,13 +49,6 @@ def find(root: str | Path, split: str, divide: bool = False) -> Source:
     raise ValueError(
         f"{root}: no {split} split in COCO's format; looked for {looked_for}" + (f"; found {has}" if has else "")
     )
-
-
-def held_out(names: Sequence[str], part: str) -> set[int]:
-    """Which images of an undivided set are in a part: the 15 % with the lowest SHA-1 of their name are "val"."""
-    order = sorted(range(len(names)), key=lambda i: hashlib.sha1(names[i].encode(errors="surrogatepass")).digest())
-    count = min(len(names) - 1, max(1, round(HELD_OUT * len(names))))
-    return set(order[:count] if part == "val" else order[count:])
 
 
 def _found(root: Path) -> dict[str, Source]:

@@ -74,19 +74,6 @@ class ByNumber(Mapping[int, T]):
         return self.rows[number - 1]
 
 
-class Texts(Rows[str]):
-    """Many short texts as one array of bytes."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        coded = [text.encode(errors="surrogatepass") for text in texts]
-        self.bytes = frozen(np.frombuffer(b"".join(coded), np.uint8))
-        self.ends = frozen(ends([len(text) for text in coded]))
-        super().__init__(len(coded), self._text)
-
-    def _text(self, i: int) -> str:
-        return self.bytes[self.ends[i] : self.ends[i + 1]].tobytes().decode(errors="surrogatepass")
-
-
 @dataclass(frozen=True)
 class Masks:
     """Segmentations of m objects: polygons, compressed run lengths or none.

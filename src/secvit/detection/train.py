@@ -18,6 +18,7 @@ from secvit.detection.evaluate import average_precision, detect
 from secvit.detection.saved import create
 from secvit.detection.task import DetectionTask
 from secvit.images import skipped_in
+from secvit.images.names import Names
 from secvit.images.words import match_classes
 from secvit.models.saved import saved_config
 from secvit.train import checkpoint as files
@@ -86,7 +87,7 @@ def train(
         config=config,
         resume=resume,
         classes=train_split.classes,
-        names=[str(train_split.path(i)) for i in dataset.index],
+        names=Names.of(str(train_split.path(i)) for i in dataset.index),
     )
     own = {
         "summary": summary(done.metrics, scored),

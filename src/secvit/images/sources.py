@@ -16,7 +16,6 @@ hfds/NAME, hfds/DIR                                  Hugging Face datasets
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from functools import partial
@@ -26,6 +25,7 @@ import numpy as np
 
 from secvit.images.digits import DIGITS, read_digits
 from secvit.images.folders import contents, flat_classes, folder_classes, is_flat, read_flat, read_folder
+from secvit.images.held_out import held_out
 from secvit.images.hfds import hfds_sources
 from secvit.images.labelled import Images, Source
 from secvit.images.npz import npz_classes, read_npz
@@ -34,8 +34,6 @@ from secvit.images.tables import SUFFIXES, check_labels, table_source, table_sou
 from secvit.images.words import SPLITS, split_of
 
 logger = logging.getLogger(__name__)
-
-HELD_OUT = 0.15
 
 
 def load_split(data: str | Path, split: str = "train", classes: tuple[str, ...] = ()) -> Images:
@@ -158,20 +156,10 @@ def _npz(path: Path) -> Source:
 
 
 def _held_out(images: Images, split: str, data: str | Path) -> Images:
-    """Split an undivided set: the 15 % of each class with the lowest hash of the name are "val"."""
-
-    def digest(name: str) -> bytes:
-        name = name.removeprefix(images.root).replace("\\", "/").lstrip("/")
-        return hashlib.sha1(name.encode("utf-8", "surrogatepass")).digest()
-
-    order = np.fromiter(map(digest, images.names), "S20", len(images)).argsort(kind="stable")
-    labels = images.labels.numpy()[order]
-    chosen = []
-    for label in range(len(images.classes)):
-        members = order[labels == label]
-        count = min(len(members) - 1, max(1, round(HELD_OUT * len(members))))
-        chosen.append(members[: max(0, count)] if split == "val" else members[max(0, count) :])
-    indices = np.sort(np.concatenate(chosen))
+    """Split an undivided set: a fixed part of each class is "val"."""
+    names = (name.removeprefix(images.root).replace("\\", "/").lstrip("/") for name in images.names)
+    val = held_out(names, images.labels.numpy())
+    indices = val if split == "val" else np.setdiff1d(np.arange(len(images)), val)
     if not len(indices):
         raise ValueError(
             f"{data}: each class has one image, so nothing can be held out for {split}; add images, or a val split"

@@ -5,7 +5,6 @@ Names of folders count in any case, and the words for splits are those of all ta
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from secvit.fields import Faults, read_text
 from secvit.images.files import LeftOut, image_files, is_image, is_stray, kind_of
+from secvit.images.held_out import held_out
 from secvit.images.words import SPLITS, split_of
 from secvit.segmentation.classes import Named, ade20k, cityscapes, from_csv, read_names, voc, voc_colours
 from secvit.segmentation.masks import LOSSY, MASKS, Colours
@@ -34,7 +34,6 @@ ADE20K = ("images", "training", "annotations", "training")
 VOC, VOC_LISTS = ("jpegimages", "segmentationclass"), "imagesets/segmentation"
 ROBOFLOW, CSV = "_mask", "_classes.csv"  # x.jpg has x_mask.png beside it
 CITYSCAPES = (("leftimg8bit/{}", "gtfine/{}", "_gtFine"), ("leftimg8bit/{}", "gtcoarse/{}", "_gtCoarse"))
-HELD_OUT = 0.15  # of an undivided set
 LISTS = 1 << 28  # bytes that a list of names may have
 LOOKED_FOR = (
     *(" + ".join(layout) for layout in (*LAYOUTS, *UNDIVIDED)),
@@ -99,8 +98,8 @@ class Layout:
         pictures, masks, left_out = _files(place)
         order = sorted(pictures)
         if self.undivided:
-            kept = set(sorted(order, key=_by_hash)[: max(1, round(HELD_OUT * len(order)))])
-            order = [name for name in order if (name in kept) == (split == "val")]
+            val = set(held_out(order).tolist())
+            order = [name for i, name in enumerate(order) if (i in val) == (split == "val")]
             if not order:
                 raise ValueError(f"{place.images}: one picture cannot be divided into train and val; add more")
         # beside masks that are known by their endings, such sets have other files
@@ -363,7 +362,3 @@ def _format(path: Path) -> str:
     if ending.startswith((".jp2", ".j2", ".jpc", ".jpf", ".jpx")):
         return "JPEG 2000"
     return {".webp": "WebP", ".avif": "AVIF", ".avifs": "AVIF"}.get(ending, "JPG")
-
-
-def _by_hash(name: str) -> bytes:
-    return hashlib.sha1(name.encode()).digest()

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from secvit.extras import needs
+from secvit.images.names import Names
 from secvit.train import checkpoint as saving
 from secvit.train.engine import PATIENCE, fit
 from secvit.train.loading import to_device
@@ -85,7 +86,7 @@ def train(recipe: Recipe, data: str | Path, output: str | Path = "runs/vlm", res
         evaluate=score,
         config=config,
         resume=resume,
-        names=[" ".join([*one.images, one.id]) for one in samples],
+        names=Names.of(" ".join([*one.images, one.id]) for one in samples),
     )
     own = {
         "summary": summary(done.metrics, split, len(view)),
