@@ -19,7 +19,7 @@ demo: $(READY)  ## train on real digits, score against rival partitions, draw a 
 	$(BIN)/python examples/demo.py $(if $(PHOTO),--photo "$(PHOTO)")
 
 test: $(READY)  ## the tests that take seconds, on two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
 
 test-app: $(READY)  ## the page of `secvit app` in a real browser: Debian's Chromium, unless CHROMIUM names another
 	@test -n "$(CHROMIUM)" || { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } || \
