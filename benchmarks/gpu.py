@@ -42,7 +42,7 @@ from secvit.measure.speed import (
 from secvit.models import SECViT
 from secvit.ops import Plan, reference, sec_attention, sec_attention_packed
 from secvit.ops.attention import token_order
-from secvit.ops.cluster import sec_scores
+from secvit.ops.order import sec_scores
 from secvit.train.provenance import provenance
 
 HERE = Path(__file__).parent

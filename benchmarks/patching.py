@@ -22,7 +22,7 @@ from torch import nn
 
 import secvit
 from secvit.classification import evaluate, recipes, train
-from secvit.classification.evaluate import eval_view
+from secvit.classification.scoring import eval_view
 from secvit.images import load_split
 from secvit.models.saved import load_model
 from secvit.train.provenance import provenance, result_name

@@ -1,6 +1,7 @@
 """Imports point one way, `import secvit` stays light, and what is left out of an installation is named."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -61,6 +62,20 @@ def test_imports_follow_the_design(path):
         assert own - {part, "extras"} <= MAY_IMPORT[part]
         kernels = {"triton"} if path.relative_to(SOURCE).as_posix() == "ops/triton.py" else set()
         assert other - kernels <= LIBRARIES.get(part, other)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_module_is_hidden_by_a_function_of_its_name(path):
+    """`secvit.ops.order`, as an attribute, is the module."""
+    if path.stem == "__init__":
+        return
+    package = importlib.import_module(".".join(["secvit", *path.relative_to(SOURCE).parts[:-1]]))
+    assert not callable(getattr(package, path.stem, None)), "rename one of the two"
+
+
+def test_subpackages_are_there_after_import_secvit():
+    code = "import secvit; secvit.vis.View; secvit.train.Loop; secvit.fields.Entry; assert 'vlm' in dir(secvit)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_import_secvit_loads_no_extra():

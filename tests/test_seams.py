@@ -189,17 +189,19 @@ def test_timm_says_which_stages_out_indices_mean():
     assert feature_take_indices(4, (1, -1)) == ([1, 3], 3)
 
 
-@seam("timm", "adapt/patch.py TIMM_ATTENTION", "change the tuple of classes, and what fused_attn was called")
+@seam("timm", "adapt/patching.py TIMM_ATTENTION", "change the tuple of classes, and what fused_attn was called")
 def test_timms_attention_calls_sdpa_where_fused_attn_is_on():
     """attention classes of plain ViTs have fused_attn and then call scaled_dot_product_attention"""
-    from secvit.adapt.patch import TIMM_ATTENTION
+    from secvit.adapt.patching import TIMM_ATTENTION
 
     for attention in TIMM_ATTENTION:
         assert "scaled_dot_product_attention" in inspect.getsource(attention.forward), attention.__name__
         assert "fused_attn" in inspect.getsource(attention), attention.__name__
 
 
-@seam("timm", "adapt/patch.py, measure/, vis/", "find the blocks and the prefix tokens of a ViT under their new names")
+@seam(
+    "timm", "adapt/patching.py, measure/, vis/", "find the blocks and the prefix tokens of a ViT under their new names"
+)
 def test_timms_vit_has_blocks_with_attn_and_counts_its_prefix_tokens():
     """a timm ViT has blocks[i].attn, num_prefix_tokens and forward_intermediates"""
     import timm
@@ -282,7 +284,7 @@ def test_torch_counts_layers_under_the_names_of_their_operators():
     assert sum(counted.values()) == 2 * 2 * 2 * 6 * 6 * 8
 
 
-@seam("torch", "adapt/patch.py _Answer", "answer the call in another way")
+@seam("torch", "adapt/patching.py _Answer", "answer the call in another way")
 def test_a_function_mode_sees_calls_of_sdpa():
     """TorchFunctionMode is asked about F.scaled_dot_product_attention as that function"""
     from torch.overrides import TorchFunctionMode
@@ -313,7 +315,7 @@ def test_the_iterator_over_loading_processes_can_be_shut_down():
 # -- torchvision, faster-coco-eval, jsonargparse -----------------------------------------------------------
 
 
-@seam("torchvision", "detection/roi_heads.py, detection/predict.py", "take the parts from where they are now")
+@seam("torchvision", "detection/roi_heads.py, detection/prediction.py", "take the parts from where they are now")
 def test_torchvisions_detectors_have_the_parts_that_stages_are_made_of():
     """detection._utils has Matcher and BoxCoder, roi_heads its losses and RoIHeads its steps"""
     from torchvision.models.detection import _utils as parts

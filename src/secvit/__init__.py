@@ -1,4 +1,11 @@
-"""Semantic Equitable Clustering (ICCV 2025) for PyTorch.  `import secvit` registers the models with timm."""
+"""Semantic Equitable Clustering (ICCV 2025) for PyTorch.  `import secvit` registers the models with timm.
+
+Subpackages are imported when they are first named: `secvit.vlm`, `secvit.vis`, `secvit.runs`, ...
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
 
 from secvit import connectors, models
 from secvit.adapt import ClusteredAttention, Clustering, patch, unpatch
@@ -17,3 +24,17 @@ __all__ = [
     "sec_pool",
     "unpatch",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _submodules():
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_submodules()})
+
+
+def _submodules() -> set[str]:
+    return {module.name for module in pkgutil.iter_modules(__path__)}

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from secvit.classification import evaluate_checkpoint, predict, recipes, tiny
-from secvit.classification.train import start
+from secvit.classification.training import start
 from secvit.images import load_split
 from secvit.models.saved import load_model
 from tests.images.make import folder, table

@@ -14,7 +14,7 @@ from secvit.classification import (
     tiny,
     train,
 )
-from secvit.classification.evaluate import eval_view
+from secvit.classification.scoring import eval_view
 from secvit.images import Images, load_split
 
 

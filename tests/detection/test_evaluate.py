@@ -10,7 +10,7 @@ from faster_coco_eval.core import mask as rle
 
 from secvit.detection.data import encode, load
 from secvit.detection.evaluate import FIGURES, average_precision, ground_truth
-from secvit.detection.predict import as_results
+from secvit.detection.prediction import as_results
 from tests.detection.make import coco_folder, edit
 
 

@@ -16,7 +16,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from secvit.cli import main
 from secvit.detection import load_detector, predict, recipes
 from secvit.detection.data import load
-from secvit.detection.predict import add_image, lay, new_coco
+from secvit.detection.prediction import add_image, lay, new_coco
 from secvit.detection.saved import create
 from secvit.weights import weight_bytes
 

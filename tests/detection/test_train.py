@@ -14,7 +14,7 @@ from secvit.detection import load_detector, recipes, train
 from secvit.detection.data import load
 from secvit.detection.evaluate import FIGURES
 from secvit.detection.saved import create
-from secvit.detection.train import check_overlap
+from secvit.detection.training import check_overlap
 from secvit.recipes import of as recipes_of
 from tests.detection.make import coco_folder, edit
 from tests.train.launch import launch, train_on_one_and_on_two

@@ -13,7 +13,7 @@ from secvit.cli import main
 from secvit.measure import count_macs, patching, peak, variants
 from secvit.measure.parts import PARTS, forward_parts, timed_parts
 from secvit.measure.patching import break_even, patch_markdown, patch_report
-from secvit.ops.cluster import Plan, partition_sizes
+from secvit.ops.order import Plan, partition_sizes
 from secvit.vis.patching import draw_patch_report
 
 TIMM = {

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import secvit
 from secvit.ops import Plan, cluster_order, inverse_order, partition_sizes, reference, resolve_num_clusters
-from secvit.ops.cluster import order_by
+from secvit.ops.order import order_by
 
 LENGTHS = [1, 2, 7, 63, 196, 577]
 

@@ -15,7 +15,7 @@ import secvit
 import secvit.ops.attention as attention
 from secvit.ops import Plan, reference, sec_attention, sec_attention_packed
 from secvit.ops.attention import token_order
-from secvit.ops.cluster import sec_scores
+from secvit.ops.order import sec_scores
 
 GPU = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

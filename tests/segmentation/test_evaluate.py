@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, jaccard_score
 
-from secvit.segmentation.evaluate import confusion, scores
+from secvit.segmentation.scoring import confusion, scores
 
 CASES = {
     "random": (5, 5, 0.1),

@@ -17,7 +17,7 @@ from secvit.recipes import of as recipes_of
 from secvit.segmentation import evaluate_checkpoint, recipes, semantic_fpn, train, upernet
 from secvit.segmentation.config import Model
 from secvit.segmentation.task import SegmentationTask
-from secvit.segmentation.train import start
+from secvit.segmentation.training import start
 from secvit.vis.segmentation import draw_confusion, overlay
 from tests.segmentation.make import mask_folder, save, scene
 from tests.train.launch import launch, train_on_one_and_on_two

@@ -20,7 +20,7 @@ from secvit.vlm.data import Conversations, load, read_samples, texts
 from secvit.vlm.llava import SecLlavaForConditionalGeneration
 from secvit.vlm.start import from_parts, set_trained, start
 from secvit.vlm.task import VlmTask, answers
-from secvit.vlm.train import create_optimizer, evaluate
+from secvit.vlm.training import create_optimizer, evaluate
 from tests.train.launch import train_on_one_and_on_two
 from tests.vlm.make import folder
 

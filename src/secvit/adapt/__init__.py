@@ -1,6 +1,6 @@
 """SEC in models that exist already: one line to put it in, one to take it out, weights untouched."""
 
 from secvit.adapt.attend import ClusteredAttention, Clustering
-from secvit.adapt.patch import patch, unpatch
+from secvit.adapt.patching import patch, unpatch
 
 __all__ = ["ClusteredAttention", "Clustering", "patch", "unpatch"]

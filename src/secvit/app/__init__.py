@@ -27,7 +27,7 @@ def serve(
             os.environ[name] = str(Path(folder, name.lower()))
         with needs("secvit app", "gradio", "app"):
             import gradio as gr
-        from secvit.app.page import CSS, page
+        from secvit.app.layout import CSS, page
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes then, too
         demo = page(Path(folder), checkpoint)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secvit.connectors.base import Connector
 from secvit.connectors.positions import Grid
-from secvit.ops.cluster import order_by
+from secvit.ops.order import order_by
 
 
 class EViTConnector(Connector):

@@ -7,10 +7,10 @@ with needs("secvit.detection", "faster-coco-eval", "detection"):
 
 from secvit.detection.evaluate import evaluate_checkpoint
 from secvit.detection.models import cascade_mask_rcnn, mask_rcnn, retinanet
-from secvit.detection.predict import predict
+from secvit.detection.prediction import predict
 from secvit.detection.recipes import tiny
 from secvit.detection.saved import load_detector
-from secvit.detection.train import train
+from secvit.detection.training import train
 
 __all__ = [
     "cascade_mask_rcnn",

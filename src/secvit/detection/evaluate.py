@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from secvit.detection.data import Coco, load
-from secvit.detection.predict import as_results, predict
+from secvit.detection.prediction import as_results, predict
 from secvit.detection.saved import load_detector
 from secvit.images import View, skipped_in
 from secvit.models.saved import saved_config

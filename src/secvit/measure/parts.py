@@ -22,10 +22,10 @@ SPENT_IN = {
         f"{ATTENTION}:sort_rows",
         f"{ATTENTION}:permute_rows",
         f"{ATTENTION}:_gather_slots",
-        "secvit.ops.cluster:Plan.take",
+        "secvit.ops.order:Plan.take",
     ),
-    "inverse": (f"{ATTENTION}:inverse_order", "secvit.ops.cluster:inverse_order"),
-    "restore": ("secvit.ops.cluster:Plan.put_back",),
+    "inverse": (f"{ATTENTION}:inverse_order", "secvit.ops.order:inverse_order"),
+    "restore": ("secvit.ops.order:Plan.put_back",),
     "indices": (
         "secvit.models.secvit:attend_packed",
         "secvit.adapt.attend:sec_attention",

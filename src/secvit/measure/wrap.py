@@ -27,6 +27,5 @@ def wrapped(wrapper: Callable[[Function], Function], *places: str) -> Iterator[N
 def _owner_and_name(place: str) -> tuple[Any, str]:
     module, _, path = place.partition(":")
     inside, _, name = path.rpartition(".")
-    # by import_module: secvit.ops.cluster, as an attribute, is the function of that name
     owner = import_module(module)
     return getattr(owner, inside) if inside else owner, name

@@ -1,7 +1,7 @@
 """The method: scores, one sort, equal clusters, attention inside them.  Imports torch only."""
 
 from secvit.ops.attention import BACKENDS, attend_sorted, sec_attention, sec_attention_packed
-from secvit.ops.cluster import (
+from secvit.ops.order import (
     Plan,
     cluster_order,
     inverse_order,

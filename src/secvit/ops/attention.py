@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secvit.ops import reference
-from secvit.ops.cluster import (
+from secvit.ops.order import (
     Plan,
     _scoring_dtype,
     check_mask,

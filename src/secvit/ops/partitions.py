@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from secvit.ops.cluster import (
+from secvit.ops.order import (
     Plan,
     _scoring_dtype,
     check_mask,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from secvit.ops.attention import _check, _gather_slots, _per_head
-from secvit.ops.cluster import Plan, _scoring_dtype, check_mask, order_by, sec_scores
+from secvit.ops.order import Plan, _scoring_dtype, check_mask, order_by, sec_scores
 
 ARRANGEMENTS = ("interleaved", "sequential")
 

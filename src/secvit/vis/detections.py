@@ -157,7 +157,7 @@ def detect_photos(
     json_file: None for detections.json in `output`.  Its file_name is the path below the photos' common folder.
     A photo that cannot be read is skipped; a ValueError if there is no other.
     """
-    from secvit.detection.predict import add_image, new_coco, predict
+    from secvit.detection.prediction import add_image, new_coco, predict
     from secvit.detection.saved import load_detector
 
     if batch_size < 1:
@@ -197,7 +197,7 @@ def detect_photos(
 
 def _readable(path: Path, model: nn.Module) -> Image.Image:
     """The photo, if the detector can see it; else a ValueError that names it."""
-    from secvit.detection.predict import seen_size
+    from secvit.detection.prediction import seen_size
 
     image = read_image(path)
     try:

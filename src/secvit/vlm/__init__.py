@@ -6,7 +6,7 @@ with needs("secvit.vlm", "transformers", "vlm"):
     import transformers  # noqa: F401
 
 from secvit.vlm.adapt import load_connector, restore_connector, save_connector, use_connector
-from secvit.vlm.ask import ask, load_trained
+from secvit.vlm.asking import ask, load_trained
 from secvit.vlm.llava import SecLlavaConfig, SecLlavaForConditionalGeneration, SecLlavaModel, SecLlavaProcessor
 from secvit.vlm.next import (
     SecLlavaNextConfig,
@@ -15,7 +15,7 @@ from secvit.vlm.next import (
     SecLlavaNextProcessor,
 )
 from secvit.vlm.recipes import tiny
-from secvit.vlm.train import train
+from secvit.vlm.training import train
 
 __all__ = [
     "SecLlavaConfig",

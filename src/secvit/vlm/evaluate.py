@@ -22,7 +22,7 @@ from secvit.models.saved import device_of
 from secvit.train.shares import is_first, of_all_processes, share
 from secvit.vlm import benchmarks
 from secvit.vlm.answers import Key, keys, match, mend, row_keys
-from secvit.vlm.ask import load_trained
+from secvit.vlm.asking import load_trained
 from secvit.vlm.benchmarks import Question
 from secvit.vlm.chat import prepare
 from secvit.vlm.rows import read_lines

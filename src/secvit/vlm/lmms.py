@@ -17,7 +17,7 @@ from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
 from secvit.models.saved import device_of
-from secvit.vlm.ask import load_trained
+from secvit.vlm.asking import load_trained
 from secvit.vlm.chat import prepare
 from secvit.vlm.evaluate import reply
 

@@ -20,7 +20,7 @@ from secvit.models.features import start_from
 from secvit.models.saved import has_weights, saved_config
 from secvit.segmentation.config import Model, Recipe
 from secvit.segmentation.data import EvalView, TrainView, load, splits
-from secvit.segmentation.evaluate import evaluate, report, scores
+from secvit.segmentation.scoring import evaluate, report, scores
 from secvit.segmentation.models import Segmenter
 from secvit.segmentation.predict import class_list, create
 from secvit.segmentation.task import SegmentationTask

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secvit.classification.config import Model, Recipe
 from secvit.classification.data import TrainView
-from secvit.classification.evaluate import eval_view, evaluate
+from secvit.classification.scoring import eval_view, evaluate
 from secvit.classification.task import ClassificationTask
 from secvit.images import load_checked, skipped_in
 from secvit.images.names import Names

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from secvit.classification.evaluate import eval_view
+from secvit.classification.scoring import eval_view
 from secvit.images import Images, read_image
 from secvit.models.saved import class_names_of
 
