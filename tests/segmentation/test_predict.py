@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from secvit.segmentation import label_picture, recipes, semantic_fpn
 from secvit.segmentation.config import Look
-from secvit.segmentation.predict import Logits, load_trained, starts, view
+from secvit.segmentation.prediction import Logits, load_trained, starts, view
 from secvit.weights import weight_bytes
 from tests.conftest import ROOT
 from tests.segmentation.make import scene

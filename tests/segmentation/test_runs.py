@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from secvit.cli import main
 from secvit.segmentation import evaluate_checkpoint, recipes, train
-from secvit.segmentation.predict import load_trained
+from secvit.segmentation.prediction import load_trained
 from secvit.segmentation.training import start
 from secvit.vis.segmentation import numbered, segment_photos
 from tests.segmentation import exports

@@ -13,7 +13,7 @@ from torch import Tensor
 from secvit.segmentation.config import Look
 from secvit.segmentation.data import EvalView, load
 from secvit.segmentation.models import Segmenter
-from secvit.segmentation.predict import label_picture, load_trained
+from secvit.segmentation.prediction import label_picture, load_trained
 from secvit.train.shares import sum_over_processes
 
 

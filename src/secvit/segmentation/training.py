@@ -20,9 +20,9 @@ from secvit.models.features import start_from
 from secvit.models.saved import has_weights, saved_config
 from secvit.segmentation.config import Model, Recipe
 from secvit.segmentation.data import EvalView, TrainView, load, splits
-from secvit.segmentation.scoring import evaluate, report, scores
 from secvit.segmentation.models import Segmenter
-from secvit.segmentation.predict import class_list, create
+from secvit.segmentation.prediction import class_list, create
+from secvit.segmentation.scoring import evaluate, report, scores
 from secvit.segmentation.task import SegmentationTask
 from secvit.train import checkpoint as files
 from secvit.train.engine import PATIENCE, fit

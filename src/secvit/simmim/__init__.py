@@ -1,8 +1,8 @@
 """SimMIM pre-training (the paper's Table 2): task, masks, data, evaluation, recipes."""
 
 from secvit.simmim.data import EvalView, TrainView, random_mask
-from secvit.simmim.scoring import evaluate
 from secvit.simmim.recipes import Recipe, tiny
+from secvit.simmim.scoring import evaluate
 from secvit.simmim.task import MaskedImageTask
 from secvit.simmim.training import train
 

@@ -14,8 +14,8 @@ from torch import nn
 from secvit.images import load_checked, skipped_in
 from secvit.models.saved import create
 from secvit.simmim.data import EvalView, TrainView
-from secvit.simmim.scoring import draw_reconstructions, evaluate
 from secvit.simmim.recipes import Recipe
+from secvit.simmim.scoring import draw_reconstructions, evaluate
 from secvit.simmim.task import MaskedImageTask
 from secvit.train import checkpoint as files
 from secvit.train.engine import fit

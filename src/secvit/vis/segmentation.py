@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from secvit.images import read_image
-from secvit.segmentation.predict import label_picture, load_trained
+from secvit.segmentation.prediction import label_picture, load_trained
 from secvit.train.checkpoint import check_writable
 from secvit.vis.photos import listed, picture_names
 from secvit.vis.picture import FAINT, INK, new_figure, save
