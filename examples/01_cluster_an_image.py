@@ -4,7 +4,7 @@
 
 Takes a photograph (scikit-learn's china.jpg unless you name one), asks a SECViT for its clusters,
 prints a table of them and draws a picture.  The weights here are random: a name like "secvit_nano.clothing10", or
-`checkpoint=`, gives trained ones.  From a terminal: secvit cluster photo.jpg -o clusters.png --model secvit_tiny
+`checkpoint=`, gives trained ones.  From a terminal: secvit cluster secvit_tiny photo.jpg -o clusters.png
 """
 
 import sys

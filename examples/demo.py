@@ -74,10 +74,7 @@ def main() -> int:
         picture,
     ]:
         print(f"  {path}\n      {what}")
-    print(
-        f"\nGo on:  secvit evaluate --model secvit_nano --checkpoint "
-        f"{found.output / 'sec' / 'model.safetensors'} --data digits"
-    )
+    print(f"\nGo on:  secvit evaluate {found.output / 'sec'}")
     return 0
 
 
@@ -152,7 +149,7 @@ def verdict(wrong: dict[str, int], count: int) -> str:
 def draw_training(output: Path) -> list[tuple[Path, str]]:
     """Curves of the SEC run, and what its network makes of a held-out digit."""
     curves = draw_curves(output / "sec" / "log.csv", output / "curves.png")
-    network = load_model("secvit_nano", output / "sec")
+    network = runs.open(output / "sec").model
     held_out = load_split("digits", "val")
     digit = held_out.image(held_out.labels.tolist().index(8))
     figure = draw_clusters(
@@ -167,7 +164,7 @@ def draw_training(output: Path) -> list[tuple[Path, str]]:
 
 
 def draw_photo(photo: Path, output: Path) -> tuple[Path, str]:
-    path = cluster_photo(photo, output / "clusters.png", gradcam=True, model=PICTURE, size=320)
+    path = cluster_photo(photo, output / "clusters.png", gradcam=True, run=PICTURE, size=320)
     return path, f"clusters and Grad-CAM of each stage for {photo.name} in {PICTURE}"
 
 
@@ -175,7 +172,7 @@ def classify(photo: Path) -> None:
     """What the networks that come trained say of the photo; each knows ten classes only."""
     print(f"\n{photo.name}, to networks that know ten classes each:")
     for name in SHIPPED:
-        said = predict(load_model(name), read_image(photo))
+        said = runs.open(name).predict(photo)[0]
         print(f"  {name:24}" + ", ".join(f"{label} {100 * share:.0f} %" for label, share in said))
 
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+import tempfile
 import warnings
 import zipfile
 from collections import Counter
@@ -199,6 +200,21 @@ def weight_bytes(state: Mapping[str, Tensor]) -> bytes:
     """A state dict as safetensors bytes; tied tensors are written once per name."""
     copies = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     return to_safetensors(copies, metadata={"format": "pt"})
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """The path of a file to come, or a ValueError that says why it cannot be written: ask before the work."""
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path.parent}: no such folder; make it first")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(b"\0" * 4096)
+    except OSError as error:
+        raise ValueError(f"{path.parent}: cannot write there ({error.strerror}); choose another folder") from None
+    return path
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -42,14 +42,16 @@ def test_a_picture_is_named_from_the_terminal(tmp_path, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)).save(tmp_path / "a.png")
     assert main(["predict", str(tmp_path / "a.png"), "--top", "2"]) == 0
     said = capsys.readouterr().out
-    assert said.count("%") == 2 and any(c in said for c in timm.get_pretrained_cfg("secvit_nano.cifar10").label_names)
+    assert said.count("%") == 2 and any(
+        c in said for c in timm.get_pretrained_cfg("secvit_nano.clothing10").label_names
+    )
 
 
 def test_a_run_brings_its_class_names_and_its_size(tmp_path, capsys):
     recipe = tiny(recipes.digits())
     train(replace(recipe, loop=replace(recipe.loop, steps=1, device="cpu")), "digits", tmp_path / "run")
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
-    assert main(["predict", str(tmp_path / "a.png"), "--checkpoint", str(tmp_path / "run"), "--top", "10"]) == 0
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "a.png"), "--top", "10"]) == 0
     assert sorted(part.split()[0] for part in capsys.readouterr().out.split(": ")[1].split(", ")) == list("0123456789")
 
 
@@ -57,9 +59,9 @@ def test_a_run_brings_its_class_names_and_its_size(tmp_path, capsys):
     ("words", "message"),
     [
         (["none.jpg"], "none.jpg"),
-        (["none.jpg", "--model", "secvit_tiny"], "no weights come with secvit_tiny; give --checkpoint"),
+        (["secvit_tiny", "none.jpg"], "no weights come with secvit_tiny; give a run"),
         (["none.jpg", "--model", "secvit_huge"], "no model 'secvit_huge'"),
-        (["none.jpg", "--checkpoint", "nowhere"], "none.jpg"),
+        (["none.jpg", "--checkpoint", "nowhere"], "nowhere: no such folder or file"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(words, message, capsys):

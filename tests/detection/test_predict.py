@@ -245,7 +245,7 @@ def test_detections_without_masks_have_the_area_of_their_boxes():
 
 
 def detect(run, *words):
-    return main(["detect", "--weights", str(run), "--device", "cpu", "--score", "0.3", *map(str, words)])
+    return main(["detect", str(run), "--device", "cpu", "--score", "0.3", *map(str, words)])
 
 
 def test_the_command_leaves_a_picture_of_each_photo_and_a_file_that_training_reads(run, photos, tmp_path, capsys):

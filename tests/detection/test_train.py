@@ -63,7 +63,7 @@ def test_a_run_is_scored_again_to_the_same_figures(tmp_path, folder, capsys):
     recipe = small("folder", steps=2, evaluate_every=2)
     recipe = replace(recipe, model=replace(recipe.model, args={**recipe.model.args, "box_score_thresh": 0.0}))
     result = train(recipe, folder, tmp_path / "run")
-    words = ["evaluate", "--checkpoint", str(tmp_path / "run"), "--data", str(folder)]
+    words = ["evaluate", str(tmp_path / "run"), "--data", str(folder)]
     assert main([*words, "--json", str(tmp_path / "scores.json")]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     figures = [f"{kind}_{name}" for kind in ("box", "mask") for name in FIGURES]

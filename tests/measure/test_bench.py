@@ -7,6 +7,7 @@ import timm
 import torch
 
 import secvit.ops.attention as attention
+from secvit.cli import main
 from secvit.measure import bench, speed
 from secvit.measure.parts import PARTS, forward_parts, timed_parts
 from secvit.measure.report import report
@@ -114,11 +115,11 @@ def test_the_table_has_the_authors_network_and_names_models_without_one(theirs, 
     monkeypatch.setattr(speed.timm, "list_models", lambda pattern: ["secvit_nano"])  # building them all takes seconds
     options = "--dtypes float32 --no-training --no-parts --no-operation --no-attention --no-progress --image-size 32 --batch-size 1"
     words = [*options.split(), "--rounds", "1", "--literal", str(theirs), "--models"]
-    assert bench.main([*words, "secvit_nano", "secvit_tiny"]) == 0
+    assert main(["bench", *words, "secvit_nano", "secvit_tiny"]) == 0
     table = capsys.readouterr().out
     assert "| literal secvit_nano " in table and "| literal secvit_tiny " not in table
     assert f"literal secvit_tiny: {theirs} has no network of this shape" in table
-    assert bench.main([*words, "secvit_tiny"]) == 2
+    assert main(["bench", *words, "secvit_tiny"]) == 2
     assert "no model has a literal twin" in capsys.readouterr().err
 
 
@@ -178,7 +179,7 @@ def test_a_run_writes_what_its_tables_show(tmp_path):
     target = tmp_path / "out.json"
     words = "--models secvit_tiny --dtypes float32 --no-training --image-size 64 --batch-size 1 --rounds 1"
     small = f"--large 64 96 --lengths 196 --no-progress --plot {tmp_path}/out.png --json"
-    assert bench.main([*words.split(), *small.split(), str(target)]) == 0
+    assert main(["bench", *words.split(), *small.split(), str(target)]) == 0
     assert (tmp_path / "out.png").stat().st_size > 10_000
     result = json.loads(target.read_text())
     text = report(result)
@@ -190,11 +191,11 @@ def test_a_run_writes_what_its_tables_show(tmp_path):
 
 
 def test_unusable_arguments_are_named(capsys):
-    assert bench.main(["--dtypes", "float16"]) == 2
+    assert main(["bench", "--dtypes", "float16"]) == 2
     assert "choose from float32, bfloat16" in capsys.readouterr().err
-    assert bench.main(["--plot", "out.txt"]) == 2
+    assert main(["bench", "--plot", "out.txt"]) == 2
     assert "no picture format" in capsys.readouterr().err
-    assert bench.main(["--json", "nowhere/out.json"]) == 2
+    assert main(["bench", "--json", "nowhere/out.json"]) == 2
     assert "no such folder" in capsys.readouterr().err
 
 

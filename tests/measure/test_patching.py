@@ -153,7 +153,7 @@ def test_the_plot_is_drawn_whole(report, tmp_path):
 
 
 def test_random_weights_are_said_to_be_random(no_processes, monkeypatch):
-    monkeypatch.setattr(variants, "load_model", lambda name, checkpoint: small(name))
+    monkeypatch.setattr(variants, "load_model", lambda name: small(name))
     found = patch_report("deit_tiny_patch16_224", [32], num_clusters=2, rounds=1, unfused=True)
     assert "weights are random" in patch_markdown(found)
 
@@ -312,7 +312,7 @@ def test_a_killed_process_is_no_number(monkeypatch):
         ("deit_tiny_patch16_224 --json nowhere/out.json", "no such folder"),
         ("deit_tiny_patch16_224 --plot nowhere/out.png", "no such folder"),
         ("deit_tiny_patch16_224 --images nowhere.jpg --size 32", "nowhere.jpg: cannot be read"),
-        ("deit_tiny_patch16_224 --checkpoint nowhere.safetensors", "nowhere.safetensors"),
+        ("nowhere.safetensors --model deit_tiny_patch16_224", "nowhere.safetensors"),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(words, reason, capsys):
@@ -329,7 +329,7 @@ def test_a_patched_model_is_refused():
 
 
 def test_the_command_writes_numbers_and_pictures(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(variants, "load_model", lambda name, checkpoint: small(name))
+    monkeypatch.setattr(variants, "load_model", lambda name: small(name))
     target, plot = tmp_path / "out.json", tmp_path / "out.png"
     photo = tmp_path / "photo.png"
     from PIL import Image

@@ -28,8 +28,11 @@ def test_weights_of_a_run_load_with_the_arguments_beside_them(tmp_path, model, m
     for path in (tmp_path / "model.safetensors", tmp_path):
         loaded = load_model("secvit_nano", path)
         assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
-    with pytest.raises(ValueError, match="models that it fits: secvit_nano"):
+    assert type(load_model(None, tmp_path)) is type(model)
+    with pytest.raises(ValueError, match="is a run of secvit_nano, not of secvit_tiny"):
         load_model("secvit_tiny", tmp_path)
+    tagged = load_model("secvit_nano.cifar10", tmp_path)  # tags say where weights come from, and change no network
+    assert torch.equal(tagged.stem[0].weight, model.stem[0].weight)
 
 
 def test_the_authors_layout_loads(tmp_path):

@@ -11,11 +11,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from secvit import runs
 from secvit.cli import main
 from secvit.segmentation import evaluate_checkpoint, recipes, train
 from secvit.segmentation.prediction import load_trained
 from secvit.segmentation.training import start
-from secvit.vis.segmentation import numbered, segment_photos
+from secvit.vis.segmentation import numbered
 from tests.segmentation import exports
 from tests.segmentation.make import mask_folder, save, scene
 from tests.segmentation.test_classes import folder
@@ -53,7 +54,7 @@ def test_segment_writes_the_numbers_that_came_in(tmp_path, values, names, number
     assert list(config["values"]) == numbers and load_trained(tmp_path / "run", "cpu").values == tuple(numbers)
     for label, number in enumerate(numbers):
         always(tmp_path / "run", label)
-        list(segment_photos([data / "images/val/0.png"], tmp_path / "run", tmp_path / "out", "cpu"))
+        runs.open(tmp_path / "run", device="cpu").photos([data / "images/val/0.png"], tmp_path / "out")
         with Image.open(tmp_path / "out" / "0.png") as mask:
             assert np.unique(np.asarray(mask)).tolist() == [number]
             said = json.loads(mask.text["classes"])
@@ -64,7 +65,7 @@ def test_what_segment_writes_can_be_trained_on(tmp_path):
     data = folder(tmp_path / "data", 0, 1, 2, names={"classes": ["a", "b"], "ignore_index": 0})
     train(small(), data, tmp_path / "run")
     always(tmp_path / "run", 1)
-    list(segment_photos([data / "images/val"], tmp_path / "run", tmp_path / "data" / "masks" / "val", "cpu"))
+    runs.open(tmp_path / "run", device="cpu").photos([data / "images/val"], tmp_path / "data" / "masks" / "val")
     for path in (tmp_path / "data" / "masks" / "val").glob("*_overlay.jpg"):
         path.unlink()
     scores = evaluate_checkpoint(tmp_path / "run", data, device="cpu")
@@ -75,7 +76,7 @@ def test_a_run_on_colours_writes_these_colours(tmp_path):
     data = exports.cvat(tmp_path / "data")
     train(small(), data, tmp_path / "run")
     always(tmp_path / "run", 2)
-    list(segment_photos([data / "JPEGImages" / "Train 0.png"], tmp_path / "run", tmp_path / "out", "cpu"))
+    runs.open(tmp_path / "run", device="cpu").photos([data / "JPEGImages" / "Train 0.png"], tmp_path / "out")
     with Image.open(tmp_path / "out" / "Train 0.png") as mask:
         assert np.unique(np.asarray(mask)).tolist() == [2]
         assert np.unique(np.asarray(mask.convert("RGB")).reshape(-1, 3), axis=0).tolist() == [list(exports.COLOURS[2])]

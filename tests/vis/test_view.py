@@ -7,8 +7,9 @@ import pytest
 import timm
 from PIL import Image
 
+from secvit import runs, weights
 from secvit.cli import main
-from secvit.vis import View, cluster_page, cluster_photo, cluster_photos, pages, panels, picture, view
+from secvit.vis import View, cluster_page, cluster_photo, cluster_photos, pages, panels, view
 from secvit.vis.clusters import UNTRAINED
 from tests.vis.make import photo, secvit_nano
 
@@ -22,9 +23,9 @@ def thumbnails(monkeypatch):
 
 @pytest.fixture
 def small(monkeypatch):
-    model = secvit_nano()
-    monkeypatch.setattr(view, "load_model", lambda name, checkpoint=None: model)
-    return model
+    network = secvit_nano()
+    monkeypatch.setattr(runs, "network", lambda run, model=None: network)
+    return network
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def file(tmp_path):
 
 
 def cluster(*words):
-    return main(["cluster", *map(str, words), "--model", "secvit_nano", "--size", "32"])
+    return main(["cluster", "secvit_nano", *map(str, words), "--size", "32"])
 
 
 # -- one photo ---------------------------------------------------------------------------------
@@ -68,7 +69,7 @@ def test_one_pixel_gives_a_picture(small, tmp_path):
 
 def test_a_plain_vit_gets_its_clusters(file, tmp_path, monkeypatch):
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=32, num_heads=2)
-    monkeypatch.setattr(view, "load_model", lambda name, checkpoint=None: vit.eval())
+    monkeypatch.setattr(runs, "network", lambda run, model=None: vit.eval())
     made = cluster_photos([file], tmp_path / "vit.png", View("vit_tiny_patch16_224", cluster_size=8), gradcam=True)
     assert made.written and vit.secvit_patch.clustering.cluster_size == 8
     with Image.open(made.written[0]) as out:
@@ -114,8 +115,8 @@ def test_many_photos_need_a_folder_and_a_photo_is_never_replaced(small, file, tm
 
 @pytest.mark.parametrize("name", ["nowhere/out.png", "photos/photo.png/out.png", "out.exe", "photos/photo.png/out"])
 def test_an_impossible_output_is_refused_before_any_work(file, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(view, "read_image", lambda *_: pytest.fail("read before asking"))
-    monkeypatch.setattr(view, "load_model", lambda *_: pytest.fail("worked before asking"))
+    monkeypatch.setattr(view, "opened", lambda *_: pytest.fail("read before asking"))
+    monkeypatch.setattr(runs, "network", lambda *_: pytest.fail("worked before asking"))
     with pytest.raises(ValueError, match=r"folder|format|write"):
         cluster_photo(file, tmp_path / name)
 
@@ -128,7 +129,7 @@ def test_a_failed_save_keeps_the_old_picture_and_leaves_nothing(small, file, tmp
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(picture.os, "replace", fail)
+    monkeypatch.setattr(weights.os, "replace", fail)
     with pytest.raises(ValueError, match="No space left"):
         cluster_photo(file, output)
     assert output.read_bytes() == b"old"
@@ -138,7 +139,7 @@ def test_a_failed_save_keeps_the_old_picture_and_leaves_nothing(small, file, tmp
 def test_the_temporary_name_is_beside_the_picture(small, file, tmp_path, monkeypatch):
     moved = []
     real = os.replace
-    monkeypatch.setattr(picture.os, "replace", lambda a, b: (moved.append((a, b)), real(a, b)))
+    monkeypatch.setattr(weights.os, "replace", lambda a, b: (moved.append((a, b)), real(a, b)))
     output = cluster_photo(file, tmp_path / "out.png")
     assert moved[0][0].parent == output.parent and moved[0][1] == output
 
@@ -163,7 +164,7 @@ def test_the_command_says_what_it_wrote_replaced_and_left_out(file, tmp_path, ca
     assert f"wrote {output}" in said and UNTRAINED not in said  # secvit_nano comes with weights
     assert cluster(file, "-o", output, "--stage", "2", "--head", "all", "--block", "1", "--partition", "window") == 0
     assert f"replaced {output}" in capsys.readouterr().out
-    assert main(["cluster", str(file), "-o", str(output), "--model", "sec_deit_small", "--size", "32"]) == 0
+    assert main(["cluster", "sec_deit_small", str(file), "-o", str(output), "--size", "32"]) == 0
     assert UNTRAINED in capsys.readouterr().out
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"no image")
     assert cluster(file.parent, tmp_path / "none.jpg", "-o", tmp_path / "new") == 2

@@ -44,5 +44,5 @@ def test_eight_photos_are_answered_word_for_word(shared, tmp_path, capsys):
 
     capsys.readouterr()
     photo, (question, answer) = samples[3].images[0], samples[3].turns[0]
-    assert main(["ask", photo, question, "--weights", str(run), "--device", "cpu"]) == 0
+    assert main(["ask", str(run), photo, question, "--device", "cpu"]) == 0
     assert capsys.readouterr().out.strip() == answer

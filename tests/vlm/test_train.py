@@ -350,11 +350,8 @@ def test_train_and_ask_from_the_command_line(tmp_path, data, capsys):
     assert "val loss" in capsys.readouterr().out
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["base"] == "small"
     photo = str(data / "images/0.png")
-    assert (
-        main(["ask", photo, photo, "what is it?", "--weights", str(run), "--max_new_tokens", "4", "--device", "cpu"])
-        == 0
-    )
-    assert main(["ask", photo, "what?", "--weights", str(tmp_path)]) == 2
+    assert main(["ask", str(run), photo, photo, "what is it?", "--max_new_tokens", "4", "--device", "cpu"]) == 0
+    assert main(["ask", str(tmp_path), photo, "what?"]) == 2
     assert "no finished run" in capsys.readouterr().err
     assert main(["train", "vlm.small"]) == 2
     assert "give --data DIR" in capsys.readouterr().err

@@ -52,7 +52,7 @@ class TrainView(View):
 
 
 class EvalView(View):
-    """Batches {"image", "target"} by index, in the middle view.  Broken files drop out."""
+    """Batches {"image", "target", "index"} by index, in the middle view.  Broken files drop out."""
 
     def __init__(
         self,
@@ -66,4 +66,5 @@ class EvalView(View):
 
     def __getitems__(self, keys: list[int]) -> dict[str, Tensor]:
         index, images = self.whole_ones(keys)
-        return {"image": images, "target": self.images.labels[torch.tensor(index, dtype=torch.long)]}
+        numbers = torch.tensor(index, dtype=torch.long)
+        return {"image": images, "target": self.images.labels[numbers], "index": numbers}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image
 from torch import nn
 
-from secvit.classification.scoring import eval_view
-from secvit.images import Images, read_image
+from secvit.classification.scoring import view_of
+from secvit.images import read_image
 from secvit.models.saved import class_names_of
 
 
@@ -17,14 +19,24 @@ def predict(model: nn.Module, image: Image.Image, top: int = 3) -> list[tuple[st
 
     The view is that of evaluation.  Classes are numbers where the model brings no names.
     """
+    return predict_all(model, [read_image(image)], top)[0]
+
+
+@torch.inference_mode()
+def predict_all(
+    model: nn.Module, images: Sequence[Image.Image], top: int = 3, size: int | None = None
+) -> list[list[tuple[str, float]]]:
+    """`predict` for some upright RGB pictures at a time.  size: of the view in px, if not the model's own."""
     if top < 1:
         raise ValueError(f"top={top}; choose top >= 1")
-    picture = read_image(image)
-    one = Images("picture", (), torch.zeros(1, dtype=torch.long), None, ("picture",), read=lambda _: picture)
-    view = eval_view(one, model).__getitems__([0])["image"]
-    shares = model.eval()(view.to(next(model.parameters()).device)).float().softmax(-1)[0].cpu()
+    see = view_of(model, size)
+    pixels = torch.stack([see(image) for image in images]).to(next(model.parameters()).device)
+    shares = model.eval()(pixels).float().softmax(-1).cpu()
     names = class_names_of(model)
-    if len(names) != len(shares):  # of another classifier than the one that it has now
-        names = tuple(map(str, range(len(shares))))
-    found = shares.topk(min(top, len(shares)))
-    return [(names[i], p) for p, i in zip(found.values.tolist(), found.indices.tolist(), strict=True)]
+    if len(names) != shares.shape[1]:  # of another classifier than the one that it has now
+        names = tuple(map(str, range(shares.shape[1])))
+    found = shares.topk(min(top, shares.shape[1]))
+    return [
+        [(names[i], p) for p, i in zip(row.tolist(), which.tolist(), strict=True)]
+        for row, which in zip(found.values, found.indices, strict=True)
+    ]

@@ -4,21 +4,48 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secvit.classification.data import EvalView
-from secvit.images import Images, load_split
-from secvit.models.saved import class_names_of, device_of, load_model
-from secvit.train.shares import sum_over_processes
+from secvit.images import Images, Transform, load_split, middle
+from secvit.models.saved import class_names_of, device_of, load_model, name_of
+from secvit.train.shares import of_all_processes
 
 logger = logging.getLogger(__name__)
 
 
-@torch.no_grad()  # not inference_mode: a network may keep tables for its next training step
+@dataclass(frozen=True)
+class Answers:
+    """What a network says of each image of a split.
+
+    index, target, predicted (n): numbers of images and classes.  share, true_share (n): probabilities of the
+    predicted and of the true class.  first_five (n): whether the true class is among the five likeliest.
+    """
+
+    index: Tensor
+    target: Tensor
+    predicted: Tensor
+    share: Tensor
+    true_share: Tensor
+    first_five: Tensor
+
+    def confusion(self, classes: int) -> Tensor:
+        """Images of each class (rows) that were taken for each class (columns), (classes, classes)."""
+        pairs = self.target * classes + self.predicted
+        return pairs.bincount(minlength=classes**2).reshape(classes, classes)
+
+    def most_wrong(self, count: int) -> list[int]:
+        """Rows of the wrong answers, the surest first."""
+        wrong = (self.predicted != self.target).nonzero().flatten()
+        order = (self.share - self.true_share)[wrong].argsort(descending=True, stable=True)
+        return wrong[order[:count]].tolist()
+
+
 def evaluate(
     model: nn.Module,
     dataset: EvalView,
@@ -31,9 +58,17 @@ def evaluate(
 
     Of many processes each scores a share of the images, and all return the numbers of all of them.
     """
+    return figures(answers(model, dataset, batch_size, device, workers), dataset)
+
+
+@torch.no_grad()  # not inference_mode: a network may keep tables for its next training step
+def answers(
+    model: nn.Module, dataset: EvalView, batch_size: int = 256, device: torch.device | str = "cpu", workers: int = 0
+) -> Answers:
+    """What a model says of each image; of many processes each looks at a share, and all return what all said."""
     model = model.to(device).eval()
     classes = len(dataset.images.classes)
-    hits, seen, top5 = torch.zeros(classes), torch.zeros(classes), torch.zeros(1)
+    rows: list[Tensor] = []
     for batch in dataset.batches(batch_size, workers):
         target = batch["target"]
         logits = model(batch["image"].to(device)).float().cpu()
@@ -42,25 +77,41 @@ def evaluate(
                 f"the model has {logits.shape[1]} classes, the data {classes}; "
                 f"create the model with num_classes={classes}"
             )
-        hits += (logits.argmax(1) == target).float() @ torch.eye(classes)[target]
-        seen += target.bincount(minlength=classes)
-        if classes > 5:
-            top5 += (logits.topk(5).indices == target[:, None]).any(1).sum()
-    hits, seen, top5 = sum_over_processes(torch.cat([hits, seen, top5])).split([classes, classes, 1])
-    count = int(seen.sum())
-    result = {"top1": float(hits.sum()) / count}
+        predicted, shares = logits.argmax(1), logits.double().softmax(1)
+        five = (logits.topk(min(5, classes)).indices == target[:, None]).any(1)
+        said = [share.gather(1, which[:, None])[:, 0] for share, which in ((shares, predicted), (shares, target))]
+        columns = (batch["index"], target, predicted, *said, five)
+        rows.append(torch.stack([column.double() for column in columns], 1))
+    found = of_all_processes([torch.cat(rows)] if rows else [])
+    whole = torch.cat(found) if found else torch.empty(0, 6, dtype=torch.float64)
+    index, target, predicted, share, true_share, five = whole[whole[:, 0].argsort()].T
+    return Answers(index.long(), target.long(), predicted.long(), share, true_share, five.bool())
+
+
+def figures(said: Answers, dataset: EvalView) -> dict[str, float]:
+    """The accuracies of `evaluate`."""
+    classes, count = len(dataset.images.classes), len(said.index)
+    right = said.predicted == said.target
+    result = {"top1": float(right.double().mean())}
     if classes > 5:
-        result["top5"] = float(top5) / count
-    present = seen > 0
-    result["macro"] = float((hits[present] / seen[present]).mean())
-    result["majority_floor"] = float(seen.max()) / count
+        result["top5"] = float(said.first_five.double().mean())
+    per_class = [value for value in accuracy_by_class(said, classes) if value is not None]
+    result["macro"] = sum(per_class) / len(per_class)
+    result["majority_floor"] = float(said.target.bincount().max()) / count
     result["images"] = count
     result["skipped"] = len(dataset.skipped)
     return result
 
 
+def accuracy_by_class(said: Answers, classes: int) -> list[float | None]:
+    """Share of each class's images that were taken for it; None where there is none."""
+    seen = said.target.bincount(minlength=classes)
+    hits = said.target[said.predicted == said.target].bincount(minlength=classes)
+    return [hit / count if count else None for hit, count in zip(hits.tolist(), seen.tolist(), strict=True)]
+
+
 def evaluate_checkpoint(
-    model: str,
+    model: str | None,
     checkpoint: str | os.PathLike[str] | None,
     data: str | os.PathLike[str],
     split: str = "val",
@@ -77,11 +128,19 @@ def evaluate_checkpoint(
     """
     place = device_of(device)
     network = load_model(model, checkpoint)
-    images = load_split(str(data), split, class_names_of(network))  # which a test split alone is read by
-    images = as_known(images, network, f"the weights {checkpoint or model}", f"the data {data} ({split})")
-    view = eval_view(images, network, image_size)
+    view = split_view(network, data, split, f"the weights {checkpoint or model}", image_size)
     scores = evaluate(network, view, batch_size, place)
-    return {"model": model, "checkpoint": str(checkpoint or "shipped"), "data": str(data), "split": split, **scores}
+    about = {"model": name_of(checkpoint, model), "checkpoint": str(checkpoint or "shipped")}
+    return {**about, "data": str(data), "split": split, **scores}
+
+
+def split_view(
+    network: nn.Module, data: str | os.PathLike[str], split: str, known_from: str, size: int | None = None
+) -> EvalView:
+    """A split as a trained network sees it, with the class numbers of the network."""
+    images = load_split(str(data), split, class_names_of(network))  # which a test split alone is read by
+    images = as_known(images, network, known_from, f"the data {data} ({split})")
+    return eval_view(images, network, size)
 
 
 def as_known(images: Images, model: nn.Module, known_from: str, given_from: str) -> Images:
@@ -100,7 +159,16 @@ def as_known(images: Images, model: nn.Module, known_from: str, given_from: str)
 
 def eval_view(images: Images, model: nn.Module, size: int | None = None, crop_pct: float | None = None) -> EvalView:
     """The evaluation's view of images, by the model's pretrained_cfg where nothing else is said."""
+    return EvalView(images, *seen_by(model, size, crop_pct))
+
+
+def view_of(model: nn.Module, size: int | None = None) -> Transform:
+    """How evaluation sees a picture."""
+    return middle(*seen_by(model, size))
+
+
+def seen_by(model: nn.Module, size: int | None = None, crop_pct: float | None = None) -> tuple[int, Any, Any, float]:
+    """Size in px, mean, deviation and the part that is kept, of a model's pretrained_cfg where not given."""
     cfg = timm.data.resolve_data_config(model=model)
-    size = size or int(cfg["input_size"][-1])
-    crop = crop_pct if crop_pct is not None else float(cfg["crop_pct"])
-    return EvalView(images, size, cfg["mean"], cfg["std"], crop)
+    crop = float(cfg["crop_pct"]) if crop_pct is None else crop_pct
+    return int(cfg["input_size"][-1]) if size is None else size, cfg["mean"], cfg["std"], crop

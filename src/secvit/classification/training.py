@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from secvit.images.words import match_classes
 from secvit.models import SECDeiT, SECSwin
 from secvit.models.saved import class_names_in, class_names_of, create, load_pretrained, patched
 from secvit.train import checkpoint as files
-from secvit.train.engine import fit
+from secvit.train.job import Job, save_weights
 from secvit.train.optim import create_optimizer
-from secvit.train.result import write_result
-from secvit.weights import load_backbone
+from secvit.train.result import Result
+from secvit.weights import load_backbone, write_atomically
 
 logger = logging.getLogger(__name__)
+
+# of a pretrained_cfg, what a network of other weights keeps
+TIMM_CFG = ("mean", "std", "pool_size", "first_conv", "classifier", "fixed_input_size")
 
 
 def train(
@@ -43,54 +46,80 @@ def train(
     log.csv, eval.csv and checkpoints/.  The score is that of "val", or of "test" if there is none.
     """
     output = Path(output)
+    return prepare(recipe, data, output).run(output, resume)
+
+
+def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto") -> Job:
+    """What a recipe and a place with images make of the loop."""
     files.check_writable(output)
     train_images, val_images, held_out = load_checked(data)
     model = start(recipe, train_images.classes)
+    chosen = recipe.model
     cfg = timm.data.resolve_data_config(model=model)
     dataset = TrainView(
-        train_images,
-        recipe.augment,
-        recipe.model.image_size,
-        cfg["mean"],
-        cfg["std"],
-        recipe.loop.seed,
-    )
-    view = eval_view(val_images, model, recipe.model.image_size, recipe.model.crop_pct)
-    task = ClassificationTask(model, recipe.label_smoothing, recipe.model.frozen)
+        train_images, recipe.augment, chosen.image_size, cfg["mean"], cfg["std"], recipe.loop.seed
+    )  # fmt: skip
+    view = eval_view(val_images, model, chosen.image_size, chosen.crop_pct)
 
     def score(network: nn.Module) -> dict[str, float]:
         device = next(network.parameters()).device
         return evaluate(network, view, recipe.loop.batch_size, device, recipe.loop.workers)
 
-    config = {"data": str(data), "classes": train_images.classes, **asdict(recipe)}
-    done = fit(
-        task,
-        create_optimizer(model, recipe.optim),
-        dataset,
-        recipe.loop,
-        recipe.schedule,
-        output,
+    def report(done: Result) -> dict[str, Any]:
+        return {
+            "summary": summary(done.metrics, held_out),
+            "model": chosen.name,
+            "data": str(data),
+            "split": held_out,
+            **done.metrics,
+            "majority_floor": val_images.majority,
+            "best_top1": done.best,
+            "best_step": done.best_step,
+            "images": {"train": len(train_images), held_out: len(val_images)},
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "skipped": skipped_in(dataset, view),
+        }
+
+    seen = {"size": chosen.image_size, "crop_pct": chosen.crop_pct, "mean": cfg["mean"], "std": cfg["std"]}
+    return Job(
+        task=ClassificationTask(model, recipe.label_smoothing, chosen.frozen),
+        optimizer=create_optimizer(model, recipe.optim),
+        dataset=dataset,
+        recipe=recipe,
+        about={"task": "classification", "data": str(data), "classes": train_images.classes, "input": seen},
+        report=report,
         evaluate=score,
         best="top1",
-        config=config,
-        resume=resume,
         classes=train_images.classes,
         names=Names.of(f"{name} {label}" for name, label in zip(train_images.names, train_images.labels.tolist())),
+        save=lambda done, output: save(done, chosen, train_images.classes, output),
     )
-    own = {
-        "summary": summary(done.metrics, held_out),
-        "model": recipe.model.name,
-        "data": str(data),
-        "split": held_out,
-        **done.metrics,
-        "majority_floor": val_images.majority,
-        "best_top1": done.best,
-        "best_step": done.best_step,
-        "images": {"train": len(train_images), held_out: len(val_images)},
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "skipped": skipped_in(dataset, view),
+
+
+def save(done: Result, chosen: Model, classes: Sequence[str], output: Path) -> None:
+    """Weights and a config.json by which timm ("local-dir:RUN", after `import secvit`) and transformers load them."""
+    save_weights(done, output)
+    config = timm_config(done.model, chosen, classes)
+    write_atomically(output / "config.json", json.dumps(config, indent=2).encode())
+
+
+def timm_config(model: nn.Module, chosen: Model, classes: Sequence[str]) -> dict[str, Any]:
+    """What timm's config.json says of a network: how to make it, and what it looks at."""
+    architecture, _, tag = chosen.name.partition(".")
+    cfg = {key: value for key, value in model.pretrained_cfg.items() if key in TIMM_CFG}
+    seen = {"input_size": (3, chosen.image_size, chosen.image_size), "crop_pct": chosen.crop_pct}
+    seen |= {"interpolation": "bicubic", "crop_mode": "center", "num_classes": len(classes)}
+    made = (
+        {**chosen.args} if not chosen.patch else {**chosen.args, "network": architecture, "patch": dict(chosen.patch)}
+    )
+    return {
+        "architecture": "sec_patched" if chosen.patch else architecture,
+        "num_classes": len(classes),  # and not in model_args, where transformers would pass it twice
+        "num_features": getattr(model, "num_features", None),
+        "label_names": list(classes),
+        "model_args": made,
+        "pretrained_cfg": {**cfg, **seen, "tag": tag, "label_names": list(classes)},
     }
-    return write_result(output, done, config, own, asdict(recipe))
 
 
 def summary(metrics: Mapping[str, float], split: str) -> str:

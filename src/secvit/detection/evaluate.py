@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from faster_coco_eval import COCO, COCOeval_faster
@@ -90,12 +90,25 @@ def evaluate_checkpoint(
     """
     max_dets = max_dets or saved_config(weights).get("max_dets", 100)
     model, categories = load_detector(weights, min_size, device)
+    return score(model, categories, data, split, f"the run {os.fspath(weights)}", max_dets, batch_size)
+
+
+def score(
+    model: nn.Module,
+    categories: Mapping[int | str, str],
+    data: str | os.PathLike[str],
+    split: str,
+    known_from: str,
+    max_dets: int = 100,
+    batch_size: int = 1,
+) -> dict[str, Any]:
+    """`evaluate_checkpoint` of a loaded detector.  categories: of `load_detector`.  known_from: its name in errors."""
     coco = load(data, split, has_masks(model), divide=True, learn=False)
     kinds = ("box", "mask")[: 1 + (has_masks(model) and coco.has_masks)]
     try:
-        coco = coco.with_classes(tuple(categories.values()), tuple(categories), f"the run {os.fspath(weights)}")
+        coco = coco.with_classes(tuple(categories.values()), tuple(categories), known_from)
     except ValueError as error:
-        raise ValueError(f"{coco.file} has other categories than {os.fspath(weights)}: {error}") from None
+        raise ValueError(f"{coco.file} has other categories than {known_from}: {error}") from None
     results = detect(model, coco, batch_size)
     found: dict[str, Any] = {"images": len(coco.images)}
     for kind in kinds:

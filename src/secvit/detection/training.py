@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from secvit.images.names import Names
 from secvit.images.words import match_classes
 from secvit.models.saved import saved_config
 from secvit.train import checkpoint as files
-from secvit.train.engine import fit
+from secvit.train.job import Job
 from secvit.train.optim import create_optimizer
-from secvit.train.result import write_result
+from secvit.train.result import Result
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,13 @@ def train(
     eval.csv and checkpoints/.
     """
     output = Path(output)
+    return prepare(recipe, data, output, resume, transform).run(output, resume)
+
+
+def prepare(
+    recipe: Recipe, data: str | Path, output: Path, resume: str = "auto", transform: Callable[..., Any] | None = None
+) -> Job:
+    """What a recipe and a folder of annotated images make of the loop."""
     files.check_writable(output)
     masks = recipe.model.detector != "retinanet" and recipe.model.args.get("masks", True)
     scored = "val" if "val" in (known := splits(data)) or "test" not in known else "test"
@@ -73,37 +80,35 @@ def train(
             found |= {f"{kind}_{name}": value for name, value in figures.items() if name != "per_class"}
         return found
 
-    about = {"classes": train_split.classes, "category_ids": train_split.category_ids}
-    config = {"data": str(data), **about, **asdict(recipe)}
-    done = fit(
-        task,
-        create_optimizer(task, recipe.optim),
-        dataset,
-        recipe.loop,
-        recipe.schedule,
-        output,
+    def report(done: Result) -> dict[str, Any]:
+        return {
+            "summary": summary(done.metrics, scored),
+            "model": recipe.model.detector,
+            "backbone": recipe.model.backbone,
+            "data": str(data),
+            "split": scored,
+            **done.metrics,
+            "best": done.best,
+            "best_step": done.best_step,
+            "images": {"train": len(dataset), "val": len(val_split.images)},
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "dropped": train_split.dropped,
+            "skipped": skipped_in(dataset),
+        }
+
+    about = {"task": "detection", "data": str(data), "classes": train_split.classes}
+    return Job(
+        task=task,
+        optimizer=create_optimizer(task, recipe.optim),
+        dataset=dataset,
+        recipe=recipe,
+        about={**about, "category_ids": train_split.category_ids},
+        report=report,
         evaluate=score,
         best="mask_AP" if masks else "box_AP",
-        config=config,
-        resume=resume,
         classes=train_split.classes,
         names=Names.of(str(train_split.path(i)) for i in dataset.index),
     )
-    own = {
-        "summary": summary(done.metrics, scored),
-        "model": recipe.model.detector,
-        "backbone": recipe.model.backbone,
-        "data": str(data),
-        "split": scored,
-        **done.metrics,
-        "best": done.best,
-        "best_step": done.best_step,
-        "images": {"train": len(dataset), "val": len(val_split.images)},
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "dropped": train_split.dropped,
-        "skipped": skipped_in(dataset),
-    }
-    return write_result(output, done, config, own, asdict(recipe))
 
 
 def check_overlap(train: Coco, held_out: Coco) -> list[str]:

@@ -6,14 +6,10 @@ outputs of a model and its literal twin differ.
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import json as jsonlib
 import os
 import platform
-import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -174,37 +170,3 @@ def using_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def parser(
-    prog: str = "secvit bench", function: Callable[..., Any] = run, description: str | None = __doc__
-) -> argparse.ArgumentParser:
-    """The arguments of a function as options, each explained by its line in the docstring."""
-    explained = dict(re.findall(r"^ +(\w+): (.+)$", function.__doc__ or "", flags=re.MULTILINE))
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    found = argparse.ArgumentParser(prog=prog, description=description, formatter_class=formatter)
-    for name, parameter in inspect.signature(function).parameters.items():
-        default, option = parameter.default, "--" + name.replace("_", "-")
-        if isinstance(default, bool):
-            found.add_argument(option, action=argparse.BooleanOptionalAction, default=default, help=explained[name])
-        elif isinstance(default, tuple):
-            count: Any = 2 if name == "large" else "+"
-            found.add_argument(option, nargs=count, type=type(default[0]), default=default, help=explained[name])
-        else:
-            kind = str if default is None else type(default)
-            found.add_argument(option, type=kind, default=default, help=explained[name])
-    return found
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run and print the tables; 2 where an argument cannot be used or outputs differ."""
-    try:
-        print(report(run(**vars(parser().parse_args(argv)))))
-    except (ValueError, ArithmeticError, OSError) as error:
-        print(f"secvit bench: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

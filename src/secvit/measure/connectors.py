@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import json as jsonlib
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from secvit import connectors
-from secvit.measure.bench import MATTERS, cpu, parser, using_threads
+from secvit.measure.bench import MATTERS, cpu, using_threads
 from secvit.measure.macs import count_macs
 from secvit.measure.report import _ratio, _table
 from secvit.measure.rounds import NULL, clock_for, interleave, is_quiet, speed_ratio
@@ -416,14 +415,3 @@ def _time_table(result: dict[str, Any], extra: str) -> list[str]:
         f"Null pair ({base} twice): {nulls}. The tower takes {100 * vision:.0f} % of the time to the first token at "
         f"{base}, and is not made faster.",
     ]  # fmt: skip
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run and print the tables; 2 where an argument cannot be used."""
-    options = parser("secvit bench connector", connector_report, __doc__)
-    try:
-        print(connector_markdown(connector_report(**vars(options.parse_args(argv)))), end="")
-    except (ValueError, OSError) as error:
-        print(f"secvit bench connector: {error}", file=sys.stderr)
-        return 2
-    return 0

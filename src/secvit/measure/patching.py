@@ -33,11 +33,12 @@ BASES = ("original", "patched")
 
 
 def patch_report(
-    model: str | nn.Module,
-    sizes: Sequence[int] = (224, 448, 896),
+    run: str | nn.Module,
+    size: Sequence[int] = (224, 448, 896),
     num_clusters: int | None = None,
     cluster_size: int | None = None,
     *,
+    model: str | None = None,
     layers: Sequence[int] | None = None,
     partition: str = "sec",
     shared: bool = False,
@@ -50,37 +51,53 @@ def patch_report(
     training: bool = False,
     unfused: bool = False,
     pretrained: bool = False,
-    checkpoint: str | None = None,
     images: Sequence[str] = (),
     json: str | None = None,
+    plot: str | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Compare a model with its patched self; `patch_markdown` and `secvit.vis.draw_patch_report` show the result.
+    """Work, speed, memory and features of a vision transformer with its attention in clusters beside the original.
 
-    model: a timm name, the folder of a transformers vision model, or a model.
-    sizes: height and width of square images in pixels; position tables are resampled to each.
-    num_clusters | cluster_size, layers, partition, shared, share_order_every: of `secvit.patch`; clusters
-        of at most 196 tokens where neither of the first two is given.
-    rounds, threads: one thread measures processor time, more measure wall clock, as a GPU does.
+    And the size from which on it is faster on this machine; `patch_markdown` and `secvit.vis.draw_patch_report` show
+    the result.  At a small size the original is usually the faster one, and the report says so.
+
+    run: a timm name, a run, a weight file, the folder of a transformers vision model, or a model.
+    size: height and width of square images in px, one or more; position tables are resampled to each.
+    num_clusters: clusters at every size.
+    cluster_size: most tokens of a cluster (196 where neither is given).
+    model: name of the network of a weight file that has no config.yaml beside it.
+    layers: layers to patch, counted from 0; else all.
+    partition: sec, or a rival: window, raster, random, ...
+    shared: one order for all heads.
+    share_order_every: so many layers go by one order.
+    batch_size: images at a time.
+    rounds: measurements of each speed, after a warm-up.
+    threads: 1 measures processor time, more measure wall clock, as a GPU does.
     dtype: float32 or bfloat16 (weights in it for inference, autocast for training).
+    device: cpu or cuda.
     training: training steps too.
-    unfused: the original with its L x L weights written out too, where memory suffices.
-    pretrained, checkpoint: weights from timm's hub or from a file; otherwise random ones of seed 0.
-    images: photos to compare features on; made-up squares and noise without them.
-    json: write the result to this file.
+    unfused: also the original with its L x L weights written out, where memory suffices.
+    pretrained: weights from timm's hub, which downloads them; otherwise random ones of seed 0.
+    images: photos to compare the features on; made-up squares and noise without them.
+    json: also write all numbers to this file.
+    plot: also draw speed and memory over the size, PNG, PDF, ...
     Raises ValueError for models that cannot be patched and for sizes that their patches do not fill.
     """
-    if not sizes or rounds < 1 or batch_size < 1:
-        raise ValueError(f"sizes={list(sizes)}, rounds={rounds}, batch_size={batch_size}; give one or more of each")
+    if plot:
+        from secvit.vis.picture import check_output
+
+        check_output(plot)
+    if not size or rounds < 1 or batch_size < 1:
+        raise ValueError(f"size={list(size)}, rounds={rounds}, batch_size={batch_size}; give one or more of each")
     check_settings([dtype], device, json)
-    sizes = sorted(set(sizes))
+    sizes = sorted(set(size))
     if num_clusters is None and cluster_size is None:
         cluster_size = 196
     options = {
         "num_clusters": num_clusters, "cluster_size": cluster_size, "layers": layers, "partition": partition,
         "shared": shared, "share_order_every": share_order_every,
     }  # fmt: skip
-    original, weights = load(model, pretrained, checkpoint)
+    original, weights = load(run, pretrained, model)
     for size in sizes:  # whatever cannot be should be said before minutes of work
         variant(original, "patched", size, options)
         photographs(images, size, original) if images else None
@@ -90,11 +107,11 @@ def patch_report(
     }  # fmt: skip
     result: dict[str, Any] = {
         "kind": "secvit patch-report",
-        "model": type(model).__name__ if isinstance(model, nn.Module) else Path(model).name,
+        "model": type(run).__name__ if isinstance(run, nn.Module) else Path(run).name,
         "recipe": {
             "sizes": sizes, **options, "batch_size": batch_size, "rounds": rounds, "threads": threads,
             "dtype": dtype, "device": device, "training": training, "unfused": unfused, "pretrained": pretrained,
-            "checkpoint": Path(checkpoint).name if checkpoint else None, "images": [Path(path).name for path in images],
+            "images": [Path(path).name for path in images],
         },
         **provenance(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -124,6 +141,10 @@ def patch_report(
     result["load_after"] = os.getloadavg()[0]
     if json is not None:
         Path(json).write_text(jsonlib.dumps(result, indent=1) + "\n")
+    if plot:
+        from secvit.vis import draw_patch_report
+
+        draw_patch_report(result, plot)
     return result
 
 

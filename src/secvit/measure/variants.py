@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from secvit.adapt import patch, unpatch
 from secvit.extras import needs
 from secvit.images import read_image
-from secvit.models.saved import create, has_weights, load_model
+from secvit.models.saved import create, has_weights, load_model, saved_config
 
 
 class Tower(nn.Module):
@@ -43,24 +43,26 @@ FIXED_POSITIONS = (
 )  # fmt: skip
 
 
-def load(model: str | nn.Module, pretrained: bool = False, checkpoint: str | None = None) -> tuple[nn.Module, str]:
+def load(run: str | nn.Module, pretrained: bool = False, model: str | None = None) -> tuple[nn.Module, str]:
     """The model, unpatched and in eval mode, and whether its weights are "random" or "given".
 
-    model: a timm name, the folder of a transformers vision model, or a model (which is copied).
+    run: a timm name, a run, a weight file, the folder of a transformers vision model, or a model (which is copied).
+    model: name of the network of a weight file.
     """
-    if isinstance(model, nn.Module):
-        if any(hasattr(module, "secvit_patch") for module in model.modules()):
+    if isinstance(run, nn.Module):
+        if any(hasattr(module, "secvit_patch") for module in run.modules()):
             raise ValueError("the model is patched already; secvit.unpatch(model) first")
-        inner = _tower(model, None) if hasattr(model, "config") and hasattr(model.config, "model_type") else model
+        inner = _tower(run, None) if hasattr(run, "config") and hasattr(run.config, "model_type") else run
         return copy.deepcopy(inner).eval(), "given"
-    if Path(model, "config.json").is_file():
-        return _load_tower(Path(model))
+    path = Path(run)
+    if path.exists() and not saved_config(path) and (path / "config.json").is_file():
+        return _load_tower(path)
     if pretrained:
-        return create(model, 1000, {"pretrained": True}).eval(), "given"
-    network = load_model(model, checkpoint)
+        return create(run, 1000, {"pretrained": True}).eval(), "given"
+    network = load_model(model, path) if path.exists() else load_model(run)
     if hasattr(network, "secvit_patch"):
         unpatch(network)
-    return network, "given" if checkpoint or has_weights(model) else "random"
+    return network, "given" if path.exists() or has_weights(run) else "random"
 
 
 def _load_tower(folder: Path) -> tuple[nn.Module, str]:

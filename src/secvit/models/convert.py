@@ -126,7 +126,10 @@ def heads_of(model: nn.Module) -> tuple[int, ...]:
 def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], model: str, reverse: bool = False) -> int:
     """Write the authors' checkpoint `source` as `target` for `timm.create_model(model, checkpoint_path=target)`.
 
-    reverse: from ours to the authors' layout.  The suffix of `target` chooses .safetensors or .pth.
+    source: the checkpoint to read, .pth or .safetensors.
+    target: the file to write, .safetensors or .pth.
+    model: name of the network.
+    reverse: from ours to the authors' layout.
     Returns the number of tensors.  Raises ValueError with a report where keys or shapes do not fit.
     """
     target = Path(target)

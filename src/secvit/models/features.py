@@ -25,6 +25,7 @@ class FeatureMaps(nn.Module):
     def __init__(self, backbone: str, arguments: dict[str, Any] | None = None, levels: int = 4) -> None:
         super().__init__()
         check_name(backbone)
+        self.name, self.arguments = backbone, dict(arguments or {})
         try:
             self.body = timm.create_model(backbone, features_only=True, **(arguments or {}))
         except (RuntimeError, AttributeError, TypeError, OSError) as error:
@@ -37,6 +38,19 @@ class FeatureMaps(nn.Module):
                 "as hierarchical backbones have"
             )
         self.channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
+
+    def network(self) -> nn.Module:
+        """The backbone as timm's network of that name, without a classifier, with these weights.
+
+        What a network has behind its last map is new.
+        """
+        made = timm.create_model(self.name, num_classes=0, **{**self.arguments, "pretrained": False})
+        own = made.state_dict()
+        # timm's feature networks write stages_0 for the stages.0 of a network
+        names = {key.replace(".", "_", 1): key for key in own if key.partition(".")[2][:1].isdigit()}
+        state = {names.get(key, key): value for key, value in self.body.state_dict().items()}
+        made.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+        return made.to(next(self.body.parameters()).device).eval()
 
     def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of the images that the backbone learned from."""

@@ -82,16 +82,17 @@ def has_weights(name: str) -> bool:
 
 
 def load_model(
-    name: str, checkpoint: str | os.PathLike[str] | None = None, num_classes: int | None = None
+    name: str | None = None, checkpoint: str | os.PathLike[str] | None = None, num_classes: int | None = None
 ) -> nn.Module:
     """A network in evaluation mode with saved weights: ours, the authors', or those of a run's folder.
 
-    Without a checkpoint, with the weights that ship under the name, else random ones of seed 0.
-    Model arguments, image size and class names come from the config.yaml beside the weights, if
-    there is one; size and names go to the model's pretrained_cfg.
+    name: of the network; a run says itself what it is, and a name that says otherwise is a ValueError.
+    checkpoint: without one, the weights that ship under the name, else random ones of seed 0.
     num_classes: what the weights must have; None takes what they have.
+    Model arguments, patch, image size and class names come from the config.yaml beside the weights, if
+    there is one; size and names go to the model's pretrained_cfg.
     """
-    check_name(name)
+    name = name_of(checkpoint, name)
     if checkpoint is None:
         shipped = has_weights(name)
         classes = timm.get_pretrained_cfg(name).num_classes if shipped else num_classes
@@ -101,7 +102,6 @@ def load_model(
     path = Path(checkpoint)
     state, config = read_weights(path), saved_config(path)
     known = config.get("model") or {}
-    known = known if known.get("name") == name else {}
     names = config.get("classes") if known else None
     if num_classes is None:
         num_classes = len(names) if names else classes_in(state, name)
@@ -112,7 +112,7 @@ def load_model(
     except Exception as error:  # the filters of timm and of ours trust shapes
         raise ValueError(f"{path} does not fit {name}: {error}") from None
     if report := misfit(state, network.state_dict()):
-        fits = (config.get("model") or {}).get("name") or ", ".join(fitting_models(state)) or "none known"
+        fits = known.get("name") or ", ".join(fitting_models(state)) or "none known"
         raise ValueError(
             f"{path} does not fit {name} with {num_classes} classes; models that it fits: {fits}.  It has {report}"
         )
@@ -126,6 +126,26 @@ def load_model(
         seen |= {"input_size": (3, size, size), "crop_pct": known.get("crop_pct", 1.0)}
     network.pretrained_cfg = {**network.pretrained_cfg, **seen}
     return network.eval()
+
+
+def name_of(checkpoint: str | os.PathLike[str] | None, given: str | None = None) -> str:
+    """The network of saved weights: what their config.yaml says, which a given name must not contradict.
+
+    Tags, as in secvit_nano.cifar10, say which weights a network began with, and are not compared.
+    """
+    known = (saved_config(checkpoint).get("model") or {}) if checkpoint is not None else {}
+    saved = known.get("name")
+    if saved is None and (made := known.get("backbone")):
+        raise ValueError(
+            f"{checkpoint} is a run of {known.get('detector') or known.get('head')} on {made}, no classifier"
+        )
+    if given is None and saved is None:
+        raise ValueError(f"{checkpoint}: no config.yaml beside the weights, so the network is unknown; give its name")
+    if given is not None:
+        check_name(given)
+    if saved is not None and given is not None and saved.partition(".")[0] != given.partition(".")[0]:
+        raise ValueError(f"{checkpoint} is a run of {saved}, not of {given}; leave out the name")
+    return saved or given  # type: ignore[return-value]
 
 
 def classes_in(state: Mapping[str, Tensor], name: str) -> int:

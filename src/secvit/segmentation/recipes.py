@@ -42,7 +42,7 @@ def folder() -> Recipe:
     """Semantic FPN on a folder of your own, from the small weights that come along.
 
     secvit train segmentation.folder --data DIR --output runs/mine
-    secvit segment photo.jpg --weights runs/mine
+    secvit segment runs/mine photo.jpg
 
     DIR holds images/train and masks/train with val beside them, or images and masks alone; more in
     docs/segmentation.md.  Hundreds of pictures, on a CPU too; for better weights --model.backbone and
@@ -87,7 +87,7 @@ def camvid_semantic_fpn() -> Recipe:
     secvit train segmentation.camvid_semantic_fpn --data camvid --output runs/camvid_resnet18 \
         --model.backbone resnet18
 
-    Score the test drives: secvit evaluate --checkpoint runs/camvid --data camvid --split test
+    Score the test drives: secvit evaluate runs/camvid --data camvid --split test
     Muon, as in the classification recipes for small networks.  resnet18 begins with random weights, the backbone
     of SECViT-nano with those that come along (clothes); with --model.weights random it does, too.
     Test mIoU here 57.0 %, ResNet-18 54.2 %, one seed each.

@@ -65,8 +65,16 @@ def evaluate_checkpoint(
     {"scales": (0.75, 1.0, 1.25), "flip": True}.  "confusion" in the result is the matrix of pixels, a list of rows.
     """
     trained = load_trained(weights, device, **look)
-    view = EvalView(load(data, split).in_order_of(trained.classes, f"the run {weights}"))
-    return report(evaluate(trained.model, view, trained.look), trained.classes, view)
+    return score(trained.model, trained.classes, trained.look, data, split, f"the run {weights}")
+
+
+def score(
+    model: Segmenter, classes: tuple[str, ...], look: Look, data: str | os.PathLike[str], split: str, known_from: str,
+    workers: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """`evaluate_checkpoint` of a loaded network.  known_from: its name in errors."""
+    view = EvalView(load(data, split).in_order_of(classes, known_from))
+    return report(evaluate(model, view, look, workers), classes, view)
 
 
 def report(matrix: Tensor, classes: tuple[str, ...], view: EvalView) -> dict[str, Any]:

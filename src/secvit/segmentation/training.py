@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,10 @@ from secvit.segmentation.prediction import class_list, create
 from secvit.segmentation.scoring import evaluate, report, scores
 from secvit.segmentation.task import SegmentationTask
 from secvit.train import checkpoint as files
-from secvit.train.engine import PATIENCE, fit
+from secvit.train.engine import PATIENCE
+from secvit.train.job import Job
 from secvit.train.optim import create_optimizer
-from secvit.train.result import write_result
+from secvit.train.result import Result
 from secvit.weights import few, read_weights
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,11 @@ def train(
     checkpoints/.
     """
     output = Path(output)
+    return prepare(recipe, data, output, resume).run(output, resume)
+
+
+def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto") -> Job:
+    """What a recipe and a folder of pictures and masks make of the loop."""
     files.check_writable(output)
     # of many processes, each reads a share of the masks
     with needs("training", "accelerate", "train"):
@@ -58,7 +63,8 @@ def train(
     on_gpus = recipe.loop.device != "cpu" and torch.cuda.is_available()
     if recipe.sync_norm and on_gpus:
         model = convert_sync_batchnorm(model)
-    dataset = TrainView(pictures, recipe.augment, *model.backbone.normalization(), recipe.loop.seed)
+    mean, std = model.backbone.normalization()
+    dataset = TrainView(pictures, recipe.augment, mean, std, recipe.loop.seed)
     view = EvalView(others)
     latest: dict[str, Tensor] = {}
 
@@ -66,37 +72,35 @@ def train(
         latest["confusion"] = evaluate(network, view, recipe.look, recipe.loop.workers)  # type: ignore[arg-type]
         return {name: value for name, value in scores(latest["confusion"]).items() if name != "per_class"}
 
+    def result(done: Result) -> dict[str, Any]:
+        return {
+            "summary": summary(done.metrics, held_out, len(others)),
+            "model": recipe.model.head,
+            "backbone": recipe.model.backbone,
+            "data": str(data),
+            "split": held_out,
+            **(report(latest["confusion"], pictures.classes, view) if latest else {}),
+            "best_miou": done.best,
+            "best_step": done.best_step,
+            "images": {"train": len(pictures), held_out: len(others)},
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "skipped": skipped_in(dataset, view),
+        }
+
     labels = pictures.labels
-    config = {"data": str(data), "classes": labels.names, "values": labels.values, "palette": labels.palette}
-    config |= asdict(recipe)
-    done = fit(
-        SegmentationTask(model, recipe.auxiliary),
-        create_optimizer(model, recipe.optim),
-        dataset,
-        recipe.loop,
-        recipe.schedule,
-        output,
+    about = {"classes": labels.names, "values": labels.values, "palette": labels.palette}
+    return Job(
+        task=SegmentationTask(model, recipe.auxiliary),
+        optimizer=create_optimizer(model, recipe.optim),
+        dataset=dataset,
+        recipe=recipe,
+        about={"task": "segmentation", "data": str(data), **about, "input": {"mean": mean, "std": std}},
+        report=result,
         evaluate=score,
         best="miou",
-        config=config,
-        resume=resume,
         classes=pictures.classes,
         names=pictures.images.names,
     )
-    own = {
-        "summary": summary(done.metrics, held_out, len(others)),
-        "model": recipe.model.head,
-        "backbone": recipe.model.backbone,
-        "data": str(data),
-        "split": held_out,
-        **(report(latest["confusion"], pictures.classes, view) if latest else {}),
-        "best_miou": done.best,
-        "best_step": done.best_step,
-        "images": {"train": len(pictures), held_out: len(others)},
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "skipped": skipped_in(dataset, view),
-    }
-    return write_result(output, done, config, own, asdict(recipe))
 
 
 def start(recipe: Recipe, classes: int, names: Sequence[str] = ()) -> Segmenter:

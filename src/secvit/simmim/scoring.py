@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -54,15 +54,23 @@ def draw_reconstructions(task: MaskedImageTask, dataset: EvalView, path: Path, c
     batch = dataset.__getitems__([i * len(dataset) // count for i in range(count)])
     if not len(batch["image"]):
         return
+    pictures = reconstructions(task, batch, dataset.mean, dataset.std)
+    file = io.BytesIO()
+    _table(pictures).save(file, "png")
+    write_atomically(path, file.getvalue())
+
+
+@torch.no_grad()
+def reconstructions(
+    task: MaskedImageTask, batch: Mapping[str, Tensor], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, list[Image.Image]]:
+    """Images of a batch (normalised by mean and std), what is visible of them, and with hidden patches filled in."""
     device = task.mask_token.device
     image, mask = batch["image"].to(device), batch["mask"].to(device)
     hidden = stretch(mask, *image.shape[2:])
     filled = torch.where(hidden, task.reconstruct(image, mask), image)
     columns = {"image": image, "visible": image.masked_fill(hidden, 0), "hidden part predicted": filled}
-    pictures = {name: _pixels(x, dataset.mean, dataset.std) for name, x in columns.items()}
-    file = io.BytesIO()
-    _table(pictures).save(file, "png")
-    write_atomically(path, file.getvalue())
+    return {name: _pixels(x, mean, std) for name, x in columns.items()}
 
 
 def _pixels(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:

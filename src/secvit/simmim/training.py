@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from secvit.simmim.recipes import Recipe
 from secvit.simmim.scoring import draw_reconstructions, evaluate
 from secvit.simmim.task import MaskedImageTask
 from secvit.train import checkpoint as files
-from secvit.train.engine import fit
+from secvit.train.job import Job, save_weights
 from secvit.train.optim import create_optimizer
-from secvit.train.result import write_result
+from secvit.train.result import Result
 from secvit.train.shares import is_first
+from secvit.weights import misfit, read_weights, weight_bytes, write_atomically
 
 
 def train(
@@ -37,6 +38,11 @@ def train(
     checkpoints/.  Labels are not used.  The held-out split is "val", or "test" if there is none.
     """
     output = Path(output)
+    return prepare(recipe, data, output).run(output, resume)
+
+
+def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto") -> Job:
+    """What a recipe and a place with images make of the loop."""
     files.check_writable(output)
     if recipe.loop.ema_decay:
         raise ValueError(
@@ -58,30 +64,49 @@ def train(
             draw_reconstructions(task, view, output / "reconstructions.png")
         return evaluate(task, view, recipe.loop.batch_size, task.mask_token.device, recipe.loop.workers)
 
-    config = {"data": str(data), **asdict(recipe)}
-    done = fit(
-        task,
-        create_optimizer(task, recipe.optim),
-        dataset,
-        recipe.loop,
-        recipe.schedule,
-        output,
+    def report(done: Result) -> dict[str, Any]:
+        return {
+            "summary": summary(done.metrics, held_out),
+            "model": recipe.model.name,
+            "data": str(data),
+            "split": held_out,
+            **done.metrics,
+            "images": {"train": len(train_images), held_out: len(val_images)},
+            "parameters": sum(p.numel() for p in task.model.parameters()),
+            "skipped": skipped_in(dataset, view),
+        }
+
+    return Job(
+        task=task,
+        optimizer=create_optimizer(task, recipe.optim),
+        dataset=dataset,
+        recipe=recipe,
+        about={"task": "simmim", "data": str(data), "input": {"size": size, "mean": mean, "std": std}},
+        report=report,
         evaluate=score,
-        config=config,
-        resume=resume,
         names=train_images.names,
+        save=lambda done, output: save(done, task, output),
     )
-    own = {
-        "summary": summary(done.metrics, held_out),
-        "model": recipe.model.name,
-        "data": str(data),
-        "split": held_out,
-        **done.metrics,
-        "images": {"train": len(train_images), held_out: len(val_images)},
-        "parameters": sum(p.numel() for p in task.model.parameters()),
-        "skipped": skipped_in(dataset, view),
-    }
-    return write_result(output, done, config, own, asdict(recipe))
+
+
+DECODER = "decoder.safetensors"
+
+
+def save(done: Result, task: MaskedImageTask, output: Path) -> None:
+    """The backbone, and beside it what the task has more, so that a run can be measured and drawn again."""
+    save_weights(done, output)
+    beside = {key: value for key, value in task.state_dict().items() if not key.startswith("model.")}
+    write_atomically(output / DECODER, weight_bytes(beside))
+
+
+def load_task(run: str | os.PathLike[str], model: nn.Module) -> MaskedImageTask:
+    """The task of a finished run around its backbone."""
+    task = MaskedImageTask(model)
+    beside = read_weights(Path(run) / DECODER)
+    if report := misfit(beside, {k: v for k, v in task.state_dict().items() if not k.startswith("model.")}):
+        raise ValueError(f"{run}: {DECODER} does not fit the network: {report}")
+    task.load_state_dict(beside, strict=False)
+    return task.eval()
 
 
 def create_seeded(recipe: Recipe) -> MaskedImageTask:

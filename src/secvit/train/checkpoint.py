@@ -34,7 +34,10 @@ from secvit.weights import fsync, unpickle, weight_bytes, write_atomically, writ
 
 FOLDER = "checkpoints"
 MANIFEST, SCORE = "manifest.json", "score.json"
-PRODUCTS = ("log.csv", "eval.csv", "result.json", "config.yaml", "model.safetensors")  # what else a run writes
+PRODUCTS = (  # what else a run writes
+    *("log.csv", "eval.csv", "result.json", "config.yaml", "config.json", "README.md"),
+    *("model.safetensors", "decoder.safetensors"),
+)
 
 
 # -- writing -----------------------------------------------------------------------------------

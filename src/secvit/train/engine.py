@@ -51,11 +51,12 @@ from secvit.train.sharding import whole
 from secvit.train.shares import of_all_processes
 from secvit.train.step import Step
 from secvit.train.stop import Stop
-from secvit.weights import few, load_weights, misfit
+from secvit.weights import few, load_weights, misfit, write_atomically
 
 logger = logging.getLogger(__name__)
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 BEGINS = ("init", "pretrained")  # entries of a recipe that say what a run begins with, which a resumed one does not
+ABOUT = {"secvit", "task", "recipe", "input"}  # entries of config.yaml that older versions did not write
 LEARNING = {  # entries of a recipe that only further steps can use
     *("optim", "schedule", "augment"),
     *(f"loop.{name}" for name in ("batch_size", "seed", "precision", "clip_grad", "ema_decay", "repeats")),
@@ -177,6 +178,8 @@ class Run:
         self.check_same_step()
         for damaged in choice.damaged if self.main else ():
             files.set_aside(damaged)
+        if self.main:  # from now on the folder says what it is
+            write_atomically(self.output / "config.yaml", files.to_yaml(self.config))
         state, trackers = self.state, self.loop.trackers
         self.log = Log(self.output, state.step, state.evaluated, trackers, self.config) if self.main else NoLog()
         self.copy = copy.deepcopy(self.model).requires_grad_(False) if self.update.sharded else None
@@ -281,7 +284,8 @@ class Run:
     def check_same_recipe(self, folder: Path, finished: bool) -> None:
         """Say what the recipe changed since; refuse what would be written down and not used."""
         try:
-            changed = changes(read_yaml(folder / "config.yaml"), self.config)
+            old = read_yaml(folder / "config.yaml")
+            changed = changes(old, {key: value for key, value in self.config.items() if key in old or key not in ABOUT})
         except ValueError as error:
             logger.warning("%s; its recipe is not compared", error)
             return

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import colorsys
 import functools
-import io
 import itertools
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
-from secvit.images import read_image, to_rgb
-from secvit.train.checkpoint import check_writable
-from secvit.vis.photos import listed, picture_names
-from secvit.weights import write_atomically
+from secvit.images import to_rgb
 
 SMALLEST = 640  # px of the long side: smaller images are enlarged, so that names can be read
 OPACITY = 0.4
@@ -137,71 +129,3 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 # -- from photos to pictures and a COCO file ---------------------------------------------------
-
-
-def detect_photos(
-    photos: Iterable[str | os.PathLike[str]],
-    weights: str | os.PathLike[str],
-    output: str | os.PathLike[str] = "detections",
-    json_file: str | os.PathLike[str] | None = None,
-    score: float = 0.5,
-    batch_size: int = 1,
-    min_size: int | None = None,
-    device: str | None = None,
-) -> tuple[dict[str, Any], list[str]]:
-    """Draw what a detector finds in photos, and write it in COCO's format; returns that, and why photos were skipped.
-
-    photos: files of any format and size, or folders of them.  weights, min_size, device: as in
-        `secvit.detection.load_detector`.  score: the least one kept.
-    output: the folder for PHOTO_detections.jpg, numbered where two photos have one name.  Older ones are replaced.
-    json_file: None for detections.json in `output`.  Its file_name is the path below the photos' common folder.
-    A photo that cannot be read is skipped; a ValueError if there is no other.
-    """
-    from secvit.detection.prediction import add_image, new_coco, predict
-    from secvit.detection.saved import load_detector
-
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; choose batch_size >= 1")
-    paths, output = listed(photos, Path(output)), Path(output)
-    json_file = Path(json_file or output / "detections.json")
-    if json_file.is_dir() or json_file.resolve() in {path.resolve() for path in paths}:
-        raise ValueError(f"{json_file}: {'a folder' if json_file.is_dir() else 'one of the photos'}; name another file")
-    model, categories = load_detector(weights, min_size, device)
-    for folder in (output, json_file.parent):
-        check_writable(folder)
-    names = picture_names(paths, output, "_detections.jpg")
-    root = os.path.commonpath([path.parent for path in paths])
-    coco = {**new_coco(categories), "info": {"description": "secvit detect", "weights": str(weights), "score": score}}
-    skipped: list[str] = []
-    with tqdm(total=len(paths), desc="detecting", unit="image", disable=None, leave=False) as bar:
-        for start in range(0, len(paths), batch_size):
-            batch = {}
-            for path in paths[start : start + batch_size]:
-                try:
-                    batch[path] = _readable(path, model)
-                except ValueError as error:
-                    skipped.append(str(error))
-            for (path, image), found in zip(batch.items(), predict(model, list(batch.values()), score), strict=True):
-                add_image(coco, path.relative_to(root).as_posix(), image.size, found)
-                content = io.BytesIO()
-                draw_detections(image, found, tuple(categories.values())).save(
-                    content, "JPEG", quality=95, subsampling=0
-                )
-                write_atomically(names[path][0], content.getvalue())
-            bar.update(min(batch_size, len(paths) - start))
-    if not coco["images"]:
-        raise ValueError("\n".join(skipped))
-    write_atomically(json_file, json.dumps(coco).encode())
-    return coco, skipped
-
-
-def _readable(path: Path, model: nn.Module) -> Image.Image:
-    """The photo, if the detector can see it; else a ValueError that names it."""
-    from secvit.detection.prediction import seen_size
-
-    image = read_image(path)
-    try:
-        seen_size(model, image.size)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return image

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from secvit.weights import check_target, write_atomically
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg")
 INK, FAINT = "#1a1a1a", "#6b6b6b"
@@ -26,16 +27,7 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: no picture format by that name; end it in {', '.join(FORMATS[:4])} ...")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent}: no such folder; make it first")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent) as file:
-            file.write(b"\0" * 4096)
-    except OSError as error:
-        raise ValueError(f"{path.parent}: cannot write there ({error.strerror}); choose another folder") from None
-    return path
+    return check_target(path)
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
@@ -43,12 +35,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     path = check_output(path)
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:].lower(), facecolor=figure.get_facecolor())
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        partial.write_bytes(content.getvalue())
-        os.replace(partial, path)
+        write_atomically(path, content.getvalue())
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return path

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
-from tqdm import tqdm
 
+from secvit import runs
 from secvit.adapt import patch
-from secvit.images import read_image
-from secvit.models.saved import load_model
+from secvit.images.photos import Made, Photos, listed, opened, picture_names
 from secvit.models.sec_deit import SECDeiT
 from secvit.models.sec_swin import SECSwin
 from secvit.models.secvit import SECViT
@@ -36,10 +36,8 @@ from secvit.vis.gradcam import grad_cam, heat_overlay
 from secvit.vis.metrics import cluster_metrics
 from secvit.vis.pages import Row, compare_partitions, draw_page, draw_partitions
 from secvit.vis.panels import Panel, panel_size
-from secvit.vis.photos import listed, picture_names
 from secvit.vis.picture import INK, check_output, save
 from secvit.vis.record import LayerKeys, record_keys
-from secvit.weights import write_atomically
 
 FRAME_AREA = 360 * 270  # px of an animation
 FRAME_MS = 700
@@ -54,14 +52,16 @@ PAGE_NOTE = (
 class View:
     """What to show of a photo.
 
-    model, checkpoint: as in `secvit.models.saved.load_model`; a ViT of timm's gets its clusters by `secvit.patch`.
+    run: the folder of a run, a weight file, or the name of a model: with weights that come along, else random ones.
+        A ViT of timm's gets its clusters by `secvit.patch`.  Of a detector or segmenter, the backbone is shown.
+    model: name of the network of a weight file that has no config.yaml beside it.
     size: long side in px that the network sees; None keeps the photo's, but at most 640.
     stages, block, head, num_clusters, cluster_size, partition: as in `secvit.vis.cluster_maps`.
     style: as in `secvit.vis.clusters.overlay`.
     """
 
-    model: str = "secvit_nano.clothing10"
-    checkpoint: str | os.PathLike[str] | None = None
+    run: str | os.PathLike[str] = "secvit_nano.clothing10"
+    model: str | None = None
     size: int | None = None
     stages: Sequence[int] | None = None
     block: int | str | None = None
@@ -80,15 +80,18 @@ class View:
             raise ValueError(f"num_clusters={self.num_clusters} and cluster_size={self.cluster_size}; give one of them")
 
     @property
+    def title(self) -> str:
+        """What pictures call the network."""
+        return "/".join(Path(self.run).parts[-2:]) if Path(self.run).exists() else str(self.run)
+
+    @property
     def note(self) -> str:
         """What a picture says of the weights."""
-        if self.checkpoint is None:
-            return weights_note(self.model)
-        return f"weights: {'/'.join(Path(self.checkpoint).parts[-2:])}"
+        return f"weights: {self.title}" if Path(self.run).exists() else weights_note(str(self.run))
 
     def network(self) -> nn.Module:
-        """The model, its attention in clusters."""
-        model = load_model(self.model, self.checkpoint)
+        """The network, or the backbone of one, its attention in clusters."""
+        model = runs.network(self.run, self.model)
         if isinstance(model, (SECViT, SECSwin, SECDeiT)) or hasattr(model, "secvit_patch"):
             return model
         clusters = 4 if self.num_clusters is None and self.cluster_size is None else self.num_clusters
@@ -101,25 +104,6 @@ class View:
         return [one for one in found if one.num_clusters > 1 or one.head == 0 or self.head != "all"]
 
 
-@dataclass
-class Made:
-    """Files that `cluster_photos` wrote, older ones that it replaced, photos that it left out and why, and numbers."""
-
-    written: list[Path] = field(default_factory=list)
-    replaced: list[Path] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, path: Path, picture: Figure | bytes) -> None:
-        """Write a picture, whole or not at all."""
-        known = self.replaced if path.exists() else self.written
-        if isinstance(picture, Figure):
-            save(picture, path)
-        else:
-            write_atomically(path, picture)
-        known.append(path)
-
-
 def cluster_photo(
     photo: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
@@ -129,14 +113,14 @@ def cluster_photo(
     """Draw the clusters of each stage for a photo of any format and size; returns the picture's path.
 
     output: a file, replaced if it exists; None takes a free name, PHOTO_clusters.png, in the current folder.
-    gradcam: Grad-CAM of the same blocks, too.  view: fields of `View`, model="secvit_tiny" for one.
+    gradcam: Grad-CAM of the same blocks, too.  view: fields of `View`, run="secvit_tiny" for one.
     """
     made = cluster_photos([photo], output, View(**view), gradcam=gradcam)
     return (made.written + made.replaced)[0]
 
 
 def cluster_photos(
-    photos: Iterable[str | os.PathLike[str]],
+    photos: Photos,
     output: str | os.PathLike[str] | None = None,
     view: View | None = None,
     *,
@@ -166,19 +150,86 @@ def cluster_photos(
         kinds["_partitions.png"] = partitions_of
     names = _names(photos, output, list(kinds))
     made, network = Made(), view.network()
-    for path, image in _opened(names, view, made):
+    for path, image in _sized(list(names), view, made):
         if metrics:
             options: dict[str, Any] = {"stages": view.stages, "block": view.block}
             options |= {"num_clusters": view.num_clusters, "cluster_size": view.cluster_size}
             mask = None if masks is None else _mask_of(path, Path(masks))
             made.rows += [{"photo": str(path), **row} for row in cluster_metrics(network, image, mask, **options)]
         for draw, name in zip(kinds.values(), names[path], strict=True):
-            made.add(name, draw(network, image, view, f"{path.name} in {view.model}", gradcam))
+            drawn = draw(network, image, view, f"{path.name} in {view.title}", gradcam)
+            made.add(name, drawn if isinstance(drawn, bytes) else functools.partial(save, drawn))
     return made
 
 
+def show_clusters(
+    photos: Photos,
+    output: str | None = None,
+    *,
+    run: str = "secvit_nano.clothing10",
+    model: str | None = None,
+    size: int | None = None,
+    stage: Sequence[int] | None = None,
+    block: int | Literal["all"] | None = None,
+    head: int | Literal["all"] = 1,
+    num_clusters: int | None = None,
+    cluster_size: int | None = None,
+    partition: str | None = None,
+    style: Literal["blended", "outlined", "side_by_side"] = "blended",
+    gradcam: bool = False,
+    gif: bool = False,
+    compare: bool = False,
+    page: bool = False,
+    metrics: bool = False,
+    masks: str | None = None,
+) -> Made:
+    """A picture of the clusters that each stage of a network makes of a photo; and what they are worth.
+
+    Stages, blocks and heads count from 1, as in the pictures; in `View` and `secvit.vis.cluster_maps` from 0.
+
+    photos: files of any format and size, or folders of them.
+    output: a folder, where no file is replaced (default: this one); for one photo or a page also a file's name.
+    run: a run, a weight file, or the name of a secvit_*, sec_deit_* or sec_swin_* model, or of a plain ViT of timm's,
+        which is patched.
+    model: name of the network of a weight file that has no config.yaml beside it.
+    size: long side in px that the network sees (default: the photo's, at most 640).
+    stage: stages to show; else all.
+    block: of each stage; "all", or else the last.
+    head: number of the head, or "all".
+    num_clusters: cut the keys into so many, not as the network does.
+    cluster_size: or into clusters of so many tokens or fewer.
+    partition: sec, or a rival: window, raster, random, kmeans, ...
+    style: how clusters are laid over the photo.
+    gradcam: Grad-CAM of the likeliest class below the clusters.
+    gif: also PHOTO_clusters.gif, through all blocks.
+    compare: also PHOTO_partitions.png: window, k-means and SEC, with sizes and times.
+    page: one picture for all photos: clusters and Grad-CAM.
+    metrics: compactness, stability and, with masks, purity, as a table.
+    masks: folder of indexed PNGs by the photos' names, or one of them.
+    """
+    if masks and not metrics:
+        raise ValueError("--masks is for --metrics; give both")
+    extra = {"gradcam": gradcam, "gif": gif, "compare": compare, "metrics": metrics, "masks": masks}
+    if page and any(extra.values()):
+        raise ValueError("--page is one picture by itself; leave out " + ", ".join(f"--{n}" for n in extra if extra[n]))
+    stages = None if stage is None else [_from_one("stage", one) for one in stage]
+    where = {"stages": stages, "block": _from_one("block", block), "head": _from_one("head", head)}
+    view = View(run, model, size, **where, num_clusters=num_clusters, cluster_size=cluster_size, partition=partition,
+                style=style)  # fmt: skip
+    if page:
+        return cluster_page(photos, output, view)
+    return cluster_photos(photos, output, view, **extra)
+
+
+def _from_one(name: str, number: Any) -> Any:
+    """A number that a user counts from 1, counted from 0; "all" and None as they are."""
+    if isinstance(number, int) and number < 1:
+        raise ValueError(f"--{name} {number}; count from 1, as in the pictures")
+    return number - 1 if isinstance(number, int) else number
+
+
 def cluster_page(
-    photos: Iterable[str | os.PathLike[str]],
+    photos: Photos,
     output: str | os.PathLike[str] | None = None,
     view: View | None = None,
     title: str = "",
@@ -194,13 +245,12 @@ def cluster_page(
         output or picture_names([Path("page")], Path(), "_clusters.png", replace=False)[Path("page")][0]
     )
     network = view.network()
-    for _, image in _opened(paths, view, made):
+    for _, image in _sized(paths, view, made):
         pixels = normalised(image, network)
         maps = view.maps(record_keys(network, pixels, view.stages, view.block))
         rows.append(Row(image, maps, grad_cam(network, pixels, None, view.stages, view.block)))
-    made.add(
-        name, draw_page(rows, title or f"Clusters and Grad-CAM in {view.model}", PAGE_NOTE + view.note, view.style)
-    )
+    page = draw_page(rows, title or f"Clusters and Grad-CAM in {view.title}", PAGE_NOTE + view.note, view.style)
+    made.add(name, functools.partial(save, page))
     return made
 
 
@@ -257,7 +307,7 @@ def frame(photo: Image.Image, found: ClusterMap, style: str) -> Image.Image:
 
 
 def _names(
-    photos: Iterable[str | os.PathLike[str]], output: str | os.PathLike[str] | None, endings: Sequence[str]
+    photos: Photos, output: str | os.PathLike[str] | None, endings: Sequence[str]
 ) -> dict[Path, tuple[Path, ...]]:
     """Files for the pictures of each photo: in a folder, or, for one photo, beginning with a name of one's own."""
     own = None if output is None or Path(output).is_dir() or not Path(output).suffix else Path(output)
@@ -276,19 +326,11 @@ def _names(
     return {paths[0]: (own, *others)}
 
 
-def _opened(paths: Iterable[Path], view: View, made: Made) -> Iterator[tuple[Path, Image.Image]]:
-    """Each photo that can be read, at the size that the network sees; a ValueError if none can."""
-    read = 0
-    for path in tqdm(list(paths), desc="clustering", unit="photo", disable=None, leave=False):
-        try:
-            image = sized(read_image(path), view.size)
-        except ValueError as error:
-            made.skipped.append(str(error))
-            continue
-        read += 1
-        yield path, image
-    if not read:
-        raise ValueError("\n".join(made.skipped))
+def _sized(paths: Sequence[Path], view: View, made: Made) -> Iterator[tuple[Path, Image.Image]]:
+    """Each photo that can be read, at the size that the network sees."""
+    for batch in opened(paths, made, 1, "clustering"):
+        for path, image in batch.items():
+            yield path, sized(image, view.size)
 
 
 def _mask_of(photo: Path, masks: Path) -> np.ndarray:

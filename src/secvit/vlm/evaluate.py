@@ -194,7 +194,7 @@ def evaluate_checkpoint(
     path = Path(answers) if answers else _place(checkpoint, benchmark, split)
     if checkpoint is None:
         if not path.is_file():
-            raise ValueError(f"{path}: no such file; give --checkpoint to answer the questions")
+            raise ValueError(f"{path}: no such file; give a model to answer the questions")
         said = match(questions, read_lines(path), str(path))
     else:
         with needs("answering a benchmark's questions", "accelerate", "train"):
@@ -220,7 +220,7 @@ def evaluate_checkpoint(
 
 def _place(checkpoint: str | os.PathLike[str] | None, benchmark: str, split: str) -> Path:
     if checkpoint is None:
-        raise ValueError("give --checkpoint, or --answers with a file of answers to score")
+        raise ValueError("give a model, or a file of answers to score")
     run = Path(checkpoint)
     folder = run / "answers" if run.is_dir() else Path("answers", str(checkpoint).replace("/", "--"))
     return folder / f"{benchmark}_{split}.jsonl"

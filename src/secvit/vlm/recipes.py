@@ -32,7 +32,7 @@ def small() -> Recipe:
     """A small LLaVA from random weights, 576 -> 144 + 1 tokens, on a CPU: it learns a few photos by heart.
 
     secvit train vlm.small --data DIR --output runs/small
-    secvit ask photo.jpg "How many people are there?" --weights runs/small
+    secvit ask runs/small photo.jpg "How many people are there?"
 
     DIR holds train.json and its pictures (docs/vlm_training.md).  A tower of random weights sees colours and edges
     of the photos it was trained on, enough to tell them apart and for no more: to try data and code.

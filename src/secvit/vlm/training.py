@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,20 @@ from torch.nn import functional as F
 from secvit.extras import needs
 from secvit.images.names import Names
 from secvit.train import checkpoint as saving
-from secvit.train.engine import PATIENCE, fit
+from secvit.train.engine import PATIENCE
+from secvit.train.job import Job
 from secvit.train.loading import to_device
-from secvit.train.result import Result, write_result
+from secvit.train.result import Result
 from secvit.train.shares import share, sum_over_processes
 from secvit.vlm.adapt import save_connector, unwrapped
 from secvit.vlm.cache import Cache
-from secvit.vlm.chat import Chat, prepare
+from secvit.vlm.chat import Chat
+from secvit.vlm.chat import prepare as for_training
 from secvit.vlm.config import Optim, Recipe
 from secvit.vlm.data import IGNORED, Conversations, files, load, read_samples, texts
 from secvit.vlm.start import set_trained, start
 from secvit.vlm.task import Trained, VlmTask, answers
+from secvit.weights import weight_bytes, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +44,14 @@ def train(recipe: Recipe, data: str | Path, output: str | Path = "runs/vlm", res
     connector alone was trained, what `load_connector` reads.  And result.json, config.yaml, log.csv, eval.csv,
     checkpoints/.
     """
+    output = Path(output)
+    return prepare(recipe, data, output).run(output, resume)
+
+
+def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto") -> Job:
+    """What a recipe and conversations make of the loop."""
     with needs("training", "accelerate", "train"):
         from accelerate import PartialState
-    output = Path(output)
     saving.check_writable(output)
     cpu = recipe.loop.device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu, timeout=PATIENCE)  # of many processes, each checks a share of the data
@@ -52,7 +59,7 @@ def train(recipe: Recipe, data: str | Path, output: str | Path = "runs/vlm", res
     llava, processor = start(
         recipe.model, lambda: texts(read_samples(train_file, recipe.samples.images)[0]), recipe.loop.seed
     )
-    chat = Chat(prepare(processor, recipe.samples.template, recipe.samples.pad))
+    chat = Chat(for_training(processor, recipe.samples.template, recipe.samples.pad))
     samples, lengths = load(train_file, recipe.samples, chat)
     held_out, held_lengths = load(val_file, recipe.samples, chat) if val_file else (evenly(samples), evenly(lengths))
     half = recipe.loop.precision == "bf16" and recipe.loop.sharding == "ddp"  # sharding wants one dtype in a block
@@ -74,53 +81,47 @@ def train(recipe: Recipe, data: str | Path, output: str | Path = "runs/vlm", res
         with torch.autocast(state.device.type, torch.bfloat16, enabled=recipe.loop.precision == "bf16"):
             return evaluate(trained.llava, view)  # type: ignore[arg-type]
 
-    config = {"data": str(data), **asdict(recipe)}
+    def report(done: Result) -> dict[str, Any]:
+        return {
+            "summary": summary(done.metrics, split, len(view)),
+            "data": str(data),
+            "split": split,
+            **done.metrics,
+            "samples": {"train": len(dataset), split: len(view)},
+            "tokens_of_a_picture": chat.image_tokens,
+            "parameters": sum(p.numel() for p in llava.parameters()),
+            "trained_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
+            "skipped": sorted({*dataset.skipped, *view.skipped}),
+        }
+
     task = VlmTask(wrapped)
-    done = fit(
-        task,
-        create_optimizer(task, recipe.optim),
-        dataset,
-        recipe.loop,
-        recipe.schedule,
-        output,
+    return Job(
+        task=task,
+        optimizer=create_optimizer(task, recipe.optim),
+        dataset=dataset,
+        recipe=recipe,
+        about={"task": "vlm", "data": str(data)},
+        report=report,
         evaluate=score,
-        config=config,
-        resume=resume,
         names=Names.of(" ".join([*one.images, one.id]) for one in samples),
+        save=lambda done, output: save(done, output, recipe, processor),
     )
-    own = {
-        "summary": summary(done.metrics, split, len(view)),
-        "data": str(data),
-        "split": split,
-        **done.metrics,
-        "samples": {"train": len(dataset), split: len(view)},
-        "tokens_of_a_picture": chat.image_tokens,
-        "parameters": sum(p.numel() for p in llava.parameters()),
-        "trained_parameters": sum(p.numel() for p in task.parameters() if p.requires_grad),
-        "skipped": sorted({*dataset.skipped, *view.skipped}),
-    }
-    return save(output, done, config, own, recipe, processor)
 
 
-def save(
-    output: Path, done: Result, config: Mapping[str, Any], own: Mapping[str, Any], recipe: Recipe, processor: Any
-) -> dict[str, Any]:
-    """Write what the run made, for from_pretrained or `load_connector`, and its result."""
+def save(done: Result, output: Path, recipe: Recipe, processor: Any) -> None:
+    """Write what the run made, for from_pretrained or `load_connector`."""
     assert isinstance(done.model, Trained)
     wrapped = done.model.llava
     llava = unwrapped(wrapped)
-    whole = recipe.model.lora or "language" in recipe.model.trained
-    if done.main:
-        processor.save_pretrained(output)
-        if recipe.model.lora:
-            wrapped.save_pretrained(output / "adapter")
-            llava = wrapped.merge_and_unload()
-        if not whole:
-            save_connector(llava, output)
-    result = write_result(output, replace(done, model=llava.model.multi_modal_projector), config, own, asdict(recipe))
-    if done.main and whole:
-        llava.save_pretrained(output)  # model.safetensors is then the whole model's
-    return result
+    processor.save_pretrained(output)
+    if recipe.model.lora:
+        wrapped.save_pretrained(output / "adapter")
+        llava = wrapped.merge_and_unload()
+    if recipe.model.lora or "language" in recipe.model.trained:
+        llava.save_pretrained(output)
+    else:
+        save_connector(llava, output)
+        write_atomically(output / "model.safetensors", weight_bytes(llava.model.multi_modal_projector.state_dict()))
 
 
 def create_optimizer(task: nn.Module, optim: Optim) -> torch.optim.Optimizer:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from secvit.vis.photos import listed, picture_names
+from secvit.images.photos import listed, picture_names
 
 
 def touch(*paths):

@@ -1,0 +1,199 @@
+"""One front door to what was trained, whatever its task: `secvit.runs.open(RUN)`, and `train`, which makes runs.
+
+A run is the folder of `secvit train`, one of its checkpoints, or the name of weights that come along
+(secvit_nano.cifar10).  Its config.yaml says what it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from secvit import recipes
+from secvit.models.convert import check_name
+from secvit.models.saved import config_beside, has_weights, load_model, saved_config
+from secvit.runs.trained import Made, Trained
+from secvit.train.checkpoint import latest
+
+__all__ = ["Made", "Trained", "kind_of", "network", "open", "push", "task_of", "train"]
+
+logger = logging.getLogger(__name__)
+
+KINDS = {
+    "classification": "secvit.runs.classifier:Classifier",
+    "detection": "secvit.runs.detector:Detector",
+    "segmentation": "secvit.runs.segmenter:Segmenter",
+    "simmim": "secvit.runs.masked:Masked",
+    "vlm": "secvit.runs.llava:Llava",
+    "answers": "secvit.runs.llava:Answers",
+}
+HUB = re.compile(r"[\w.-]*\w/[\w.-]+")  # a model of the Hugging Face hub
+SHOWN = (".safetensors", ".json", ".yaml", ".md", ".csv", ".png", ".txt", ".jinja", ".model")  # what is pushed
+WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".jsonl")
+
+
+def open(
+    run: str | os.PathLike[str], *, model: str | None = None, device: str | None = None, **options: Any
+) -> Trained:
+    """What was trained, ready to predict, evaluate and be drawn.
+
+    run: the folder of a run or of one of its checkpoints, a weight file, or a name of weights that come along.
+    model: name of the network, for a weight file without a config.yaml beside it.  Of a run it may not say another.
+    device: cpu, cuda, ...; the GPU if there is one.
+    options: how it looks at pictures, other than in training: size=..., window=...; see the task's class.
+    """
+    where = _weights(run)
+    return _kind(_task(where, model))(where, model=model, device=device, **options)
+
+
+def network(run: str | os.PathLike[str], model: str | None = None) -> nn.Module:
+    """The network of a run, or the backbone in it; of a name without weights, one with random weights of seed 0."""
+    if not Path(run).exists() and timm.is_model(str(run)) and not has_weights(str(run)):
+        return load_model(str(run))
+    return open(run, model=model).clustered()
+
+
+def task_of(run: str | os.PathLike[str], model: str | None = None) -> str:
+    """The task of a run: classification, detection, segmentation, simmim or vlm; a ValueError for what is no run."""
+    return _task(_weights(run, quiet=True), model)
+
+
+def kind_of(run: str | os.PathLike[str], model: str | None = None) -> type[Trained]:
+    """The class that `open` makes of a run."""
+    return _kind(task_of(run, model))
+
+
+def is_run(word: str) -> bool:
+    """Whether a word of a command line names weights, not a picture or a folder of pictures."""
+    path = Path(word)
+    if path.is_dir():
+        return any(
+            (path / name).exists() for name in ("config.yaml", "checkpoints", "model.safetensors", "config.json")
+        )
+    if path.suffix.lower() in WEIGHTS or path.exists():
+        return path.suffix.lower() in WEIGHTS
+    return timm.is_model(word)
+
+
+def train(
+    recipe: Any,
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    resume: str = "auto",
+    name: str = "",
+) -> dict[str, Any]:
+    """Train by a recipe of any task, and return what result.json says.
+
+    recipe: a name, "classification.folder", or what such a function returned, changed or not.
+    data, output: what the task's own `train` takes.  resume: "auto", "never", or a checkpoint.
+    name: of a changed recipe, for config.yaml.
+    """
+    if isinstance(recipe, str):
+        recipe, name = recipes.find(recipe)(), recipe
+    training = import_module(f"secvit.{type(recipe).__module__.split('.')[1]}.training")
+    job = training.prepare(recipe, str(data), Path(output), resume)
+    job.about = {"recipe": name, **job.about}
+    return job.run(Path(output), resume)
+
+
+def push(run: str, name: str, *, private: bool = False, to: str | None = None) -> str:
+    """Upload a finished run to the Hugging Face hub, as timm and transformers load it; returns where it is.
+
+    run: the folder of a run.
+    name: USER/NAME of the repository, which is made if there is none.
+    private: make a private one.
+    to: write what would be uploaded into this folder, and upload nothing.
+    """
+    path = Path(run)
+    if not (path / "model.safetensors").is_file():
+        raise ValueError(f"{path}: no finished run (no model.safetensors); give the folder of `secvit train`")
+    files = [file for file in sorted(path.iterdir()) if file.is_file() and file.name[0] != "." and file.suffix in SHOWN]
+    if to is not None:
+        folder = Path(to)
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder}: not empty; name a new folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copy(file, folder / file.name)
+        return str(folder)
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    try:
+        api = HfApi()
+        api.create_repo(name, private=private, exist_ok=True)
+        done = api.upload_folder(repo_id=name, folder_path=path, allow_patterns=[file.name for file in files])
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name}: {reason}; log in with `hf auth login`, or try --to FOLDER first") from None
+    return str(done)
+
+
+def options_of(task: str, method: str) -> set[str]:
+    """What a task's method, and opening its runs, take as options; nothing where a package for it is missing."""
+    try:
+        kind = _kind(task)
+    except ImportError:
+        return set()
+    return {*signature(kind.__init__).parameters, *signature(getattr(kind, method)).parameters}
+
+
+def _weights(run: str | os.PathLike[str], quiet: bool = False) -> Path | str:
+    """A run's folder, or its newest checkpoint where it did not come to its end; names as they are."""
+    path = Path(run)
+    if not path.exists():
+        if HUB.fullmatch(str(run)):
+            return str(run)
+        try:
+            check_name(str(run))
+        except ValueError as error:
+            raise ValueError(f"{run}: no such folder or file, and {error}") from None
+        return str(run)
+    if path.is_dir() and not any((path / name).exists() for name in ("model.safetensors", "ema.safetensors")):
+        newest = latest(path)
+        if newest is None and not (path / "config.json").exists():
+            raise ValueError(f"{path}: a folder without weights or checkpoints; give the folder of `secvit train`")
+        if newest is not None:
+            if not quiet:
+                logger.warning("%s: not finished; taking its newest checkpoint, %s", path, newest.name)
+            return newest
+    return path
+
+
+def _task(where: Path | str, model: str | None) -> str:
+    if isinstance(where, str):
+        if HUB.fullmatch(where):
+            return "vlm"
+        if not has_weights(where):
+            raise ValueError(f"no weights come with {where}; give a run, or secvit_nano.clothing10")
+        return "classification"
+    if where.suffix == ".jsonl":
+        return "answers"
+    config = saved_config(where)
+    if (task := config.get("task")) is not None:
+        if task not in KINDS:
+            raise ValueError(f"{config_beside(where)}: task is {task!r}, expected one of {', '.join(KINDS)}")
+        return str(task)
+    known = config.get("model") or {}  # of a version that did not write the task
+    for entry, task in (("detector", "detection"), ("head", "segmentation"), ("connector", "vlm")):
+        if entry in known:
+            return task
+    if "masking" in config:
+        return "simmim"
+    if not config and where.is_dir() and (where / "config.json").exists():
+        return "vlm"
+    return "classification"
+
+
+def _kind(task: str) -> type[Trained]:
+    module, _, name = KINDS[task].partition(":")
+    return getattr(import_module(module), name)

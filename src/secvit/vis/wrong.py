@@ -1,0 +1,46 @@
+"""Pictures that a classifier takes for something else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from secvit.vis.picture import FAINT, INK, new_figure, save
+
+SIDE, COLUMNS = 200, 6  # px of a picture; pictures in a row
+
+
+def draw_wrong(rows: Sequence[tuple[Image.Image, str, str, Any]], title: str, output: str | os.PathLike[str]) -> Path:
+    """A page of pictures with what each is, and what it is taken for with which probability.
+
+    rows: picture, its class, the class it is taken for, the probability of that in 0..1.  Returns the page's path.
+    """
+    lines = -(-max(1, len(rows)) // COLUMNS)
+    width, height, head = COLUMNS * (SIDE + 12) + 12, lines * (SIDE + 44), 44
+    whole = head + height
+    figure = new_figure(width / 150, whole / 150)
+    figure.text(12 / width, 1 - 14 / whole, title, size=7, color=INK, va="top", weight="bold")
+    for i, (image, true, said, share) in enumerate(rows):
+        row, column = divmod(i, COLUMNS)
+        seen = image.convert("RGB")
+        factor = SIDE / max(seen.size)
+        seen = seen.resize(tuple(max(1, round(side * factor)) for side in seen.size), Image.Resampling.BICUBIC)
+        left, top = 12 + column * (SIDE + 12), head + row * (SIDE + 44)
+        x, y = left + (SIDE - seen.width) / 2, top + (SIDE - seen.height) / 2
+        axes = figure.add_axes((x / width, 1 - (y + seen.height) / whole, seen.width / width, seen.height / whole))
+        axes.imshow(seen)
+        axes.axis("off")
+        for line, (words, colour) in enumerate(
+            ((f"taken for {said}, {100 * share:.0f} %", INK), (f"is {true}", FAINT))
+        ):
+            place = (left / width, 1 - (top + SIDE + 4 + 17 * line) / whole)
+            figure.text(*place, _short(words), size=6, color=colour, va="top")
+    return save(figure, output)
+
+
+def _short(words: str, most: int = 34) -> str:
+    return words if len(words) <= most else f"{words[: most - 1]}…"
