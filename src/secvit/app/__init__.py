@@ -3,43 +3,85 @@
 `look` finds what is to be seen, `page` lays it out, `serve` shows it in a browser.
 """
 
+import asyncio
 import os
 import signal
 import sys
-import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from secvit.app.files import own_folder, sweep
+from secvit.app.guard import Guard
 from secvit.extras import needs
+
+SWEEP_SECONDS = 10
 
 
 def serve(
-    host: str = "127.0.0.1", port: int | None = None, checkpoint: str | None = None, max_upload_mb: int = 20
+    run: str | None = None,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    allow_hosts: Sequence[str] = (),
+    max_upload_mb: int = 20,
 ) -> None:
     """Serve the page until Ctrl-C; all that it writes lies in a temporary folder, which goes when it stops.
 
-    port: None takes the first free one from 7860 on.  checkpoint: the folder of a run, first among the models.
+    run: folder of a classification run, first among the models.
+    host: where it listens: this computer alone, or 0.0.0.0 for all of the network.
+    port: where it listens; None takes the first free one from 7860 on.
+    allow_hosts: further names under which it answers, NAME or NAME:PORT, as of a reverse proxy or a forwarded port.
+        Its own are localhost, 127.0.0.1, [::1], `host` and the address that it is reached at.
     max_upload_mb: larger files are refused.
     """
     if max_upload_mb < 1:
         raise ValueError(f"max_upload_mb={max_upload_mb}; choose 1 or more")
-    with tempfile.TemporaryDirectory(prefix="secvit_app_") as folder:
+    guard = partial(Guard, host=host, allow_hosts=allow_hosts, max_upload_mb=max_upload_mb)
+    guard(None)  # a wrong name is said before the work
+    with own_folder() as folder:
         for name in ("GRADIO_TEMP_DIR", "MPLCONFIGDIR"):  # before gradio and matplotlib are imported
-            os.environ[name] = str(Path(folder, name.lower()))
+            os.environ[name] = str(folder / name.lower())
+        pictures = folder / "gradio_temp_dir"
+        pictures.mkdir()
         with needs("secvit app", "gradio", "app"):
             import gradio as gr
         from secvit.app.layout import CSS, page
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes then, too
-        demo = page(Path(folder), checkpoint)
+        demo = page(folder, run)
         letters = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))  # gradio's own 600 lacks most of them
+        address = f"[{host}]" if ":" in host and not host.startswith("[") else host
         try:
             demo.launch(
-                server_name=host, server_port=port, max_file_size=max_upload_mb * 1024**2, prevent_thread_lock=True,
+                server_name=address, server_port=port, max_file_size=max_upload_mb * 1024**2, prevent_thread_lock=True,
                 share=False, run_history=False, ssr_mode=False, quiet=True, footer_links=["api"], css=CSS,
                 theme=gr.themes.Default(primary_hue="teal", font=[letters, "sans-serif"]),
+                app_kwargs={"lifespan": partial(guarded, guard=guard, pictures=pictures)},
             )  # fmt: skip
         except OSError:
             where = f"{host}, port {port}" if port else host
             raise ValueError(f"cannot listen at {where}: taken, or not this computer's; choose another") from None
         print(f"secvit app: {demo.local_url} (Ctrl-C stops it)", flush=True)
         demo.block_thread()
+
+
+@asynccontextmanager
+async def guarded(app: Any, guard: Any, pictures: Path) -> AsyncIterator[None]:
+    """While the server runs, the guard stands before all of gradio, and pictures are swept."""
+    start = {str(path) for path in pictures.rglob("*")}  # the page's own
+    make_room = partial(sweep, pictures, keep=start)
+    # `add_middleware` would leave gradio's own in front: the server asks `middleware_stack`, and listens after this
+    app.middleware_stack = guard(app.middleware_stack, make_room=make_room)
+
+    async def regularly() -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            await asyncio.to_thread(make_room)
+
+    sweeping = asyncio.create_task(regularly())
+    yield
+    sweeping.cancel()
+    with suppress(asyncio.CancelledError):
+        await sweeping

@@ -2,6 +2,10 @@
 
 # without `from __future__ import annotations`: gradio reads the types of the functions inside `page`
 import html
+import os
+import reprlib
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +16,7 @@ import gradio as gr
 import timm
 from PIL import Image
 
+from secvit.app.files import use
 from secvit.app.look import AS_IT_IS, COUNTED, MAX_CLUSTERS, PARTITIONS, Seen, Setting, draw, extent, look, open_photo
 from secvit.models.saved import has_weights, saved_config
 from secvit.vis.clusters import UNTRAINED
@@ -20,6 +25,7 @@ from secvit.vis.picture import save
 SHIPPED = ("secvit_nano.clothing10", "secvit_nano.cifar10")
 MIN_SIDE, MAX_SIDE = 64, 640  # px that a network sees
 MAX_WAITING = 20  # requests in the queue
+MAX_NUMBER = 10**6
 
 INTRO = """\
 # What does a network put together?
@@ -40,15 +46,82 @@ QUEUED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def page(folder: Path, checkpoint: str | None = None) -> gr.Blocks:
-    """The page, whose own files lie in `folder`.  checkpoint: the folder of a run, first among the models."""
+class Page(gr.Blocks):
+    """Blocks whose errors are sentences, for programs too, and print nothing of what was sent."""
+
+    async def process_api(self, block_fn, inputs, state=None, **more):
+        function = self.fns[block_fn] if isinstance(block_fn, int) else block_fn
+        try:
+            check(function.inputs, inputs, state)
+            return await super().process_api(function, inputs, state, **more)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except (
+            Exception
+        ) as error:  # a fault of this page: where it is, without its message, which may hold what was sent
+            print(
+                f"secvit app: {type(error).__name__} in\n{''.join(traceback.format_tb(error.__traceback__))}",
+                flush=True,
+            )
+            message = f"the page failed at this ({type(error).__name__}); its terminal says where"
+            raise gr.Error(message, print_exception=False) from None
+
+
+def check(controls: list[Any], given: list[Any], state: Any) -> None:
+    """A gr.Error that names the first value from outside that does not fit its control."""
+    with told():
+        if len(given) != len(controls):
+            names = ", ".join(str(getattr(control, "label", None)) for control in controls)
+            raise ValueError(f"{len(given)} values; give {len(controls)}: {names}")
+        for control, value in zip(controls, given):
+            if not control.stateful:
+                now = state[control._id] if state is not None and control._id in state else control
+                wanted = misfit(now, value)
+                if wanted:
+                    raise ValueError(f"{now.label}: {reprlib.repr(value)}; {wanted}")
+
+
+def misfit(control: Any, value: Any) -> str | None:
+    """What a control wants instead of a value from outside; None where the value fits."""
+    if isinstance(control, gr.Number | gr.Slider):
+        low, high = control.minimum, control.maximum
+        whole = type(value) is int or (type(value) is float and value.is_integer())
+        return None if whole and low <= value <= high else f"give a whole number from {low} to {high}"
+    if isinstance(control, gr.Radio | gr.Dropdown):
+        choices = [choice for _, choice in control.choices]
+        fits = any(type(value) is type(choice) and value == choice for choice in choices)
+        return None if fits else f"choose one of {', '.join(map(str, choices))}"
+    if isinstance(control, gr.Checkbox):
+        return None if isinstance(value, bool) else "give true or false"
+    if isinstance(control, gr.File):
+        try:
+            path = Path(value["path"]).resolve()
+            fits = path.is_file() and path.is_relative_to(uploads())
+        except (TypeError, KeyError, ValueError, OSError):
+            fits = False
+        return None if fits else "give a photo that was uploaded here, as gradio_client.handle_file does"
+    return None
+
+
+def uploads() -> Path:
+    """Where uploads and pictures lie."""
+    return Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+
+
+def page(folder: Path, run: str | None = None) -> gr.Blocks:
+    """The page, whose own files lie in `folder`.  run: the folder of a run, first among the models."""
     untrained = [name for name in timm.list_models("sec*") if not has_weights(name)]
     models = {
-        **(own_model(checkpoint) if checkpoint else {}),
+        **(own_model(run) if run else {}),
         **{name: Setting(name) for name in SHIPPED},
         **{f"{name} (random weights)": Setting(name) for name in untrained},
     }
     photos = bundled_photos(folder)
+
+    def seen_of(photo: str, *given) -> Seen:
+        use(photo)
+        return look(photo, setting(*given))
 
     def setting(model: str, stage, block, head, partition, counted, count, size) -> Setting:
         return replace(
@@ -61,7 +134,7 @@ def page(folder: Path, checkpoint: str | None = None) -> gr.Blocks:
             return None, gr.Image(None, label="Grad-CAM"), None, NOTHING if on else ""
         progress(0.3, f"{given[0]} looks at it")
         with told():
-            seen = look(photo, setting(*given))
+            seen = seen_of(photo, *given)
         if seen.cam is None:
             return seen.clusters, gr.Image(None, label="Grad-CAM"), None, f"{table(seen)}\n\n{UNTRAINED}"
         label = f'Grad-CAM of "{next(iter(seen.classes))}"'
@@ -72,8 +145,10 @@ def page(folder: Path, checkpoint: str | None = None) -> gr.Blocks:
         with told():
             if photo is None:
                 raise ValueError(NOTHING)
+            use(photo)
             figure = draw(photo, [setting(*given[:half]), *([setting(*given[half:])] if comparing else [])])
-            return str(save(figure, folder / f"{Path(photo).stem}_clusters.png"))
+            place = Path(tempfile.mkdtemp(dir=uploads()))  # two photos of one name do not meet
+            return str(save(figure, place / f"{Path(photo).stem}_clusters.png"))
 
     def places(model: str, stage: int):
         network = models[model].network
@@ -88,7 +163,7 @@ def page(folder: Path, checkpoint: str | None = None) -> gr.Blocks:
 
     def clusters(photo, model, stage, block, head, partition, counted, count, size):
         with told():
-            seen = look(photo, setting(model, stage, block, head, partition, counted, count, size))
+            seen = seen_of(photo, model, stage, block, head, partition, counted, count, size)
         return seen.clusters, seen.cam, seen.classes, seen.numbers
 
     def take(dropped: str, before: str | None):
@@ -96,14 +171,17 @@ def page(folder: Path, checkpoint: str | None = None) -> gr.Blocks:
         try:
             open_photo(dropped)
         except ValueError as error:
-            gr.Warning(html.escape(str(error)))
+            gr.Warning(text(error))
             return before, None
         return dropped, None
 
     def choose(event: gr.SelectData):
+        with told():
+            if event.index not in range(len(photos)):
+                raise ValueError(f"photo {reprlib.repr(event.index)}; there are {len(photos)}")
         return photos[event.index]
 
-    with gr.Blocks(title="secvit", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as demo:
+    with Page(title="secvit", analytics_enabled=False, fill_width=True) as demo:
         gr.Markdown(INTRO)
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
@@ -174,7 +252,7 @@ def side(name: str, models: dict[str, Setting], partition: str) -> tuple[list[An
 def program_sides(models: dict[str, Setting]) -> tuple[list[Any], list[Any]]:
     """What a program gives, with the page's defaults, and what it gets."""
     first, start = next(iter(models.items()))
-    numbers = {"precision": 0, "minimum": 0}
+    numbers = {"precision": 0, "minimum": 0, "maximum": MAX_NUMBER}
     given = [
         gr.File(label="photo"),
         gr.Dropdown(list(models), value=first, label="model"),
@@ -194,17 +272,22 @@ def told() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise gr.Error(html.escape(str(error)), print_exception=False) from None
+        raise gr.Error(text(error), print_exception=False) from None
 
 
-def own_model(checkpoint: str) -> dict[str, Setting]:
+def text(error: Exception) -> str:
+    """A message that the page's HTML shows as it is; quotes stay, as programs read them too."""
+    return html.escape(str(error), quote=False)
+
+
+def own_model(run: str) -> dict[str, Setting]:
     """The network of a run under the name of its folder; a ValueError where it does not say which it is."""
-    name = (saved_config(checkpoint).get("model") or {}).get("name")
+    name = (saved_config(run).get("model") or {}).get("name")
     if name is None:
-        raise ValueError(f"{checkpoint}: no config.yaml that names the model; give the folder of a classification run")
-    own = Setting(name, checkpoint=checkpoint)
+        raise ValueError(f"{run}: no config.yaml that names the model; give the folder of a classification run")
+    own = Setting(name, checkpoint=run)
     extent(own.network, own.stage)  # here, rather than in the middle of the page, if it cannot be
-    return {f"{Path(checkpoint).resolve().name} (yours)": own}
+    return {f"{Path(run).resolve().name} (yours)": own}
 
 
 def bundled_photos(folder: Path) -> list[str]:
