@@ -47,18 +47,21 @@ def serve(
         pictures.mkdir()
         with needs("secvit app", "gradio", "app"):
             import gradio as gr
-        from secvit.app.layout import CSS, page
+        from secvit.app.layout import CSS, known_to, page
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes then, too
         demo = page(folder, run)
-        letters = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))  # gradio's own 600 lacks most of them
+        letters = gr.themes.utils.fonts.LocalFont(
+            "Source Sans Pro", weights=(400, 700)
+        )  # gradio's own 600 lacks most of them
         address = f"[{host}]" if ":" in host and not host.startswith("[") else host
         try:
             demo.launch(
                 server_name=address, server_port=port, max_file_size=max_upload_mb * 1024**2, prevent_thread_lock=True,
-                share=False, run_history=False, ssr_mode=False, quiet=True, footer_links=["api"], css=CSS,
+                share=False, ssr_mode=False, quiet=True, footer_links=["api"], css=CSS,
                 theme=gr.themes.Default(primary_hue="teal", font=[letters, "sans-serif"]),
                 app_kwargs={"lifespan": partial(guarded, guard=guard, pictures=pictures)},
+                **known_to(demo.launch, run_history=False),
             )  # fmt: skip
         except OSError:
             where = f"{host}, port {port}" if port else host

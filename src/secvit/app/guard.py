@@ -11,6 +11,7 @@ import ipaddress
 import json
 import re
 import socket
+import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -117,7 +118,7 @@ class Guard:
             return
         if upload and self.make_room:
             await asyncio.to_thread(self.make_room)
-        taken, whole, answered, refused = 0, False, False, False
+        taken, whole, answered, refused, failed = 0, False, False, False, False
 
         async def take() -> dict[str, Any]:
             nonlocal taken, whole, refused
@@ -145,21 +146,32 @@ class Guard:
             return {"type": "http.disconnect"}
 
         async def answer(message: dict[str, Any]) -> None:
-            nonlocal answered
-            if not refused:
+            nonlocal answered, failed
+            if message.get("status") == 500 and not is_json(message):  # a stack of calls; the error itself comes next
+                failed = True
+            if not refused and not failed:
                 answered = True
                 await send(message)
 
+        problem = ""
         try:
             await self.app(scope, take, answer)
-        except Exception:
-            if not refused:  # what the application says of the lost rest is of no interest
+        except Exception as error:
+            if answered and not refused:
                 raise
+            problem = f" ({type(error).__name__}: {str(error)[:200]})"
+            failed = True
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            if not refused:  # the message may hold what was sent: to its sender, not to the terminal
+                print(f"secvit app: {type(error).__name__} at {last.filename}:{last.lineno}", flush=True)
+        if failed and not refused:
+            reason = f"this cannot be answered{problem}; /gradio_api/info says what can be asked"
+            await refuse(scope, receive, send, 400, reason, whole)
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str, whole: bool = False) -> None:
-    """Answer with a status and a sentence, as JSON where the request is JSON.  whole: nothing of its body is to come."""
-    as_json = "".join(values(scope, b"content-type")).startswith("application/json")
+    """Answer with a status and a sentence, as JSON where the request is JSON.  whole: all of its body has come."""
+    as_json = is_json(scope)
     body = (json.dumps({"error": reason}) if as_json else reason).encode()
     headers = [
         (b"content-type", b"application/json" if as_json else b"text/plain; charset=utf-8"),
@@ -176,9 +188,13 @@ async def refuse(scope: Scope, receive: Receive, send: Send, status: int, reason
     await send({"type": "http.response.body"})
 
 
-def values(scope: Scope, name: bytes) -> list[str]:
-    """All values of a header of a request."""
-    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
+def values(message: dict[str, Any], name: bytes) -> list[str]:
+    """All values of a header of a request or an answer."""
+    return [value.decode("latin-1") for key, value in message.get("headers", ()) if key.lower() == name]
+
+
+def is_json(message: dict[str, Any]) -> bool:
+    return "".join(values(message, b"content-type")).startswith("application/json")
 
 
 def split_host(text: str, option: str = "host") -> tuple[str, int | None]:

@@ -2,6 +2,7 @@
 
 # without `from __future__ import annotations`: gradio reads the types of the functions inside `page`
 import html
+import inspect
 import os
 import reprlib
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 
 import gradio as gr
 import timm
+from gradio.data_classes import FileData
 from PIL import Image
 
 from secvit.app.files import use
@@ -72,7 +74,7 @@ def check(controls: list[Any], given: list[Any], state: Any) -> None:
     """A gr.Error that names the first value from outside that does not fit its control."""
     with told():
         if len(given) != len(controls):
-            names = ", ".join(str(getattr(control, "label", None)) for control in controls)
+            names = ", ".join(getattr(control, "label", None) or "state" for control in controls)
             raise ValueError(f"{len(given)} values; give {len(controls)}: {names}")
         for control, value in zip(controls, given):
             if not control.stateful:
@@ -96,9 +98,9 @@ def misfit(control: Any, value: Any) -> str | None:
         return None if isinstance(value, bool) else "give true or false"
     if isinstance(control, gr.File):
         try:
-            path = Path(value["path"]).resolve()
+            path = Path(FileData(**value).path).resolve()
             fits = path.is_file() and path.is_relative_to(uploads())
-        except (TypeError, KeyError, ValueError, OSError):
+        except (TypeError, ValueError, OSError):
             fits = False
         return None if fits else "give a photo that was uploaded here, as gradio_client.handle_file does"
     return None
@@ -236,17 +238,23 @@ def side(name: str, models: dict[str, Setting], partition: str) -> tuple[list[An
             size = gr.Slider(MIN_SIDE, MAX_SIDE, start.size, step=32, label="Size (px, long side)", min_width=150)
     picture: dict[str, Any] = {"interactive": False, "format": "png", "buttons": ["download", "fullscreen"]}
     with gr.Row():
-        clusters = gr.Image(
-            label="Clusters", elem_id=f"clusters_{name}", alt_text="Clusters over the photo", min_width=320, **picture
-        )
-        cam = gr.Image(
-            label="Grad-CAM", elem_id=f"cam_{name}", alt_text="Grad-CAM over the photo", min_width=320, **picture
-        )
+        clusters, cam = (
+            gr.Image(
+                label=label, elem_id=f"{id_}_{name}", min_width=320, **picture,
+                **known_to(gr.Image.__init__, alt_text=f"{label} over the photo"),
+            )
+            for id_, label in (("clusters", "Clusters"), ("cam", "Grad-CAM"))
+        )  # fmt: skip
     with gr.Row():
         numbers = gr.Markdown(elem_id=f"numbers_{name}", elem_classes="numbers", min_height=120)
         classes = gr.Label(label="Likeliest of the classes it knows", min_width=240)
     counted.input(lambda how: gr.Slider(interactive=how != AS_IT_IS), counted, count, **PRIVATE)
     return [model, stage, block, head, by, counted, count, size], [clusters, cam, classes, numbers]
+
+
+def known_to(function: Any, **options: Any) -> dict[str, Any]:
+    """Those options that the installed gradio has: 6.0 lacks some of later ones."""
+    return {name: value for name, value in options.items() if name in inspect.signature(function).parameters}
 
 
 def program_sides(models: dict[str, Setting]) -> tuple[list[Any], list[Any]]:
