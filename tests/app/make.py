@@ -1,5 +1,6 @@
 """A small run to look at, and the page in a process of its own, with all its folders in one place."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -44,12 +45,21 @@ def find_chromium() -> str | None:
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
+class Site(str):
+    """Address of a page, with its process."""
+
+    def __new__(cls, address: str, server: subprocess.Popen):
+        site = super().__new__(cls, address)
+        site.server = server
+        return site
+
+
 @contextmanager
-def serving(folder: Path, *words: str):
-    """Address of `secvit app WORDS`, which sees home, temporary and working folders inside `folder`."""
+def serving(folder: Path, **options):
+    """Address of `serve(**options)` in another process, which sees home, temporary and working folders inside `folder`."""
     inside = {name: folder / name for name in ("home", "tmp", "cwd")}
     for path in inside.values():
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "HOME": str(inside["home"]),
@@ -58,7 +68,8 @@ def serving(folder: Path, *words: str):
     }
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "MPLCONFIGDIR", "GRADIO_TEMP_DIR", "HF_HOME"):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "secvit.cli", "app", *words]
+    words = "import json, sys; from secvit.app import serve; serve(**json.loads(sys.argv[1]))"
+    command = [sys.executable, "-c", words, json.dumps(options)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, cwd=inside["cwd"], env=environment, **pipes) as server:
         try:
@@ -69,7 +80,7 @@ def serving(folder: Path, *words: str):
                     break
             else:
                 raise RuntimeError("".join(said))
-            yield line.split()[2]
+            yield Site(line.split()[2], server)
         finally:
             server.terminate()
             server.communicate(timeout=60)

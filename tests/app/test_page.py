@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def site(folder):
     run = make_run(folder / "mine")
-    with serving(folder, "--checkpoint", run, "--max_upload_mb", "1") as address:
+    with serving(folder, run=run, max_upload_mb=1) as address:
         yield address
 
 
@@ -175,7 +175,7 @@ def test_other_computers_cannot_reach_it_and_a_taken_port_is_named(site, tmp_pat
     port = urlsplit(site).port
     with (
         pytest.raises(RuntimeError, match=f"cannot listen at 127.0.0.1, port {port}"),
-        serving(tmp_path, "--port", str(port)),
+        serving(tmp_path, port=port),
     ):
         pass
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
@@ -187,7 +187,7 @@ def test_nothing_is_written_but_a_folder_that_goes(photo, tmp_path):
     from gradio_client import handle_file
 
     folder = tmp_path / "app"
-    with serving(folder, "--checkpoint", make_run(tmp_path / "mine")) as site:
+    with serving(folder, run=make_run(tmp_path / "mine")) as site:
         client_of(site, tmp_path).predict(photo=handle_file(photo), api_name="/clusters")
         [own] = (folder / "tmp").glob("secvit_app_*")
         assert list(own.rglob("leaves.jpg")) and list(own.rglob("china.jpg"))
