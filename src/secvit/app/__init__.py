@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from secvit.app.files import own_folder, sweep
+from secvit.app.files import KEPT_MB, own_folder, sweep
 from secvit.app.guard import Guard
 from secvit.extras import needs
 
@@ -38,6 +38,8 @@ def serve(
     """
     if max_upload_mb < 1:
         raise ValueError(f"max_upload_mb={max_upload_mb}; choose 1 or more")
+    if not host:
+        raise ValueError("host is empty; give 127.0.0.1 for this computer alone, 0.0.0.0 for all of the network")
     guard = partial(Guard, host=host, allow_hosts=allow_hosts, max_upload_mb=max_upload_mb)
     guard(None)  # a wrong name is said before the work
     with own_folder() as folder:
@@ -45,36 +47,40 @@ def serve(
             os.environ[name] = str(folder / name.lower())
         pictures = folder / "gradio_temp_dir"
         pictures.mkdir()
+        make_room = partial(sweep, pictures, max_mb=max(KEPT_MB, 2 * max_upload_mb))
         with needs("secvit app", "gradio", "app"):
             import gradio as gr
         from secvit.app.layout import CSS, known_to, page
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes then, too
         demo = page(folder, run)
-        letters = gr.themes.utils.fonts.LocalFont(
-            "Source Sans Pro", weights=(400, 700)
-        )  # gradio's own 600 lacks most of them
+        # gradio's own weight of 600 lacks most letters
+        letters = gr.themes.utils.fonts.LocalFont("Source Sans Pro", weights=(400, 700))
         address = f"[{host}]" if ":" in host and not host.startswith("[") else host
         try:
             demo.launch(
                 server_name=address, server_port=port, max_file_size=max_upload_mb * 1024**2, prevent_thread_lock=True,
                 share=False, ssr_mode=False, quiet=True, footer_links=["api"], css=CSS,
                 theme=gr.themes.Default(primary_hue="teal", font=[letters, "sans-serif"]),
-                app_kwargs={"lifespan": partial(guarded, guard=guard, pictures=pictures)},
+                app_kwargs={"lifespan": partial(guarded, guard=guard, pictures=pictures, make_room=make_room)},
                 **known_to(demo.launch, run_history=False),
             )  # fmt: skip
         except OSError:
             where = f"{host}, port {port}" if port else host
             raise ValueError(f"cannot listen at {where}: taken, or not this computer's; choose another") from None
+        if not isinstance(demo.app.middleware_stack, Guard):
+            demo.close()
+            raise RuntimeError(
+                f"gradio {gr.__version__} does not let the page check who asks; install gradio 6.0 to 6.31"
+            )
         print(f"secvit app: {demo.local_url} (Ctrl-C stops it)", flush=True)
         demo.block_thread()
 
 
 @asynccontextmanager
-async def guarded(app: Any, guard: Any, pictures: Path) -> AsyncIterator[None]:
+async def guarded(app: Any, guard: Any, pictures: Path, make_room: Any) -> AsyncIterator[None]:
     """While the server runs, the guard stands before all of gradio, and pictures are swept."""
-    start = {str(path) for path in pictures.rglob("*")}  # the page's own
-    make_room = partial(sweep, pictures, keep=start)
+    make_room = partial(make_room, keep={str(path) for path in pictures.rglob("*")})  # the page's own
     # `add_middleware` would leave gradio's own in front: the server asks `middleware_stack`, and listens after this
     app.middleware_stack = guard(app.middleware_stack, make_room=make_room)
 

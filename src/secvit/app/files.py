@@ -70,7 +70,7 @@ def sweep(
     for here, inside, names in os.walk(folder):
         folders += [os.path.join(here, name) for name in inside]
         for path in (os.path.join(here, name) for name in names):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # gone meanwhile
                 if path not in keep:
                     about = os.stat(path)
                     files.append((about.st_mtime, about.st_size, path))
@@ -94,5 +94,5 @@ def use(picture: str) -> None:
     except FileNotFoundError:
         raise ValueError(
             f"{Path(picture).name}: no longer here; pictures are kept for {KEPT_MINUTES} minutes after their last use, "
-            f"and the last {KEPT_MB} MB of them; give the photo again"
+            "and less where there are many; give the photo again"
         ) from None
