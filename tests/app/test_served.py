@@ -4,9 +4,11 @@ import http.client
 import io
 import json
 import os
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,10 +34,10 @@ def site(tmp_path_factory):
 
 
 def send(site, method, path, body=None, headers=(), **more):
-    connection = http.client.HTTPConnection(urlsplit(site).netloc, timeout=120)
-    connection.request(method, path, body, dict(headers), **more)
-    answer = connection.getresponse()
-    return answer.status, answer.read()
+    with closing(http.client.HTTPConnection(urlsplit(site).netloc, timeout=120)) as connection:
+        connection.request(method, path, body, dict(headers), **more)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
 
 
 def form(content, name="leaves.jpg"):
@@ -136,8 +138,6 @@ def test_a_body_that_comes_slowly_keeps_nobody_waiting(site):
     ],
 )
 def test_a_program_is_told_which_value_is_wrong(site, changes, reason):
-    import re
-
     status, answer = clusters(site, given(upload(site), **changes))
     assert status == 500 and re.search(reason, answer["error"]), answer
 
