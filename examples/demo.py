@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import sklearn.datasets
 
-from secvit.classification import load_split, predict, train
+from secvit import runs
+from secvit.classification import load_split, train
 from secvit.classification.recipes import digits
 from secvit.images import read_image
-from secvit.models.saved import load_model
 from secvit.vis import cluster_maps, cluster_photo, draw_clusters, draw_curves
 from secvit.vis.clusters import normalised
 from secvit.vis.picture import check_output, save
