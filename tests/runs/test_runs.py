@@ -143,7 +143,8 @@ def test_a_classifiers_mistakes_are_drawn_and_its_answers_written(made, photos, 
     words = ["predict", str(run), str(photos), "--json", str(tmp_path / "p.json"), "--csv", str(tmp_path / "p.csv")]
     assert main([*words, "--top", "2"]) == 0
     found = json.loads((tmp_path / "p.json").read_text())["photos"]
-    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    with open(tmp_path / "p.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
     assert (
         [row["photo"] for row in rows]
         == [one["photo"] for one in found]
