@@ -9,7 +9,7 @@ from types import ModuleType
 
 from secvit import connectors, models
 from secvit.adapt import ClusteredAttention, Clustering, patch, unpatch
-from secvit.ops import Plan, cluster, sec_attention, sec_pool
+from secvit.ops import Plan, cluster, register_partition, sec_attention, sec_pool
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "connectors",
     "models",
     "patch",
+    "register_partition",
     "sec_attention",
     "sec_pool",
     "unpatch",

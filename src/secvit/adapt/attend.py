@@ -12,7 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secvit.ops import BACKENDS, PARTITIONS, Plan, attend_sorted, cluster, resolve_num_clusters, sec_attention
+from secvit.ops import (
+    BACKENDS,
+    Partition,
+    Plan,
+    attend_sorted,
+    check_partition,
+    cluster,
+    resolve_num_clusters,
+    sec_attention,
+    shown_name,
+)
 
 SCORES = ("keys", "queries", "values")
 CENTRES = ("mean", "cls", "pc1")
@@ -27,7 +37,7 @@ class Clustering:
         to all tokens.
     score: what is compared with the centre, "keys" (the paper), "queries" or "values".
     centre: the mean of it, that of the first prefix token, "cls", or "pc1", its first principal component.
-    partition: "sec" or a rival of `secvit.ops.PARTITIONS`.
+    partition: as in `secvit.cluster`: "sec", a rival, or a function of your own.
     shared: one order for all heads.
     grid: (H, W) of the tokens for windows, where it is not square.
     backend: of `secvit.sec_attention`.
@@ -38,22 +48,23 @@ class Clustering:
     num_prefix_tokens: int = 0
     score: str = "keys"
     centre: str = "mean"
-    partition: str = "sec"
+    partition: Partition = "sec"
     shared: bool = False
     grid: tuple[int, int] | None = None
     backend: str = "auto"
 
     def __post_init__(self) -> None:
         resolve_num_clusters(max(self.num_clusters or 1, 1), self.num_clusters, self.cluster_size)
-        for name, known in (("score", SCORES), ("centre", CENTRES), ("partition", PARTITIONS), ("backend", BACKENDS)):
+        for name, known in (("score", SCORES), ("centre", CENTRES), ("backend", BACKENDS)):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r}; choose one of {', '.join(known)}")
+        check_partition(self.partition)
         if self.num_prefix_tokens < 0:
             raise ValueError(f"num_prefix_tokens={self.num_prefix_tokens}; choose num_prefix_tokens >= 0")
         if self.centre == "cls" and self.num_prefix_tokens == 0:
             raise ValueError('centre="cls" needs a [cls] token, and this model has no prefix tokens; use centre="mean"')
         if self.centre != "mean" and self.partition != "sec":
-            raise ValueError(f"partition={self.partition!r} has no centre; drop centre={self.centre!r}")
+            raise ValueError(f"partition={shown_name(self.partition)!r} has no centre; drop centre={self.centre!r}")
         if self.backend == "reference" and (self.shared, self.score, self.centre, self.partition) != (
             False, "keys", "mean", "sec",
         ):  # fmt: skip

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from secvit.adapt.attend import ClusteredAttention, Clustering, SharedOrder
+from secvit.ops import Partition
 
 # attention over all tokens by one call of scaled_dot_product_attention (two in DiffAttention)
 TIMM_ATTENTION = (
@@ -61,7 +62,7 @@ def patch(
     layers: Iterable[int] | None = None,
     score: str = "keys",
     centre: str = "mean",
-    partition: str = "sec",
+    partition: Partition = "sec",
     shared: bool = False,
     share_order_every: int = 1,
     grid: tuple[int, int] | None = None,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from secvit.adapt import ClusteredAttention, Clustering
 from secvit.models.secvit import _cfg
+from secvit.ops import Partition
 
 __all__ = ["SECDeiT"]
 
@@ -90,7 +91,7 @@ class SECDeiT(VisionTransformer):
     """Table 1: DeiT with SEC attention.  Images (B, in_chans, H, W) of any size -> (B, num_classes).
 
     num_clusters: M over the patch tokens at every resolution (4 in the paper), or cluster_size: the most
-    a cluster may hold.  partition: "sec" or a rival of `secvit.ops.PARTITIONS`.
+    a cluster may hold.  partition: as in `secvit.cluster`.
     img_size: where the position table is at home; other sizes resample it, padded to whole patches.
     With gradient checkpointing, a forward pass of one size goes backward before another size comes.
     """
@@ -108,7 +109,7 @@ class SECDeiT(VisionTransformer):
         mlp_ratio: float = 4.0,
         num_clusters: int | None = None,
         cluster_size: int | None = None,
-        partition: str = "sec",
+        partition: Partition = "sec",
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from secvit.models.convert import to_packed_rows
 from secvit.models.rotary import RotaryTable
 from secvit.models.secvit import SECAttention, _cfg, check_clusters
+from secvit.ops import Partition
 
 __all__ = ["SECSwin"]
 
@@ -34,7 +35,7 @@ class SECSwinBlock(nn.Module):
         mlp_ratio: float,
         num_clusters: Optional[int],
         cluster_size: Optional[int],
-        partition: str,
+        partition: Partition,
         drop_path: float,
         dd: dict[str, Any],
     ) -> None:
@@ -57,7 +58,7 @@ class SECSwin(SwinTransformer):
     """Table 1: Swin with SEC attention.  Images (B, in_chans, H, W) of any size -> (B, num_classes).
 
     num_clusters: M of stages 1 to 3 at every resolution, or cluster_size: the most tokens a cluster may
-    hold; stage 4 is full attention.  partition: "sec" or a rival of `secvit.ops.PARTITIONS`.
+    hold; stage 4 is full attention.  partition: as in `secvit.cluster`.
     img_size is what timm's tools read; any other size works as well, and is padded to multiples of 4.
     """
 
@@ -73,7 +74,7 @@ class SECSwin(SwinTransformer):
         mlp_ratio: float = 4.0,
         num_clusters: Optional[Sequence[int]] = None,
         cluster_size: Optional[int] = None,
-        partition: str = "sec",
+        partition: Partition = "sec",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         device=None,

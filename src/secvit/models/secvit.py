@@ -32,7 +32,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from secvit.models.convert import checkpoint_filter_fn
 from secvit.models.packed import PackedLinear, fold_layers
 from secvit.models.rotary import RotaryTable, rotate_packed
-from secvit.ops import PARTITIONS, Plan, cluster, sec_attention
+from secvit.ops import Partition, Plan, check_partition, cluster, sec_attention
 from secvit.ops.attention import attend_packed
 
 __all__ = ["SECViT"]
@@ -67,7 +67,7 @@ class SECAttention(nn.Module):
         num_heads: int,
         num_clusters: Optional[int],
         cluster_size: Optional[int],
-        partition: str,
+        partition: Partition,
         dd: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class Block(nn.Module):
         mlp_ratio: float,
         num_clusters: Optional[int],
         cluster_size: Optional[int],
-        partition: str,
+        partition: Partition,
         drop_path: float,
         init_values: Optional[float],
         dd: dict[str, Any],
@@ -272,7 +272,7 @@ class Head(nn.Module):
 
 
 def check_clusters(
-    num_clusters: Optional[Sequence[int]], cluster_size: Optional[int], partition: str
+    num_clusters: Optional[Sequence[int]], cluster_size: Optional[int], partition: Partition
 ) -> Optional[Sequence[int]]:
     """M of stages 1 to 3, (32, 8, 2) where neither numbers nor a size are given, None where a size is."""
     if num_clusters is not None and cluster_size is not None:
@@ -283,8 +283,7 @@ def check_clusters(
         raise ValueError(f"num_clusters={num_clusters}; give three numbers >= 1, for stages 1 to 3")
     if cluster_size is not None and cluster_size < 1:
         raise ValueError(f"cluster_size={cluster_size}; choose cluster_size >= 1")
-    if partition not in PARTITIONS:
-        raise ValueError(f"partition={partition!r}; choose one of {', '.join(PARTITIONS)}")
+    check_partition(partition)
     return num_clusters
 
 
@@ -294,7 +293,7 @@ class SECViT(nn.Module):
     num_clusters: M of stages 1 to 3 at every resolution (the paper's rule, 32, 8, 2), or
     cluster_size: the most tokens a cluster may hold (98 is the same at 224 px; cost linear in H W).
     Table 10 varies the tokens per cluster.
-    Stage 4 is full attention.  partition: "sec" or a rival of `secvit.ops.PARTITIONS`.
+    Stage 4 is full attention.  partition: as in `secvit.cluster`.
     layer_scale: for each stage, whether its residuals are scaled (initially by init_values).
     stem_stride: 4, or 2 for small images.
     """
@@ -310,7 +309,7 @@ class SECViT(nn.Module):
         mlp_ratio: float = 3.0,
         num_clusters: Optional[Sequence[int]] = None,
         cluster_size: Optional[int] = None,
-        partition: str = "sec",
+        partition: Partition = "sec",
         layer_scale: Sequence[bool] = (False, False, False, False),
         init_values: float = 1e-6,
         stem_stride: int = 4,

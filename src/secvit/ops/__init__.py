@@ -8,21 +8,34 @@ from secvit.ops.order import (
     partition_sizes,
     resolve_num_clusters,
 )
-from secvit.ops.partitions import PARTITIONS, cluster
+from secvit.ops.partitions import (
+    PARTITIONS,
+    Partition,
+    check_partition,
+    cluster,
+    register_partition,
+    shown_name,
+    written,
+)
 from secvit.ops.pooling import pool_plan, sec_pool
 
 __all__ = [
     "BACKENDS",
     "PARTITIONS",
+    "Partition",
     "Plan",
     "attend_sorted",
+    "check_partition",
     "cluster",
     "cluster_order",
     "inverse_order",
     "partition_sizes",
     "pool_plan",
+    "register_partition",
     "resolve_num_clusters",
     "sec_attention",
     "sec_attention_packed",
     "sec_pool",
+    "shown_name",
+    "written",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from secvit.images import to_rgb
 from secvit.models.saved import has_weights
+from secvit.ops import Partition, shown_name
 from secvit.vis.panels import Legend, Panel, draw_panels, in_rows, panel_size
 from secvit.vis.record import LayerKeys, record_keys
 
@@ -31,7 +32,7 @@ class ClusterMap:
 
     labels (H, W): cluster of each token, 0 = least like the mean key, M - 1 = most.
     stage, block, head: where, counted from 0; `heads`, `blocks` and `stages` are how many there are (0: not told).
-    partition: "sec", or a rival in its place; a rival's labels are no ranks.
+    partition: the name of it, "sec", or a rival's; a rival's labels are no ranks.
     """
 
     labels: Tensor
@@ -92,7 +93,7 @@ def cluster_maps(
     *,
     num_clusters: int | None = None,
     cluster_size: int | None = None,
-    partition: str | None = None,
+    partition: Partition | None = None,
 ) -> list[ClusterMap]:
     """The partitions that a network makes of one normalised image (3, H, W), a map per stage, block and head.
 
@@ -111,17 +112,16 @@ def maps_of(
     head: int | str = 0,
     num_clusters: int | None = None,
     cluster_size: int | None = None,
-    partition: str | None = None,
+    partition: Partition | None = None,
 ) -> list[ClusterMap]:
     """The clusters of one layer's recorded keys, as the network makes them or cut otherwise; see `cluster_maps`."""
     layer, heads = keys.layer, len(keys.labels)
     if head != "all" and not (isinstance(head, int) and -heads <= head < heads):
         raise ValueError(f'head {head!r}, counted from 0; that stage has {heads} of them; or choose "all"')
-    labels, clusters, name = keys.labels, keys.num_clusters, keys.partition
+    labels, clusters, name = keys.labels, keys.num_clusters, shown_name(partition or keys.partition)
     if (num_clusters, cluster_size, partition) != (None, None, None):
         plan = keys.cut(num_clusters, cluster_size, partition)
         labels, clusters = plan.labels[0].unflatten(-1, keys.grid), plan.num_clusters
-        name = partition or name
     chosen = range(heads) if head == "all" else [int(head) % heads]
     where = (layer.blocks, layer.stages)
     return [ClusterMap(labels[i], clusters, layer.stage, layer.block, i, heads, name, *where) for i in chosen]

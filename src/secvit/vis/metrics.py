@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from secvit.images import to_rgb
+from secvit.ops import Partition, shown_name
 from secvit.vis.clusters import ClusterMap, enlarged, maps_of, normalised
 from secvit.vis.record import LayerKeys, record_keys
 
@@ -80,14 +81,14 @@ def cluster_metrics(
     *,
     num_clusters: int | None = None,
     cluster_size: int | None = None,
-    partitions: Sequence[str] = RIVALS,
+    partitions: Sequence[Partition] = RIVALS,
     stability: bool = True,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """A row for each stage, block, head and partition of the same keys: compactness, stability, purity.
 
     mask (h, w): class of each pixel, 255 for none; without it no purity.
-    partitions: names of `secvit.ops.PARTITIONS`, with " of unturned keys" for those before rotary positions.
+    partitions: as in `secvit.cluster`; a name with " of unturned keys" is for those before rotary positions.
     num_clusters | cluster_size: for all layers; else each layer's own, and layers of one cluster are left out.
     Stability is `kept_together` under noise of one grey level, a mirrored photo, and bfloat16 arithmetic.  Random
     partitions are drawn anew each time, as the network does.
@@ -102,7 +103,7 @@ def cluster_metrics(
             if num_clusters is None and cluster_size is None and keys.num_clusters == 1:
                 continue
             for partition in partitions:
-                if partition.endswith(UNTURNED) and keys.unturned is None:
+                if _unturned(partition) and keys.unturned is None:
                     continue
                 maps = _cut(keys, partition, num_clusters, cluster_size)
                 others = {
@@ -110,7 +111,11 @@ def cluster_metrics(
                 }
                 for found in maps:
                     row: dict[str, Any] = {"stage": found.stage, "block": found.block, "head": found.head}
-                    row |= {"partition": partition, "clusters": found.num_clusters, "tokens": found.labels.numel()}
+                    row |= {
+                        "partition": shown_name(partition),
+                        "clusters": found.num_clusters,
+                        "tokens": found.labels.numel(),
+                    }
                     row |= {"least": int(found.sizes.min()), "most": int(found.sizes.max())}
                     row["compactness"] = compactness(found.labels)
                     for name, those in others.items():
@@ -122,8 +127,12 @@ def cluster_metrics(
     return rows
 
 
-def _cut(keys: LayerKeys, partition: str, num_clusters: int | None, cluster_size: int | None) -> list[ClusterMap]:
-    if partition.endswith(UNTURNED):
+def _unturned(partition: Partition) -> TypeGuard[str]:
+    return isinstance(partition, str) and partition.endswith(UNTURNED)
+
+
+def _cut(keys: LayerKeys, partition: Partition, num_clusters: int | None, cluster_size: int | None) -> list[ClusterMap]:
+    if _unturned(partition):
         keys, partition = keys.without_rotary(), partition.removesuffix(UNTURNED)
     return maps_of(keys, "all", num_clusters, cluster_size, partition)
 

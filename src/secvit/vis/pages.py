@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from secvit.measure.rounds import clock_for, interleave
+from secvit.ops import Partition
 from secvit.vis.clusters import ClusterMap, maps_of, overlay, place
 from secvit.vis.gradcam import CamMap, heat_overlay
 from secvit.vis.panels import Panel, draw_panels, in_rows, panel_size
@@ -39,7 +40,7 @@ class Compared:
 def compare_partitions(
     keys: LayerKeys,
     head: int = 0,
-    partitions: Sequence[str] = FIGURE_1,
+    partitions: Sequence[Partition] = FIGURE_1,
     num_clusters: int | None = None,
     cluster_size: int | None = None,
     rounds: int = 5,
@@ -56,7 +57,7 @@ def compare_partitions(
     with torch.inference_mode():
         seconds = interleave(calls, partitions[0], rounds, clock_for(torch.get_num_threads()), min_seconds=0.005)
         maps = [maps_of(sources[name], head, num_clusters, cluster_size, name)[0] for name in partitions]
-    return [Compared(found, 1000 * median(seconds[found.partition])) for found in maps]
+    return [Compared(found, 1000 * median(seconds[name])) for name, found in zip(partitions, maps, strict=True)]
 
 
 def draw_partitions(image: Image.Image, compared: Sequence[Compared], title: str = "", note: str = "") -> Figure:

@@ -20,7 +20,7 @@ from secvit.models.rotary import rotate_packed
 from secvit.models.sec_deit import SECDeiT, SECDeiTAttention
 from secvit.models.sec_swin import SECSwin
 from secvit.models.secvit import SECAttention, SECViT
-from secvit.ops import Plan, cluster
+from secvit.ops import Partition, Plan, cluster
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class LayerKeys:
     keys: Tensor
     labels: Tensor
     num_clusters: int
-    partition: str
+    partition: Partition
     centre: str | Tensor = "mean"
     unturned: Tensor | None = None
 
@@ -71,7 +71,7 @@ class LayerKeys:
         self,
         num_clusters: int | None = None,
         cluster_size: int | None = None,
-        partition: str | None = None,
+        partition: Partition | None = None,
         generator: torch.Generator | None = None,
     ) -> Plan:
         """Another partition of the same keys; what is not given is the layer's.  Never more clusters than tokens."""
@@ -215,7 +215,7 @@ def _tapped(layer: Layer, found: dict[Layer, LayerKeys], size: tuple[int, int]) 
     """What a layer clusters is put into `found` as it runs."""
 
     def keep(
-        keys: Tensor, grid: tuple[int, int], plan: Callable[[], Plan], partition: str,
+        keys: Tensor, grid: tuple[int, int], plan: Callable[[], Plan], partition: Partition,
         centre: str | Tensor = "mean", unturned: Tensor | None = None,
     ) -> None:  # fmt: skip
         with torch.random.fork_rng([keys.device] if keys.is_cuda else []):

@@ -21,6 +21,7 @@ from secvit.images.photos import Made, Photos, listed, opened, picture_names
 from secvit.models.sec_deit import SECDeiT
 from secvit.models.sec_swin import SECSwin
 from secvit.models.secvit import SECViT
+from secvit.ops import Partition, check_partition
 from secvit.train.checkpoint import check_writable
 from secvit.vis.clusters import (
     STYLES,
@@ -68,12 +69,14 @@ class View:
     head: int | str = 0
     num_clusters: int | None = None
     cluster_size: int | None = None
-    partition: str | None = None
+    partition: Partition | None = None
     style: str = "blended"
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
             raise ValueError(f"style={self.style!r}; choose one of {', '.join(STYLES)}")
+        if self.partition is not None:
+            check_partition(self.partition)
         if self.size is not None and self.size < 1:
             raise ValueError(f"size={self.size}; choose the long side in px, for example 448")
         if self.num_clusters is not None and self.cluster_size is not None:
