@@ -1,20 +1,31 @@
 """transformers' vision towers, through its public attention interface: `model.set_attn_implementation("secvit")`.
 
-The interface is one function for all models; each attention module carries its own settings.
+The interface is one function for all models; each attention module carries its own settings.  Importing this module
+also lets `from_pretrained` patch a model again that was saved patched, and `save_pretrained` write the patches of
+parts: transformers has no seam for either, so both are wrapped.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from secvit.adapt.patching import PATCHED_TIMM, patch
+from secvit.ops import written
+
 NAME = "secvit"
+KEY = "secvit_patch"  # in config.json: the options of `secvit.patch`
 
 
 def attend(
@@ -46,10 +57,14 @@ def attend(
     return out.transpose(1, 2).contiguous(), None
 
 
-def refuse_weights(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> None:
-    """Before the model's forward: there are none to return, and transformers would return None in silence."""
-    asked = kwargs.get("output_attentions", getattr(model.config, "output_attentions", False))
-    if asked and model.config._attn_implementation == NAME:
+def check_call(model: PreTrainedModel, args: Any, kwargs: dict[str, Any]) -> None:
+    """Before the model's forward, what would else pass in silence: another attention, or weights, which are None."""
+    if model.config._attn_implementation != NAME:
+        raise ValueError(
+            f"{type(model).__name__} is patched, and its attention was set to {model.config._attn_implementation!r}, "
+            "which has no clusters: first secvit.unpatch(model), then set it"
+        )
+    if kwargs.get("output_attentions", getattr(model.config, "output_attentions", False)):
         raise ValueError("clustered attention has no L x L weights to return; drop output_attentions, or unpatch")
 
 
@@ -107,11 +122,108 @@ def num_prefix_tokens(model: PreTrainedModel) -> int:
     return len(found) + int(getattr(model.config, "num_register_tokens", 0) or 0)
 
 
-def use(model: PreTrainedModel) -> list[tuple[nn.Module, Any]]:
-    """Set the attention to ours, in configs of the model's own: others may share those it had, which are returned."""
+def own_configs(model: PreTrainedModel, options: dict[str, Any]) -> list[tuple[nn.Module, Any]]:
+    """Give the model configs of its own, with the patch's options: others may share those it had, which are returned.
+
+    A function that has no name is not written down; `save_pretrained` then says so.
+    """
     before = _configs(model)
     copies: dict[int, Any] = {}
     for module, config in before:
         module.config = copy.deepcopy(config, copies)
-    model.set_attn_implementation(NAME)
+    for _, config in before:
+        vars(config).pop(KEY, None)  # of a file; these configs are the unpatched model's
+    with suppress(ValueError):
+        setattr(model.config, KEY, written(options))
     return before
+
+
+def use(model: PreTrainedModel) -> list[RemovableHandle]:
+    """Set the attention to ours, and see that it stays so."""
+    model.set_attn_implementation(NAME)
+    models = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
+    return [m.register_forward_pre_hook(check_call, with_kwargs=True) for m in models]
+
+
+# -- saving and loading ----------------------------------------------------------------------------
+
+
+def _writes_patches(save_pretrained: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(save_pretrained)
+    def save(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        with _patches_in_config(self):
+            return save_pretrained(self, *args, **kwargs)
+
+    return save
+
+
+@contextmanager
+def _patches_in_config(model: PreTrainedModel) -> Iterator[None]:
+    """The model's config with the patches of its parts: a patched part has a config of its own.
+
+    Raises ValueError for a patch with a function that has no name.  Warns of a part that the config has no place for.
+    """
+    places = {id(config): config for config in _with_parts(model.config)}
+    marked = []
+    for name, part in model.named_modules():
+        done = vars(part).get("secvit_patch")
+        if done is None:
+            continue
+        options = written(done.options)
+        before = next((config for module, config in done.configs if module is part), None)
+        if id(before) in places:
+            setattr(before, KEY, options)
+            marked.append(before)
+        elif part is not model and getattr(model.config, "architecture", None) != PATCHED_TIMM:
+            warnings.warn(
+                f"the clusters of {name} are not saved: {type(model).__name__} has no place for them in its config; "
+                f"after loading, secvit.patch(model.{name}, **{options})",
+                stacklevel=4,
+            )
+    try:
+        yield
+    finally:
+        for config in marked:
+            delattr(config, KEY)
+
+
+def _with_parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    yield config
+    for name in config.sub_configs:
+        if isinstance(part := getattr(config, name, None), PreTrainedConfig):
+            yield from _with_parts(part)
+
+
+def _patches_again(from_pretrained: Callable[..., Any]) -> Any:
+    @functools.wraps(from_pretrained)
+    def load(cls: type[PreTrainedModel], *args: Any, **kwargs: Any) -> Any:
+        loaded = from_pretrained(cls, *args, **kwargs)
+        _patch_again(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    return classmethod(load)
+
+
+def _patch_again(model: PreTrainedModel) -> None:
+    """Patch what was saved patched: the model or parts of it."""
+    done: list[str] = []
+    for name, part in list(model.named_modules()):
+        if not isinstance(part, PreTrainedModel) or any(name.startswith(outer) for outer in done):
+            continue
+        options = vars(part.config).pop(KEY, None)
+        if options is None:
+            continue
+        done.append(f"{name}." if name else "")
+        try:
+            patch(part, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{model.config.name_or_path}: it was saved with clusters, {KEY}={options}, and they cannot be put in "
+                f"again: {error}.  Without {KEY} in its config.json it loads without clusters"
+            ) from None
+
+
+PreTrainedModel.save_pretrained = _writes_patches(PreTrainedModel.save_pretrained)  # type: ignore[method-assign]
+PreTrainedModel.from_pretrained = _patches_again(  # type: ignore[method-assign]
+    PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+)

@@ -8,10 +8,11 @@ transformers the public attention interface does the same (`hf`).
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from secvit.adapt.attend import ClusteredAttention, Clustering, SharedOrder
-from secvit.ops import Partition
+from secvit.ops import Partition, shown_name
 
 # attention over all tokens by one call of scaled_dot_product_attention (two in DiffAttention)
 TIMM_ATTENTION = (
@@ -35,18 +36,21 @@ TIMM_ATTENTION = (
     vision_transformer.ParallelScalingBlock,
     vision_transformer.DiffParallelScalingBlock,
 )
+PATCHED_TIMM = "vit_sec_patched"  # timm's name for a patched network (secvit.models.patched_vit)
 
 
 @dataclass
 class Patch:
     """What `patch` did to a model, kept as its attribute `secvit_patch` and undone by `unpatch`.
 
+    options: the arguments of `patch` that are not its defaults.
     layers, left_out: names of the attention modules that are clustered, and of the others in transformers.
     owner: name of the module whose blocks pass on sorted tokens.
     configs: transformers' configs before, by module; the patched model has its own.
     """
 
     clustering: Clustering
+    options: dict[str, Any]
     layers: list[str]
     left_out: list[str] = field(default_factory=list)
     handles: list[RemovableHandle] = field(default_factory=list)
@@ -83,8 +87,12 @@ def patch(
     num_prefix_tokens: tokens in front that are no patches; what the model says if None.
     modules: names of attention modules, each of which calls `scaled_dot_product_attention` on (B, h, L, D) of
         all tokens, for models that neither timm nor transformers made.
+    A model of transformers keeps the options in its config: `save_pretrained` writes them, and where secvit is
+    imported `from_pretrained` patches again.
     Raises ValueError for models whose attention cannot be clustered (windows, causal, biases), with the reason.
     """
+    layers, modules = (None if value is None else list(value) for value in (layers, modules))
+    options = {name: value for name, value in locals().items() if name != "model" and value != DEFAULTS[name]}
     if hasattr(model, "secvit_patch"):
         raise ValueError("the model is patched already; secvit.unpatch(model) first")
     if share_order_every < 1:
@@ -109,9 +117,10 @@ def patch(
     chosen = _chosen(sites, layers)
     if patched := [name for name, module in sites if hasattr(module, "secvit")]:
         raise ValueError(f"{patched[0]} is patched already, as part of another model; secvit.unpatch that first")
-    if hooked := [name for name, module in chosen if "forward" in vars(module)]:
+    by_interface = from_transformers and modules is None
+    if not by_interface and (hooked := [name for name, module in chosen if "forward" in vars(module)]):
         raise ValueError(f"{hooked[0]} has a forward of its own, set by another tool; patch the model before that does")
-    done = Patch(clustering, [name for name, _ in chosen])
+    done = Patch(clustering, options, [name for name, _ in chosen])
     recomputing = [
         m for m in model.modules() if hasattr(m, "grad_checkpointing") or hasattr(m, "gradient_checkpointing")
     ]
@@ -120,7 +129,8 @@ def patch(
         order = SharedOrder() if len(group) > 1 else None
         for i, (_, module) in enumerate(group):
             module.secvit = ClusteredAttention(clustering, order, leads=i == 0)
-            if not from_transformers or modules is not None:
+            module.extra_repr = partial(_described, module)  # type: ignore[method-assign]
+            if not by_interface:
                 module.forward = partial(_clustered_forward, module)
         if order is not None:
             done.handles.append(group[0][1].register_forward_pre_hook(partial(_refuse_recomputing, recomputing)))
@@ -131,15 +141,20 @@ def patch(
         owner_module = model.get_submodule(done.owner)
         owner_module.secvit_tapped = False
         owner_module.forward_intermediates = partial(_tapped_intermediates, owner_module)
-    if from_transformers and modules is None:
+    if by_interface:
         for name, module in sites:
             if name not in done.layers:
                 module.secvit = None
                 done.left_out.append(name)
-        done.configs = hf.use(model)
-        done.handles.append(model.register_forward_pre_hook(hf.refuse_weights, with_kwargs=True))
+    if from_transformers:
+        done.configs = hf.own_configs(model, options)
+    if by_interface:
+        done.handles += hf.use(model)
     model.secvit_patch = done
     return model
+
+
+DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(patch).parameters.items()}
 
 
 def unpatch(model: nn.Module) -> nn.Module:
@@ -151,7 +166,9 @@ def unpatch(model: nn.Module) -> nn.Module:
     present = dict(model.named_modules())  # layers may have been pruned
     for module in (present[name] for name in done.layers + done.left_out if name in present):
         vars(module).pop("secvit", None)
-        vars(module).pop("forward", None)
+        vars(module).pop("extra_repr", None)
+        if getattr(vars(module).get("forward"), "func", None) is _clustered_forward:
+            del module.forward
     for handle in done.handles:
         handle.remove()
     if done.owner is not None:
@@ -191,6 +208,15 @@ def _clustered_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             "switch its fused attention on (timm.layers.set_fused_attn), or unpatch"
         )
     return out
+
+
+def _described(module: nn.Module) -> str:
+    """What print(model) says of a patched attention."""
+    clustering = module.secvit.clustering
+    values = {f.name: getattr(clustering, f.name) for f in fields(clustering)}
+    values["partition"] = shown_name(clustering.partition)
+    said = [f"{f.name}={values[f.name]!r}" for f in fields(clustering) if values[f.name] != f.default]
+    return ", ".join(filter(None, [type(module).extra_repr(module), f"SEC({', '.join(said)})"]))
 
 
 # -- which modules, which tokens ---------------------------------------------------------------------

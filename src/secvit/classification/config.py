@@ -7,6 +7,7 @@ from typing import Any
 
 from secvit.classification.augment import Augment
 from secvit.fields import within
+from secvit.ops import written
 from secvit.train.config import Loop, Schedule
 from secvit.train.optim import Optim
 
@@ -38,6 +39,8 @@ class Model:
     frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "args", written(self.args))
+        object.__setattr__(self, "patch", written(self.patch))
         within(self, 1, 2**16, "image_size")
         if not 0 < self.crop_pct <= 1:
             raise ValueError(f"crop_pct={self.crop_pct}; choose a part of the short side above 0 and up to 1")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from secvit.fields import within
+from secvit.ops import written
 from secvit.train.config import Loop, Schedule
 from secvit.train.optim import Optim
 
@@ -37,6 +38,7 @@ class Model:
     norm_eval: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "backbone_args", written(self.backbone_args))
         within(self, 1, 2**16, "min_size", "max_size")
         if not self.min_size:
             raise ValueError("min_size=(); give one or more sizes in px, like 800")

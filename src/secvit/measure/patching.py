@@ -27,6 +27,7 @@ from secvit.measure.report import _ratio, _table
 from secvit.measure.rounds import NULL, Clock, clock_for, interleave, is_quiet, speed_ratio
 from secvit.measure.speed import DTYPES, check_settings, inference, pictures, training_step
 from secvit.measure.variants import clustering, features, load, num_heads, photographs, variant
+from secvit.ops import PARTITIONS
 from secvit.train.provenance import hardware, provenance
 
 BASES = ("original", "patched")
@@ -89,6 +90,10 @@ def patch_report(
         check_output(plot)
     if not size or rounds < 1 or batch_size < 1:
         raise ValueError(f"size={list(size)}, rounds={rounds}, batch_size={batch_size}; give one or more of each")
+    if not sizes or rounds < 1 or batch_size < 1:
+        raise ValueError(f"sizes={list(sizes)}, rounds={rounds}, batch_size={batch_size}; give one or more of each")
+    if partition not in PARTITIONS:
+        raise ValueError(f"partition={partition!r}; a report compares built-in ones: choose {', '.join(PARTITIONS)}")
     check_settings([dtype], device, json)
     sizes = sorted(set(size))
     if num_clusters is None and cluster_size is None:

@@ -69,7 +69,10 @@ def _load_tower(folder: Path) -> tuple[nn.Module, str]:
     with needs(f"{folder}, a model of transformers,", "transformers", "vlm"):
         from transformers import AutoConfig, AutoModel
     if any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*")):
-        return _tower(AutoModel.from_pretrained(folder, local_files_only=True), folder).eval(), "given"
+        tower = _tower(AutoModel.from_pretrained(folder, local_files_only=True), folder).eval()
+        if hasattr(tower.model, "secvit_patch"):
+            unpatch(tower.model)
+        return tower, "given"
     torch.manual_seed(0)
     return _tower(AutoModel.from_config(AutoConfig.from_pretrained(folder)), folder).eval(), "random"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from secvit.fields import within
+from secvit.ops import written
 from secvit.train.config import Loop, Schedule
 from secvit.train.optim import Optim
 
@@ -32,6 +33,9 @@ class Model:
     weights: Literal["random", "shipped", "timm"] = "random"
     init: str | None = None
     args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "backbone_args", written(self.backbone_args))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from secvit.ops import written
 from secvit.simmim.data import Augment, Masking
 from secvit.train.config import Loop, Schedule
 from secvit.train.optim import Optim
@@ -27,6 +28,9 @@ class Model:
     name: str = "secvit_nano"
     args: dict[str, Any] = field(default_factory=dict)
     image_size: int = 192
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "args", written(self.args))
 
 
 @dataclass(frozen=True)
