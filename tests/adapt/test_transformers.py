@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 
 import secvit
+from secvit.ops.partitions import SCORES
 from tests.adapt.explicit import explicitly
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'secvit[dev]'")
@@ -194,18 +198,28 @@ def test_unpatch_gives_back_the_tower(family):
         assert torch.equal(tokens(model, given), out)
 
 
-def test_another_implementation_turns_clusters_off_and_ours_on_again():
+@pytest.mark.parametrize("name", ["eager", "sdpa"])
+def test_another_implementation_on_a_patched_tower_is_refused(name):
     model, given = tower(), inputs("vit")
     original = tokens(model, given)
     clustered = tokens(secvit.patch(model, num_clusters=3), given)
-    model.set_attn_implementation("sdpa")
-    assert torch.equal(tokens(model, given), original)
+    model.set_attn_implementation(name)
+    with pytest.raises(
+        ValueError, match=rf"is patched, and its attention was set to '{name}'.*secvit\.unpatch\(model\)"
+    ):
+        tokens(model, given)
     model.set_attn_implementation("secvit")
     assert torch.equal(tokens(model, given), clustered)
-    model.set_attn_implementation("eager")
-    assert len(model(**given, output_attentions=True).attentions) == 2
-    secvit.unpatch(model)
+    assert torch.equal(tokens(secvit.unpatch(model), given), original)
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_another_implementation_for_all_of_a_model_with_a_patched_tower_is_refused():
+    model, given = llava()
+    secvit.patch(model.model.vision_tower, cluster_size=4)
+    model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="CLIPVisionModel is patched, and its attention was set to 'eager'"):
+        model(**given)
 
 
 def test_ours_without_a_patch_is_refused():
@@ -229,19 +243,6 @@ def test_models_with_one_config_do_not_disturb_each_other():
     secvit.unpatch(first)
     assert torch.equal(tokens(first, given), original[0])
     assert torch.equal(tokens(second, given), clustered)
-
-
-def test_a_saved_tower_is_an_ordinary_one(tmp_path):
-    model, given = tower(), inputs("vit")
-    original, keys = tokens(model, given), list(model.state_dict())
-    clustered = tokens(secvit.patch(model, num_clusters=3), given)
-    model.save_pretrained(tmp_path)
-    assert "secvit" not in (tmp_path / "config.json").read_text()
-    loaded = transformers.ViTModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
-    assert loaded.config._attn_implementation == "sdpa"
-    assert list(loaded.state_dict()) == keys
-    torch.testing.assert_close(tokens(loaded, given), original, **CLOSE)
-    torch.testing.assert_close(tokens(secvit.patch(loaded, num_clusters=3), given), clustered, **CLOSE)
 
 
 def test_a_copy_is_patched_by_itself():
@@ -277,6 +278,118 @@ def test_gradient_checkpointing_needs_orders_of_its_own():
     secvit.patch(secvit.unpatch(model), num_clusters=3, share_order_every=2)
     with pytest.raises(ValueError, match="share_order_every=1"):
         tokens(model, given)
+
+
+# -- saving and loading --------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "a number of clusters": {"num_clusters": 3},
+    "the last layer": {"cluster_size": 5, "layers": range(-1, 0), "partition": "window", "grid": (4, 4)},
+    "one order for two layers": {"num_clusters": 3, "share_order_every": 2, "num_prefix_tokens": 1},
+    "modules by name": {"num_clusters": 3, "modules": ["layers.1.attention"]},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_saved_patch_is_there_again(tmp_path, options):
+    model, given = tower(attn_implementation="sdpa"), inputs("vit")
+    original, keys = tokens(model, given), list(model.state_dict())
+    clustered = tokens(secvit.patch(model, **OPTIONS[options]), given)
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())["secvit_patch"]
+    assert written.keys() == OPTIONS[options].keys()
+    assert not torch.equal(original, clustered)
+    for loader in (transformers.ViTModel, transformers.AutoModel):
+        loaded = loader.from_pretrained(tmp_path, dtype=torch.float64)
+        assert list(loaded.state_dict()) == keys
+        torch.testing.assert_close(tokens(loaded, given), clustered, **CLOSE)
+        assert loaded.config.secvit_patch == written
+    assert not hasattr(secvit.unpatch(loaded).config, "secvit_patch")
+    torch.testing.assert_close(tokens(loaded, given), original, **CLOSE)
+    loaded.save_pretrained(tmp_path / "unpatched")
+    assert "secvit" not in (tmp_path / "unpatched" / "config.json").read_text()
+
+
+def test_a_patched_classifier_loads_patched_and_so_does_its_tower_alone(tmp_path):
+    model, given = transformers.ViTForImageClassification(config("vit", num_labels=3)).eval(), torch.randn(2, 3, 64, 64)
+    secvit.patch(model, num_clusters=3)
+    expected = model(given)
+    model.save_pretrained(tmp_path)
+    loaded, info = transformers.AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert torch.equal(loaded(given).logits, expected.logits) and not info["missing_keys"]
+    assert transformers.ViTModel.from_pretrained(tmp_path, add_pooling_layer=False).secvit_patch.layers == [
+        "layers.0.attention", "layers.1.attention",
+    ]  # fmt: skip
+
+
+def test_the_patched_tower_of_a_language_model_is_saved_and_loaded_with_it(tmp_path):
+    model, given = llava()
+    original = model(**given).logits
+    secvit.patch(model.model.vision_tower, cluster_size=4)
+    clustered = model(**given).logits
+    model.save_pretrained(tmp_path / "one")
+    assert not hasattr(model.config.vision_config, "secvit_patch")  # that config may be another model's too
+    loaded = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "one")
+    assert loaded.model.vision_tower.secvit_patch.options == {"cluster_size": 4}
+    assert torch.equal(loaded(**given).logits, clustered) and not torch.equal(original, clustered)
+    loaded.save_pretrained(tmp_path / "two")
+    assert torch.equal(
+        transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "two")(**given).logits, clustered
+    )
+    secvit.unpatch(loaded.model.vision_tower)
+    loaded.save_pretrained(tmp_path / "three")
+    assert "secvit" not in (tmp_path / "three" / "config.json").read_text()
+
+
+def test_a_partition_of_ones_own_is_saved_by_its_name(tmp_path, monkeypatch):
+    def own(tokens, *_):
+        return tokens.norm(dim=-1)
+
+    model, given = secvit.patch(tower(), 3, partition=own), inputs("vit")
+    with pytest.raises(ValueError, match=r"partition=own is a function.*secvit\.register_partition\("):
+        model.save_pretrained(tmp_path)
+    monkeypatch.setitem(SCORES, "own_name", own)
+    secvit.patch(secvit.unpatch(model), 3, partition=own).save_pretrained(tmp_path)
+    loaded = transformers.ViTModel.from_pretrained(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(tokens(loaded, given), tokens(model, given), **CLOSE)
+    monkeypatch.delitem(SCORES, "own_name")
+    with pytest.raises(ValueError, match=r"saved with clusters.*partition='own_name'.*register_partition\("):
+        transformers.ViTModel.from_pretrained(tmp_path)
+
+
+def test_clusters_that_a_config_has_no_place_for_are_named_when_they_are_not_saved(tmp_path):
+    model = transformers.TimmWrapperModel(
+        transformers.TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args={"depth": 1, "img_size": 32})
+    )
+    secvit.patch(model.timm_model, cluster_size=4)
+    with pytest.warns(UserWarning, match=r"not saved.*secvit\.patch\(model\.timm_model, \*\*\{'cluster_size': 4\}\)"):
+        model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("first", ["secvit, transformers", "transformers.modeling_utils, secvit"])
+def test_a_fresh_process_loads_what_was_saved_patched_whichever_is_imported_first(tmp_path, first):
+    secvit.patch(tower(), num_clusters=3).save_pretrained(tmp_path)
+    code = f"import {first}; print(transformers.ViTModel.from_pretrained({str(tmp_path)!r}).secvit_patch.options)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "{'num_clusters': 3}", done.stderr
+
+
+def test_a_model_loaded_without_secvit_is_patched_by_one_line(tmp_path):
+    model, given = tower(), inputs("vit")
+    original = tokens(model, given)
+    clustered = tokens(secvit.patch(model, num_clusters=3), given)
+    plain = secvit.unpatch(model)
+    plain.config.secvit_patch = {"num_clusters": 3}  # what a process without secvit has read
+    secvit.patch(plain, **plain.config.secvit_patch)
+    assert torch.equal(tokens(plain, given), clustered)
+    assert torch.equal(tokens(secvit.unpatch(plain), given), original) and not hasattr(plain.config, "secvit_patch")
+
+
+def test_a_patched_model_says_so_when_it_is_printed():
+    model = tower()
+    before = repr(model)
+    assert "SEC(num_clusters=3, num_prefix_tokens=1)" in repr(secvit.patch(model, num_clusters=3))
+    assert repr(secvit.unpatch(model)) == before
 
 
 # -- models that cannot be patched, and models around a tower --------------------------------------------------
@@ -332,20 +445,25 @@ def test_windows_biases_and_convolutions_are_refused():
         secvit.patch(meta("ResNetModel", transformers.ResNetConfig()), num_clusters=3)
 
 
-def test_the_tower_of_a_language_model_is_patched_alone():
+def llava():
+    """A small LLaVA, and what it is called with."""
     text = transformers.LlamaConfig(**SMALL, vocab_size=64, num_key_value_heads=2)
     vision = transformers.CLIPVisionConfig(**SMALL, **IMAGES)
     torch.manual_seed(0)
     model = transformers.LlavaForConditionalGeneration(
         transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=63)
     ).eval()
-    with pytest.raises(ValueError, match=r"secvit\.patch\(model\.model\.vision_tower, \.\.\.\)"):
-        secvit.patch(model, num_clusters=4)
-    given = {
+    return model, {
         "input_ids": torch.tensor([[1] + [63] * 16 + [2, 3]]),
         "attention_mask": torch.ones(1, 19, dtype=torch.long),
         "pixel_values": torch.randn(1, 3, 64, 64),
     }
+
+
+def test_the_tower_of_a_language_model_is_patched_alone():
+    model, given = llava()
+    with pytest.raises(ValueError, match=r"secvit\.patch\(model\.model\.vision_tower, \.\.\.\)"):
+        secvit.patch(model, num_clusters=4)
     with torch.no_grad():
         original = model(**given).logits
         secvit.patch(model.model.vision_tower, cluster_size=4)

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from secvit.classification import ClassificationTask, recipes, tiny, train
-from secvit.classification.config import Recipe
+from secvit.classification.config import Model, Recipe
 from secvit.models.saved import load_model
+from secvit.ops.partitions import SCORES
 from secvit.recipes import of as recipes_of
 from secvit.train.config import Schedule
 from secvit.train.optim import create_optimizer
@@ -179,3 +180,15 @@ def test_a_patched_run_is_scored_patched(tmp_path):
     model = load_model(result["model"], tmp_path)
     assert model.secvit_patch.clustering.num_clusters == 4
     assert set(model.state_dict()) == set(load_file(tmp_path / "model.safetensors"))
+
+
+def test_a_recipe_holds_a_partition_by_its_name(monkeypatch):
+    def own(tokens, *_):
+        return tokens.sum(dim=-1)
+
+    for place in ("args", "patch"):
+        with pytest.raises(ValueError, match=r"partition=own is a function.*secvit\.register_partition\("):
+            Model(**{place: {"partition": own}})
+        monkeypatch.setitem(SCORES, "own_name", own)
+        assert getattr(Model(**{place: {"partition": own}}), place) == {"partition": "own_name"}
+        monkeypatch.delitem(SCORES, "own_name")
