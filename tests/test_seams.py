@@ -170,6 +170,20 @@ def test_attention_modules_of_the_interface_carry_is_causal():
     assert model.config._attn_implementation == "eager"
 
 
+@seam("transformers", "adapt/hf.py, adapt/later.py", "write and read the patch in config.json by another way")
+def test_saving_and_loading_of_a_model_go_through_methods_that_can_be_wrapped(tmp_path):
+    """save_pretrained writes unknown entries of the config, of parts too, and from_pretrained gives them back"""
+    from transformers import CLIPConfig, CLIPModel, modeling_utils
+
+    assert hasattr(modeling_utils.PreTrainedModel.from_pretrained, "__func__")
+    text = {**VISION, "vocab_size": 8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config={**VISION, "image_size": 8, "patch_size": 4}))
+    assert model.config.vision_config is model.vision_model.config and "vision_config" in model.config.sub_configs
+    model.config.vision_config.of_another = {"a": [1]}
+    model.save_pretrained(tmp_path)
+    assert CLIPModel.from_pretrained(tmp_path).vision_model.config.of_another == {"a": [1]}
+
+
 @seam("transformers", "vlm/next.py", "count the tiles of a LLaVA-NeXT picture by what replaces it")
 def test_llava_next_counts_the_tiles_of_a_picture():
     """image_size_to_num_patches(size, pinpoints, side) counts the tiles and the overview"""

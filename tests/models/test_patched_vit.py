@@ -86,7 +86,9 @@ def test_what_timm_saves_of_it_is_loaded_patched(tmp_path):
 
 
 def test_it_gives_feature_maps():
-    model = timm.create_model("vit_sec_patched", network=NETWORK, patch=PATCH, features_only=True, **SMALL, out_indices=(0, 1))
+    model = timm.create_model(
+        "vit_sec_patched", network=NETWORK, patch=PATCH, features_only=True, **SMALL, out_indices=(0, 1)
+    )
     assert {tuple(x.shape) for x in model(torch.randn(1, 3, 64, 64))} == {(1, 192, 4, 4)}
 
 

@@ -40,6 +40,18 @@ def test_k_means_gets_keys_that_do_not_know_their_places():
     assert not torch.equal(found.found.labels, keys.cut(partition="kmeans").labels[0, 0].view(32, 32))
 
 
+def test_a_partition_of_ones_own_is_compared_by_its_name():
+    def by_norm(tokens, *_):
+        return tokens.norm(dim=-1)
+
+    keys = record_keys(secvit_nano(), torch.randn(3, 64, 64), stages=[0])[0]
+    own, sec = compare_partitions(keys, partitions=[by_norm, "sec"], rounds=1)
+    assert (own.found.partition, sec.found.partition) == ("by_norm", "sec")
+    order = keys.keys[0, 0].norm(dim=-1).argsort(stable=True)
+    assert (own.found.labels.flatten()[order] == torch.arange(1024) // 128).all()
+    assert str(own).startswith("by_norm: ")
+
+
 def test_figure_1_has_a_panel_for_each_partition():
     keys = record_keys(secvit_nano(), torch.randn(3, 40, 56), stages=[0])[0]
     compared = compare_partitions(keys, num_clusters=4, rounds=1)

@@ -148,6 +148,7 @@ def test_impossible_views_are_refused():
     for wrong, words in (
         ({"size": 0}, "size=0; choose the long side"),
         ({"style": "flat"}, "style='flat'; choose one of"),
+        ({"partition": "windw"}, "partition='windw'; choose one of"),
         ({"num_clusters": 2, "cluster_size": 2}, "give one of them"),
     ):
         with pytest.raises(ValueError, match=words):
