@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from secvit.measure.rounds import clock_for, interleave
-from secvit.ops import Partition
+from secvit.ops import Partition, shown_name
 from secvit.vis.clusters import ClusterMap, maps_of, overlay, place
 from secvit.vis.gradcam import CamMap, heat_overlay
 from secvit.vis.panels import Panel, draw_panels, in_rows, panel_size
@@ -51,13 +51,14 @@ def compare_partitions(
     num_clusters | cluster_size: for all of them; the layer's if neither is given.
     Time: from keys to the tokens of each cluster, the median of so many rounds in which the partitions take turns.
     """
-    sources = {name: keys.without_rotary() if name in KMEANS else keys for name in partitions}
-    cuts = {name: partial(source.cut, num_clusters, cluster_size, name) for name, source in sources.items()}
+    named = {shown_name(one): one for one in partitions}
+    sources = {name: keys.without_rotary() if name in KMEANS else keys for name in named}
+    cuts = {name: partial(sources[name].cut, num_clusters, cluster_size, one) for name, one in named.items()}
     calls = {name: lambda cut=cut: cut().slots for name, cut in cuts.items()}
     with torch.inference_mode():
-        seconds = interleave(calls, partitions[0], rounds, clock_for(torch.get_num_threads()), min_seconds=0.005)
-        maps = [maps_of(sources[name], head, num_clusters, cluster_size, name)[0] for name in partitions]
-    return [Compared(found, 1000 * median(seconds[name])) for name, found in zip(partitions, maps, strict=True)]
+        seconds = interleave(calls, next(iter(named)), rounds, clock_for(torch.get_num_threads()), min_seconds=0.005)
+        maps = [maps_of(sources[name], head, num_clusters, cluster_size, one)[0] for name, one in named.items()]
+    return [Compared(found, 1000 * median(seconds[found.partition])) for found in maps]
 
 
 def draw_partitions(image: Image.Image, compared: Sequence[Compared], title: str = "", note: str = "") -> Figure:
