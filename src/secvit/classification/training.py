@@ -113,7 +113,7 @@ def timm_config(model: nn.Module, chosen: Model, classes: Sequence[str]) -> dict
         {**chosen.args} if not chosen.patch else {**chosen.args, "network": architecture, "patch": dict(chosen.patch)}
     )
     return {
-        "architecture": "sec_patched" if chosen.patch else architecture,
+        "architecture": "vit_sec_patched" if chosen.patch else architecture,
         "num_classes": len(classes),  # and not in model_args, where transformers would pass it twice
         "num_features": getattr(model, "num_features", None),
         "label_names": list(classes),

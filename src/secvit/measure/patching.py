@@ -90,8 +90,6 @@ def patch_report(
         check_output(plot)
     if not size or rounds < 1 or batch_size < 1:
         raise ValueError(f"size={list(size)}, rounds={rounds}, batch_size={batch_size}; give one or more of each")
-    if not sizes or rounds < 1 or batch_size < 1:
-        raise ValueError(f"sizes={list(sizes)}, rounds={rounds}, batch_size={batch_size}; give one or more of each")
     if partition not in PARTITIONS:
         raise ValueError(f"partition={partition!r}; a report compares built-in ones: choose {', '.join(PARTITIONS)}")
     check_settings([dtype], device, json)
