@@ -20,7 +20,8 @@ SLICES = {"classification", "simmim", "detection", "segmentation", "vlm"}
 MAY_IMPORT = {
     "ops": set(),
     "fields": set(),
-    "models": {"ops", "adapt", "weights", "fields"},
+    "hub": set(),
+    "models": {"ops", "adapt", "weights", "fields", "hub"},
     "adapt": {"ops"},
     "connectors": {"ops"},
     "train": {"weights", "fields"},
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "weights": {"fields"},
     "extras": set(),
     **{name: {"ops", "models", "adapt", "train", "images", "weights", "fields"} for name in SLICES},
-    "vlm": {"ops", "models", "adapt", "train", "images", "weights", "fields", "connectors"},
+    "vlm": {"ops", "models", "adapt", "train", "images", "weights", "fields", "connectors", "hub"},
 }
 TOP = {"vis", "measure", "recipes", "cli", "app", "__init__"}  # may import all of the above; nothing imports them
 LIBRARIES = {

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,11 +18,12 @@ from tests.train.launch import ROOT
 from tests.train.small import loop, run
 from tests.train.test_resume import rows
 
-KILLS = int(os.environ.get("SECVIT_KILLS", "10"))
-SETTINGS = {"steps": 300, "save_every": 2, "evaluate_every": 6, "log_every": 1, "clip_grad": 0.5}
+KILLS = int(os.environ.get("SECVIT_KILLS", "6"))
+SETTINGS = {"batch_size": 8, "parts": 2, "steps": 60 * KILLS, "save_every": 2, "evaluate_every": 6, "log_every": 1}
 CODE = """
-import sys, time
-from tests.train.test_kills import go
+import sys
+from tests.train.test_kills import die_at, go
+die_at(sys.argv[1], int(sys.argv[3]))
 go(sys.argv[1], int(sys.argv[2]))
 """
 
@@ -32,45 +34,109 @@ def score(model):
 
 def go(output, workers=0):
     print("begins", flush=True)
-    return run(output, loop(workers=workers, **SETTINGS), evaluate=score, best="top1")[1]
+    return run(output, loop(workers=workers, clip_grad=0.5, **SETTINGS), evaluate=score, best="top1")[1]
+
+
+def die_at(folder, count):
+    """Kill this process before its so many-th open, rename, removal, ... below a folder; 0 for never."""
+    left = count
+
+    def hook(event, args):
+        nonlocal left
+        if event in CHANGES and any(isinstance(a, (str, os.PathLike)) and str(a).startswith(folder) for a in args):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if count:
+        sys.addaudithook(hook)
+
+
+CHANGES = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
+
+
+def begin(output, workers, processes, counts):
+    """The run on so many processes, each of which dies before its own count of changes of files (0: it does not)."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    paths = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+    begun = []
+    for rank in range(processes):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+        place |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port} if processes > 1 else {}
+        command = [sys.executable, "-c", CODE, str(output), str(workers), str(counts[rank])]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        begun.append(subprocess.Popen(command, env={**paths, **(place if processes > 1 else {})}, **pipes))
+    for process in begun:
+        assert process.stdout.readline() == "begins\n", process.communicate()[1]
+    return begun
+
+
+def children(pid):
+    """The loading processes of a run, on Linux."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(child) for child in file.read().split()]
+    except OSError:
+        return []
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals of POSIX")
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_killed_again_and_again_is_the_unbroken_one(tmp_path, workers):
-    """SIGKILL at random, a few times before the first save of a process, else up to 0.3 seconds after it."""
-    whole = go(tmp_path / "whole")
-    paths = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
+@pytest.mark.parametrize(("workers", "processes"), [(0, 1), (1, 1), (0, 2)])
+def test_a_run_killed_again_and_again_is_the_unbroken_one(tmp_path, workers, processes):
+    """SIGKILL at random: of one process or of all, of one that loads data; at a moment, or before a change of a file."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    unbroken = go(whole)  # two parts on one process are one part on each of two
     seed = random.SystemRandom().randrange(2**32)
-    chance, kills, reached = random.Random(seed), 0, []
+    chance, kills, reached, kinds = random.Random(seed), 0, [], {}
     while kills < KILLS:
-        command = [sys.executable, "-c", CODE, str(tmp_path / "cut"), str(workers)]
-        process = subprocess.Popen(command, env=paths, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout is not None and process.stdout.readline() == "begins\n"
-        before, deadline = latest(tmp_path / "cut"), time.monotonic() + 60
-        while chance.random() < 0.999 and process.poll() is None and latest(tmp_path / "cut") == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)  # until it saves, or by chance earlier
+        counts = [0] * processes
+        if (kind := chance.choice(["moment", "change", "change", *["worker"] * workers])) == "change":
+            counts[0] = chance.randrange(1, 200)  # the others change no file
+        begun = begin(cut, workers, processes, counts)
+        before, deadline = latest(cut), time.monotonic() + 120
+        early = chance.random() < 0.2  # before the first save of this process
+        while all(p.poll() is None for p in begun) and (kind == "change" or (not early and latest(cut) == before)):
+            assert time.monotonic() < deadline, f"seed {seed}: {kind}"
+            time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.3))
-        process.kill()
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-        last = latest(tmp_path / "cut")
-        reached.append(last.name if last else "none")
-        if process.returncode == 0:
+        if kind == "worker" and begun[0].poll() is None and (loading := children(begun[0].pid)):
+            os.kill(chance.choice(loading), signal.SIGKILL)
+        elif kind != "change":
+            for process in chance.choice([begun, begun[:1], begun[-1:]]):
+                process.kill()
+        ended = time.monotonic() + 20
+        for process in begun:  # that lost the others, or its data, ends by itself, soon
+            try:
+                error = process.communicate(timeout=max(ended - time.monotonic(), 0.1))[1]
+            except subprocess.TimeoutExpired:
+                process.kill()
+                error = process.communicate()[1]
+                assert processes > 1, f"seed {seed}: {kind}: hangs"
+            if kind == "worker" and process.returncode not in (0, -signal.SIGKILL):
+                assert "that loads data was ended from outside" in error, error
+        codes = [process.returncode for process in begun]
+        kills += any(codes)
+        kinds[kind] = kinds.get(kind, 0) + any(codes)
+        last = latest(cut)
+        reached.append(int(last.name[5:]) if last else 0)
+        if not any(codes):
             break  # came to its end
-    result = go(tmp_path / "cut", workers)
-    about = f"seed {seed}, {kills} kills, newest checkpoints {reached}"
+    if processes > 1:
+        for process in (begun := begin(cut, workers, processes, [0] * processes)):
+            error = process.communicate(timeout=600)[1]
+            assert process.returncode == 0, error
+    result = go(cut, workers)  # reads what is there, if two processes brought it to its end
+    about = f"seed {seed}, kills {kinds}, newest checkpoints {reached}"
     print(about)
-    assert (result.step, result.best, result.best_step) == (whole.step, whole.best, whole.best_step), about
+    assert (result.step, result.best, result.best_step) == (unbroken.step, unbroken.best, unbroken.best_step), about
     for name in ("log.csv", "eval.csv"):
-        assert rows(tmp_path / "cut" / name) == rows(tmp_path / "whole" / name), about
-    assert [p.name for p in files.complete(tmp_path / "cut")] == [p.name for p in files.complete(tmp_path / "whole")], (
-        about
-    )
+        assert rows(cut / name) == rows(whole / name), about
+    assert [p.name for p in files.complete(cut)] == [p.name for p in files.complete(whole)], about
     for file in ("model.safetensors", "ema.safetensors"):
-        a, b = (load_file(latest(tmp_path / n) / file) for n in ("whole", "cut"))
+        a, b = (load_file(latest(n) / file) for n in (whole, cut))
         assert all(torch.equal(a[name], b[name]) for name in a), about
-    found, wanted = ({p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*")} for n in ("cut", "whole"))
+    found, wanted = ({p.relative_to(n) for p in n.rglob("*")} for n in (cut, whole))
     assert found == wanted, about

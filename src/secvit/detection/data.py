@@ -43,6 +43,7 @@ from secvit.images import View, read_image, seeded
 from secvit.images.files import LeftOut
 from secvit.images.names import Names
 from secvit.images.words import match_classes
+from secvit.train.progress import reading
 from secvit.train.sampler import mix
 from secvit.train.shares import is_first
 from secvit.weights import few
@@ -153,6 +154,7 @@ class Coco:
         ]
 
 
+@reading
 def load(
     root: str | Path,
     split: str,

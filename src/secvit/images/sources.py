@@ -32,10 +32,12 @@ from secvit.images.npz import npz_classes, read_npz
 from secvit.images.shards import shard_sources
 from secvit.images.tables import SUFFIXES, check_labels, table_source, table_sources
 from secvit.images.words import SPLITS, split_of
+from secvit.train.progress import reading
 
 logger = logging.getLogger(__name__)
 
 
+@reading
 def load_split(data: str | Path, split: str = "train", classes: tuple[str, ...] = ()) -> Images:
     """One split ("train", "val" or "test") of the data at a path, checked from end to end.
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from secvit import connectors
 from secvit.measure.bench import MATTERS, cpu, using_threads
+from secvit.hub import hub
+from secvit.measure.bench import MATTERS, cpu, parser, using_threads
 from secvit.measure.macs import count_macs
 from secvit.measure.report import _ratio, _table
 from secvit.measure.rounds import NULL, clock_for, interleave, is_quiet, speed_ratio
@@ -74,9 +76,10 @@ def shape_of(model: str) -> Shape:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(model)
+        with hub(model):
+            config = AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].removeprefix(f"{model}: ")
         raise ValueError(f"{model}: no model by that name or folder ({reason}); choose {', '.join(SHAPES)}") from None
     vision, text = getattr(config, "vision_config", None), getattr(config, "text_config", None)
     if vision is None or text is None or vision.model_type != "clip_vision_model":

@@ -8,7 +8,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from secvit.models.saved import check_name
+from secvit.models.saved import check_name, fetching
 from secvit.weights import few, misfit, read_weights
 
 BODY = "backbone.body."
@@ -27,8 +27,12 @@ class FeatureMaps(nn.Module):
         check_name(backbone)
         self.name, self.arguments = backbone, dict(arguments or {})
         try:
-            self.body = timm.create_model(backbone, features_only=True, **(arguments or {}))
-        except (RuntimeError, AttributeError, TypeError, OSError) as error:
+            with fetching(backbone, arguments or {}):
+                self.body = timm.create_model(backbone, features_only=True, **(arguments or {}))
+        except TypeError as error:
+            reason = f"{error}; give --model.backbone_args that it takes, {{}} for none"
+            raise ValueError(f"{backbone} with {dict(arguments or {})}: {reason}") from None
+        except (RuntimeError, AttributeError, OSError) as error:
             raise ValueError(f"{backbone} gives no feature maps: {str(error).splitlines()[0]}") from None
         strides = self.body.feature_info.reduction()
         self.strides, self.channels = strides[-levels:], self.body.feature_info.channels()[-levels:]

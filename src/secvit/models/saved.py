@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from secvit.adapt import patch
 from secvit.fields import Entry, Wrong, items, mapping, number, read_yaml, text, whole
+from secvit.hub import hub
 from secvit.models import sec_swin
 from secvit.models.convert import check_name, checkpoint_filter_fn, fitting_models
 from secvit.models.secvit import SECViT
@@ -40,11 +41,32 @@ def create(name: str, num_classes: int | None, args: Mapping[str, Any] | None = 
         if "drop" in option and isinstance(value, (int, float)) and not 0 <= value < 1:
             raise ValueError(f"{name} with {dict(args or {})}: {option}={value}; choose a probability of 0 to below 1")
     try:
-        return timm.create_model(name, num_classes=num_classes, **(args or {}))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} with {dict(args or {})}: {error}") from None
+        with fetching(name, args or {}):
+            return timm.create_model(name, num_classes=num_classes, **(args or {}))
+    except TypeError as error:
+        raise ValueError(
+            f"{name} with {dict(args or {})}: {error}; give --model.args that it takes, {{}} for none"
+        ) from None
+    except ValueError as error:
+        named = str(error).startswith(f"{name}: ")
+        raise ValueError(str(error) if named else f"{name} with {dict(args or {})}: {error}") from None
     except Exception as error:  # timm knows no weights under the name, cannot reach them, or fails on the arguments
         raise ValueError(f"{name} with {dict(args or {})}: {(str(error) or repr(error)).splitlines()[0]}") from None
+
+
+@contextlib.contextmanager
+def fetching(name: str, args: Mapping[str, Any]) -> Iterator[None]:
+    """Around timm.create_model(name, **args): weights that are nowhere, or out of reach, are a ValueError at once."""
+    if not args.get("pretrained") or has_weights(name):
+        yield
+    elif not known_to_timm(name):
+        raise ValueError(
+            f"{name}: there are no pretrained weights by this name; say pretrained: false to begin with random ones, "
+            "or give a file or a run as --model.init"
+        )
+    else:
+        with hub(name):
+            yield
 
 
 def patched(model: nn.Module, arguments: Mapping[str, Any]) -> nn.Module:
@@ -79,6 +101,12 @@ def has_weights(name: str) -> bool:
     check_name(name)
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     return bool(config and config.file)
+
+
+def known_to_timm(name: str) -> bool:
+    """Whether timm knows where there are weights for a name: here, on the hub, or elsewhere."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return bool(config and config.has_weights)
 
 
 def load_model(

@@ -23,6 +23,7 @@ from secvit.segmentation.classes import Classes, Named, Palette, check_used, num
 from secvit.segmentation.config import Augment
 from secvit.segmentation.layouts import Layout, find_layout, splits
 from secvit.segmentation.masks import MASKS, Colours, Indexed, clashing, palette_of, read_indexed, read_mask, values_of
+from secvit.train.progress import reading
 from secvit.train.sampler import mix
 from secvit.train.shares import is_first, of_all_processes, share
 
@@ -80,6 +81,7 @@ class Looked(NamedTuple):
     palette: bytes = b""
 
 
+@reading
 def load(root: str | Path, split: str, train: Split | None = None) -> Split:
     """A split ("train", "val" or "test"), checked.
 

@@ -37,6 +37,8 @@ MANIFEST, SCORE = "manifest.json", "score.json"
 PRODUCTS = (  # what else a run writes
     *("log.csv", "eval.csv", "result.json", "config.yaml", "config.json", "README.md"),
     *("model.safetensors", "decoder.safetensors"),
+    *("log.csv", "eval.csv", "result.json", "config.yaml", "model.safetensors", "curves.png", "reconstructions.png"),
+    *("connector.safetensors", "connector.json"),
 )
 
 
@@ -121,7 +123,8 @@ def sweep(output: Path) -> None:
     for left_over in (output / FOLDER).glob("*.tmp"):
         shutil.rmtree(left_over)
     parts = [*(output / FOLDER).glob(f"step_*/.{SCORE}.*.part")]
-    for part in [*parts, *(p for product in PRODUCTS for p in output.glob(f".{product}.*.part"))]:
+    locks = output.glob("run.lock." + 32 * "[0-9a-f]")  # taken over, and not yet removed
+    for part in [*parts, *locks, *(p for product in PRODUCTS for p in output.glob(f".{product}.*.part"))]:
         part.unlink(missing_ok=True)
 
 

@@ -67,8 +67,9 @@ class Loop:
         device: "auto" takes the GPU if there is one.
         compile: compile the task with torch.compile.
         clip_grad: largest norm of the gradient; 0 for no clipping.
-        ema_decay: decay per step of the averaged weights; 0 for none.
-        ema_warmup: average over few steps first, (1 + step) / (10 + step), for short runs.
+        ema_decay: decay per step of the averaged weights, which are scored and kept; 0 for none.
+        ema_warmup: average over few steps first: the decay is at most (1 + step) / (10 + step).  null does so in runs
+            that are too short for `ema_decay`: without, over 1 % of the average would be the first weights.
         log_every: steps between two rows of log.csv.
         evaluate_every: steps between two evaluations; 0 for once an epoch.
         save_every: steps between two checkpoints; 0 for once an epoch.
@@ -93,7 +94,7 @@ class Loop:
     compile: bool = False
     clip_grad: float = 0.0
     ema_decay: float = 0.0
-    ema_warmup: bool = False
+    ema_warmup: bool | None = None
     log_every: int = 50
     evaluate_every: int = 0
     save_every: int = 0
@@ -154,6 +155,10 @@ class Loop:
                 f"{samples} training samples cannot fill one batch of {self.batch_size}; choose batch_size <= {samples}"
             )
         return samples // self.batch_size
+
+    def warms_up(self, total: int) -> bool:
+        """Whether the averages of a run of so many steps begin with a short memory."""
+        return self.ema_decay**total > 0.01 if self.ema_warmup is None else self.ema_warmup
 
     def total_steps(self, samples: int) -> int:
         if self.steps is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import nn
@@ -37,3 +38,7 @@ class Ema:
                 mine.copy_(theirs)
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         torch._foreach_lerp_(average, new, weight=1 - decay)
+
+    def first(self, step: int) -> float:
+        """At most this part of the average, 0 to 1, is still the weights it began with, after so many steps."""
+        return min(self.decay**step, 1 / math.comb(step + 9, 9) if self.warmup else 1.0)

@@ -41,7 +41,7 @@ from secvit.train.loading import batches
 from secvit.train.lock import Lock
 from secvit.train.log import Log, NoLog, memory_mb
 from secvit.train.nonfinite import nonfinite_tensors
-from secvit.train.progress import Progress, brief
+from secvit.train.progress import Progress, brief, busy
 from secvit.train.provenance import provenance
 from secvit.train.result import Result
 from secvit.train.resume import adapt_optimizer, choose, describe_optimizer
@@ -129,6 +129,7 @@ class Run:
 
     log: Log | None = None
     names: Sequence[str] = ()
+    silent = True  # no lines: a bar shows how far it is, or another process speaks
     scoring = float("inf")  # seconds of the last evaluation, which decide whether the next is announced
 
     def __init__(
@@ -154,13 +155,13 @@ class Run:
         self.parts = loop.parts_on(self.accelerator.num_processes)  # refuses a batch that cannot be shared
         self.task = task.to(self.accelerator.device).train()
         self.model: nn.Module = getattr(task, "model", task)
-        self.ema = Ema(self.model, loop.ema_decay, loop.ema_warmup) if loop.ema_decay else None
         self.update = Step(task, optimizer, loop, self.accelerator)
         self.learns = describe_optimizer(optimizer, {id(p): name for name, p in task.named_parameters()})
         self.odd = set(nonfinite_tensors(self.model))  # an infinite mask, for one, is meant
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.per_epoch = loop.steps_per_epoch(len(dataset))
         self.total = loop.total_steps(len(dataset))
+        self.ema = Ema(self.model, loop.ema_decay, loop.warms_up(self.total)) if loop.ema_decay else None
         self.about = provenance()  # of the code that runs, not of later edits
         self.state = State()
         self.saved: int | None = None
@@ -225,6 +226,12 @@ class Run:
             self.accelerator.device,
             f" (from step {self.state.step:,})" if self.state.step else "",
         )
+        if self.ema and self.ema.warmup and self.loop.ema_warmup is None:
+            logger.info(
+                "weights are averaged over the last steps alone at first: %s steps are few for ema_decay %s",
+                f"{self.total:,}",
+                self.loop.ema_decay,
+            )
 
     def check_same_step(self) -> None:
         """Otherwise some processes would be done while the others wait for them."""
@@ -289,6 +296,8 @@ class Run:
         except ValueError as error:
             logger.warning("%s; its recipe is not compared", error)
             return
+        if not (self.ema and self.ema.warmup):  # null is what false was in earlier versions
+            changed = [change for change in changed if change != "loop.ema_warmup was False, is None"]
         for change in changed:
             entry, _, values = change.partition(" was ")
             if entry.rpartition(".")[2] in BEGINS and not values.endswith((" is None", " is False", " is ")):
@@ -332,7 +341,7 @@ class Run:
     # -- the loop ------------------------------------------------------------------------------
 
     def steps(self, stop: Stop, evaluate: Evaluate | None, best: str) -> Result:
-        state, reason, metrics = self.state, "", dict[str, float]()
+        state, reason, metrics, warm = self.state, "", dict[str, float](), False
         save_every = self.loop.save_every or self.per_epoch
         evaluate_every = self.loop.evaluate_every or self.per_epoch if evaluate else self.total + 1
 
@@ -347,7 +356,8 @@ class Run:
             dynamic_ncols=True,
             disable=None if self.main else True,
         )
-        progress = Progress(state.step, self.total, silent=not (bar.disable and self.main))
+        self.silent = not (bar.disable and self.main)
+        progress = Progress(state.step, self.total, self.silent)
         with bar, contextlib.closing(feed) as parts:
             while not reason:
                 done = state.step >= self.total
@@ -358,9 +368,11 @@ class Run:
                 if done:
                     break
                 began = time.perf_counter()
-                batch = self.next_batch(parts)
-                waited = time.perf_counter() - began
-                stopping, numbers = self.step(batch, bool(stop.reason))
+                with busy("first step", silent=warm or self.silent):
+                    batch = self.next_batch(parts)
+                    waited = time.perf_counter() - began
+                    stopping, numbers = self.step(batch, bool(stop.reason))
+                warm = True
                 state.step += 1
                 seconds = max(time.perf_counter() - began, 1e-9)  # a clock may stand still
                 state.seconds += seconds
@@ -436,7 +448,7 @@ class Run:
         began = time.perf_counter()
         model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), busy(f"step {state.step} of {self.total}: scoring", silent=self.silent):
                 metrics = dict(evaluate(model))
         except Exception:
             self.save_alone()
@@ -448,13 +460,18 @@ class Run:
             self.logs.write("eval.csv", {"step": state.step, **self.where(), **metrics})
         state.evaluated = state.step
         if self.main:
-            logger.info("step %d of %d: %s", state.step, self.total, brief(metrics, best))
+            logger.info("step %d of %d: %s%s", state.step, self.total, brief(metrics, best), self.behind())
         if best and math.isfinite(metrics[best]) and (_none(state.best) or metrics[best] > (state.best or 0)):
             state.best, state.best_step = float(metrics[best]), state.step
         if state.step == state.best_step:
             self.save()
         self.save_score()
         return metrics
+
+    def behind(self) -> str:
+        """Why a score says little yet, if averaged weights are still much like those the run began with."""
+        first = self.ema.first(self.state.step) if self.ema else 0.0
+        return f" (of the averaged weights, which are still {100 * first:.0f} % the first ones)" if first > 0.02 else ""
 
     def where(self) -> dict[str, float]:
         return {

@@ -2,12 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import ParamSpec, TypeVar
 
 logger = logging.getLogger(__name__)
 FIRST, EVERY = 10.0, 30.0  # seconds from the first line to the second, and between later ones
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@contextlib.contextmanager
+def busy(doing: str, silent: bool = False) -> Iterator[None]:
+    """While entered, a line after ten seconds and then every thirty: what is being done, and for how long."""
+    over, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        wait = FIRST
+        while not over.wait(wait):
+            logger.info("%s: %s so far", doing, duration(time.monotonic() - began))
+            wait = EVERY
+
+    teller = threading.Thread(target=tell, daemon=True, name="busy")
+    if not silent:
+        teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if not silent:
+            teller.join()
+
+
+def reading(load: Callable[P, R]) -> Callable[P, R]:
+    """A function that reads the data named by its first argument, and says so while that takes long."""
+
+    @functools.wraps(load)
+    def told(*args: P.args, **options: P.kwargs) -> R:
+        with busy(f"reading {', '.join(str(part) for part in args[:2] if isinstance(part, (str, os.PathLike)))}"):
+            return load(*args, **options)
+
+    return told
 
 
 class Progress:
@@ -63,9 +104,9 @@ def duration(seconds: float) -> str:
 
 
 def brief(numbers: Mapping[str, float], first: str = "", most: int = 6) -> str:
-    """A few numbers for a line, `first` first; -1 stands for no number, and is left out."""
+    """A few numbers for a line, `first` first and those of parts last; -1 stands for no number, and is left out."""
     told = {key: value for key, value in numbers.items() if value != -1}
-    chosen = sorted(told, key=lambda key: key != first)[:most]
+    chosen = sorted(told, key=lambda key: (key != first, key.count("_") > 1))[:most]
     return ", ".join(f"{key} {told[key]:.4g}" for key in chosen)
 
 

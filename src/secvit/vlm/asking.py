@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from secvit.fields import read_yaml
+from secvit.hub import hub
 from secvit.images import read_image
 from secvit.models.saved import device_of
 from secvit.vlm.adapt import load_connector
@@ -70,8 +71,9 @@ def load_trained(
         llava, processor = with_connector(path)
     else:
         try:
-            processor = AutoProcessor.from_pretrained(path)
-            llava = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+            with hub(str(path)):
+                processor = AutoProcessor.from_pretrained(path)
+                llava = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
         except OSError as error:
             raise ValueError(f"{path}: {str(error).splitlines()[0]}") from None
     return llava.to(device_of(device)).eval(), processor

@@ -18,6 +18,7 @@ from secvit.fields import NAMED, Faults
 from secvit.images import check_skipped, read_image, upright_size
 from secvit.images.files import is_stray
 from secvit.images.words import split_of
+from secvit.train.progress import reading
 from secvit.train.shares import is_first, of_all_processes, share
 from secvit.vlm.chat import Chat, Sample, check_prompt, messages
 from secvit.vlm.config import Samples
@@ -59,6 +60,7 @@ def files(data: str | Path, chosen: Samples) -> tuple[Path, Path | None]:
 # -- checks ------------------------------------------------------------------------------------
 
 
+@reading
 def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
     """A file's conversations and their lengths in tokens; a ValueError names what cannot be used, by entry and id.
 

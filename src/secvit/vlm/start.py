@@ -25,6 +25,7 @@ from transformers import (
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from secvit.extras import needs
+from secvit.hub import hub
 from secvit.vlm.adapt import load_connector, use_connector
 from secvit.vlm.chat import IMAGE
 from secvit.vlm.config import Model
@@ -64,10 +65,11 @@ def start(
 def from_transformers(base: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A LLaVA as it was saved, in float32."""
     try:
-        return (
-            AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32),
-            AutoProcessor.from_pretrained(base),
-        )
+        with hub(base):
+            return (
+                AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32),
+                AutoProcessor.from_pretrained(base),
+            )
     except OSError as error:
         raise ValueError(f"--model.base {base}: {str(error).splitlines()[0]}") from None
 
@@ -93,10 +95,12 @@ def connected(
 def from_parts(language: str, vision: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """LLaVA-1.5 before stage 1: a language model, a CLIP tower, and a projector of new weights."""
     try:
-        tokenizer = read_tokenizer(language)
-        speaker = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
-        tower = CLIPVisionModel.from_pretrained(vision, dtype=torch.float32)
-        images = AutoImageProcessor.from_pretrained(vision)
+        with hub(language):
+            tokenizer = read_tokenizer(language)
+            speaker = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
+        with hub(vision):
+            tower = CLIPVisionModel.from_pretrained(vision, dtype=torch.float32)
+            images = AutoImageProcessor.from_pretrained(vision)
     except OSError as error:
         raise ValueError(
             f"--model.language {language}, --model.vision {vision}: {str(error).splitlines()[0]}"
