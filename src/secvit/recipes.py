@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import secvit
+
+logger = logging.getLogger(__name__)
+# entries of a recipe's model that hold for one network, or one head, alone
+OWN = {"name": ("args", "patch"), "backbone": ("backbone_args",), "detector": ("args",), "head": ("args",)}
 
 
 def find(name: str) -> Callable[[], Any]:
@@ -48,3 +54,69 @@ def every() -> dict[str, Callable[[], Any]]:
             continue
         found |= {f"{package}.{name}": function for name, function in of(module).items()}
     return found
+
+
+def adjusted(recipe: Any, changed: Any, given: Collection[str]) -> Any:
+    """A changed recipe, without what it says of the recipe's own network where another one was asked for.
+
+    given: the entries that were changed, "model.name", "loop.steps", ...; these stay as they are.
+    Arguments and `patch` of another network, or head, are left out, and so are bundled weights that it lacks
+    (detection) or that `model.init` replaces (classification); a network of one fixed size gets pictures of that
+    size.  One line in the log says what became of what.  ValueError for a network that nobody knows.
+    """
+    changes: dict[str, Any] = {}
+    reasons: dict[str, list[str]] = {}
+    for rule in (_arguments, _weights, _size):
+        for entry, value, reason in rule(recipe.model, replace(changed.model, **changes)):
+            own = f"model.{entry}"
+            if not any(name == own or name.startswith(f"{own}.") or own.startswith(f"{name}.") for name in given):
+                changes[entry] = value
+                reasons.setdefault(entry, []).append(reason)
+    if not changes:
+        return changed
+    lines = (f"--model.{entry} is {value}: {', and '.join(reasons[entry])}" for entry, value in changes.items())
+    logger.info("%s; give them to have it otherwise", "; ".join(lines))
+    return replace(changed, model=replace(changed.model, **changes))
+
+
+Change = tuple[str, Any, str]  # an entry of a recipe's model, its new value, and why
+
+
+def _arguments(old: Any, new: Any) -> Iterator[Change]:
+    for choice, entries in OWN.items():
+        was, now = getattr(old, choice, ""), getattr(new, choice, "")
+        for entry in entries if _network(was) != _network(now) else ():
+            if (said := getattr(new, entry, None)) and said == getattr(old, entry):
+                yield entry, {}, f"the recipe's {said} is for {was}, not {now}"
+
+
+def _weights(old: Any, new: Any) -> Iterator[Change]:
+    from secvit.models.saved import has_weights
+
+    if getattr(new, "pretrained", False) and new.init:
+        yield "pretrained", False, f"the run begins with {new.init}"
+    if hasattr(new, "backbone_args") and old.backbone_args.get("pretrained") and new.backbone != old.backbone:
+        others = {key: value for key, value in new.backbone_args.items() if key != "pretrained"}
+        if has_weights(new.backbone):
+            if not new.backbone_args.get("pretrained"):
+                yield "backbone_args", {**others, "pretrained": True}, f"weights of {new.backbone} are bundled"
+        elif not new.init:
+            yield "backbone_args", others, f"no weights of {new.backbone} are bundled, it begins with random ones"
+
+
+def _size(old: Any, new: Any) -> Iterator[Change]:
+    import timm
+
+    from secvit.models.convert import check_name
+
+    if hasattr(new, "image_size") and _network(new.name) != _network(old.name):
+        check_name(new.name)
+        known = timm.get_pretrained_cfg(new.name.partition(".")[0], allow_unregistered=True)
+        size = new.args.get("img_size") or (known.input_size[-1] if known and known.fixed_input_size else None)
+        if isinstance(size, int) and size != new.image_size:
+            yield "image_size", size, f"{new.name} takes no other size"
+
+
+def _network(name: str) -> str:
+    """Without the tag of its weights; Mask R-CNN in one stage and in three take the same arguments."""
+    return name.partition(".")[0].removeprefix("cascade_")
