@@ -7,13 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from secvit.cli import main
 from secvit.train import latest
-from secvit.train.progress import Progress, brief, duration
+from secvit.train.progress import Progress, brief, busy, duration, reading
 from tests.train.launch import ROOT
 from tests.train.small import Data, loop, run
 
@@ -149,6 +150,32 @@ def test_lines_come_by_time_with_the_time_left(caplog, monkeypatch):
     assert lines[1] == "step 4 of 100: loss 3, lr 0.1; 6 min left"
     assert [int(line.split()[1]) for line in lines] == [1, 4, *range(12, 101, 8)]
     assert lines[-1] == "step 100 of 100: loss 96.5, lr 0.1"
+
+
+def test_what_takes_long_says_so_and_for_how_long(caplog, monkeypatch):
+    monkeypatch.setattr("secvit.train.progress.FIRST", 0.2)
+    monkeypatch.setattr("secvit.train.progress.EVERY", 0.1)
+
+    @reading
+    def load(data, split, much=0):
+        time.sleep(much)
+        return split
+
+    with caplog.at_level(logging.INFO):
+        assert load("pets", "val") == "val" and caplog.text == ""
+        load("pets", "train", much=0.35)
+        with busy("scoring", silent=True):
+            time.sleep(0.3)
+        with pytest.raises(ValueError, match="broken"), busy("scoring"):
+            raise ValueError("broken")
+    lines = [r.getMessage() for r in caplog.records]
+    assert len(lines) in (1, 2) and set(lines) == {"reading pets, train: 0 s so far"}
+    assert not [thread for thread in threading.enumerate() if thread.name == "busy"]
+
+
+def test_figures_of_parts_come_last():
+    numbers = {"AP": 0.5, "AP_small_masks": 0.1, "AP50": 0.7, "AP_of_parts": 0.2}
+    assert brief(numbers, "AP50") == "AP50 0.7, AP 0.5, AP_small_masks 0.1, AP_of_parts 0.2"
 
 
 def test_figures_that_say_minus_one_are_left_out_and_the_best_comes_first():

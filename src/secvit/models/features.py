@@ -37,9 +37,10 @@ class FeatureMaps(nn.Module):
         strides = self.body.feature_info.reduction()
         self.strides, self.channels = strides[-levels:], self.body.feature_info.channels()[-levels:]
         if self.strides != [32 // 2**i for i in reversed(range(levels))]:
+            ours = backbone.startswith("secvit_") and strides[0] == 2
+            has = "it has with backbone_args {'stem_stride': 4}" if ours else "hierarchical backbones have"
             raise ValueError(
-                f"{backbone} has maps of strides {strides}; the head needs {levels} that end with 8, 16, 32, "
-                "as hierarchical backbones have"
+                f"{backbone} has maps of strides {strides}; the head needs {levels} that end with 8, 16, 32, as {has}"
             )
         self.channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
 

@@ -98,15 +98,25 @@ def device_of(name: torch.device | str | None) -> torch.device:
 
 def has_weights(name: str) -> bool:
     """Whether weights ship for a name, or for its first tag."""
-    check_name(name)
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config = _weights_of(name)
     return bool(config and config.file)
 
 
 def known_to_timm(name: str) -> bool:
     """Whether timm knows where there are weights for a name: here, on the hub, or elsewhere."""
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config = _weights_of(name)
     return bool(config and config.has_weights)
+
+
+def _weights_of(name: str) -> Any:
+    """timm's entry about the weights of a name, None for a network without; ValueError for names nobody knows."""
+    check_name(name)
+    try:
+        return timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:  # the network is known, the tag behind the dot is not
+        network = name.partition(".")[0]
+        tags = ", ".join(timm.list_pretrained(f"{network}.*")) or "none"
+        raise ValueError(f"no weights {name!r}; of {network} there are {tags}") from None
 
 
 def load_model(

@@ -228,7 +228,7 @@ class Run:
         )
         if self.ema and self.ema.warmup and self.loop.ema_warmup is None:
             logger.info(
-                "weights are averaged over the last steps alone at first: %s steps are few for ema_decay %s",
+                "weights are averaged over few steps at first: %s steps are too short a run for ema_decay %s",
                 f"{self.total:,}",
                 self.loop.ema_decay,
             )
