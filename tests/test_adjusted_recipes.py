@@ -44,10 +44,13 @@ def test_nothing_is_changed_or_said_where_the_network_is_the_recipes(caplog):
 @pytest.mark.parametrize("backbone", ["resnet18", "secvit_small", "sec_swin_tiny"])
 def test_a_detectors_backbone_without_bundled_weights_begins_with_random_ones(backbone, caplog):
     with caplog.at_level(logging.INFO):
-        assert asked("detection.folder", backbone=backbone).model.backbone_args == {}
+        model = asked("detection.folder", backbone=backbone).model
+    assert (model.backbone_args, model.norm_eval) == ({}, False)
     assert f"no weights of {backbone} are bundled, it begins with random ones" in caplog.text
     asked_for = {"pretrained": True}
-    assert asked("detection.folder", backbone=backbone, backbone_args=asked_for).model.backbone_args == asked_for
+    model = asked("detection.folder", backbone=backbone, backbone_args=asked_for).model
+    assert (model.backbone_args, model.norm_eval) == (asked_for, True)
+    assert asked("detection.folder", backbone=backbone, init="runs/a").model.norm_eval
 
 
 def test_a_bundled_backbone_keeps_its_weights():

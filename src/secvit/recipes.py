@@ -95,13 +95,17 @@ def _weights(old: Any, new: Any) -> Iterator[Change]:
 
     if getattr(new, "pretrained", False) and new.init:
         yield "pretrained", False, f"the run begins with {new.init}"
-    if hasattr(new, "backbone_args") and old.backbone_args.get("pretrained") and new.backbone != old.backbone:
-        others = {key: value for key, value in new.backbone_args.items() if key != "pretrained"}
-        if has_weights(new.backbone):
-            if not new.backbone_args.get("pretrained"):
-                yield "backbone_args", {**others, "pretrained": True}, f"weights of {new.backbone} are bundled"
-        elif not new.init:
-            yield "backbone_args", others, f"no weights of {new.backbone} are bundled, it begins with random ones"
+    if not getattr(old, "backbone_args", {}).get("pretrained"):
+        return
+    args = new.backbone_args
+    if args.get("pretrained") or new.init:
+        return
+    if has_weights(new.backbone):
+        yield "backbone_args", {**args, "pretrained": True}, f"weights of {new.backbone} are bundled"
+    else:
+        yield "backbone_args", args, f"no weights of {new.backbone} are bundled, it begins with random ones"
+        if new.norm_eval:
+            yield "norm_eval", False, "batch norms of random weights have no statistics yet"
 
 
 def _size(old: Any, new: Any) -> Iterator[Change]:

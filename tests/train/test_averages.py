@@ -50,7 +50,7 @@ def test_averages_that_lag_are_said_to(tmp_path, caplog):
         ("cifar10_secvit_nano", 20 * (45_000 // 64)),
         ("cifar10_vit", 5 * (45_000 // 64)),
         ("cifar10_vit_patched", 312),
-        ("digits", 8 * (1_260 // 64)),
+        ("digits", 8 * (1_528 // 64)),
     ],
 )
 def test_recipes_at_their_own_length_average_as_they_say(name, steps):

@@ -67,7 +67,7 @@ def pets599() -> Recipe:
 
     secvit train detection.pets599 --data pets599 --output runs/pets
     secvit train detection.pets599 --data pets599 --output runs/pets_resnet18 \
-        --model.backbone resnet18 --model.backbone_args {} --model.norm_eval false
+        --model.backbone resnet18
 
     Its images are a small part of the Oxford-IIIT Pet data set (Parkhi et al. 2012) as COCO instances.
     """
