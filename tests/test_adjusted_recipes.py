@@ -4,7 +4,9 @@ import logging
 from dataclasses import replace
 
 import pytest
+import yaml
 
+from secvit.cli import main
 from secvit.recipes import adjusted, find
 
 
@@ -92,6 +94,24 @@ def test_pre_training_takes_another_network():
 def test_an_unknown_network_is_named_with_its_neighbours():
     with pytest.raises(ValueError, match="no model 'resnet81'.*resnet18"):
         asked("classification.folder", name="resnet81")
+
+
+def test_another_network_trains_by_its_name_alone(tmp_path, capsys):
+    words = ["train", "classification.digits", "--tiny", "--loop.steps", "1", "--loop.device", "cpu"]
+    assert main([*words, "--model.name", "test_resnet", "--output", str(tmp_path / "a")]) == 0
+    config = yaml.safe_load((tmp_path / "a" / "config.yaml").read_text())
+    assert (config["model"]["args"], config["model"]["image_size"]) == ({}, 32)
+    (tmp_path / "my.yaml").write_text("model: {name: test_resnet, args: {depths: [1, 1]}}")  # which it does not take
+    assert main([*words, "--config", str(tmp_path / "my.yaml"), "--output", str(tmp_path / "b")]) == 2
+    assert "give --model.args that it takes, {} for none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "secvit_small"])
+def test_a_detector_with_another_backbone_is_made_by_its_name_alone(backbone):
+    from secvit.detection.saved import create
+
+    model = create(asked("detection.folder", backbone=backbone).model, 2)
+    assert model.backbone.body.feature_info.reduction()[-4:] == [4, 8, 16, 32]
 
 
 def test_a_recipe_without_networks_by_name_is_left_as_it_is():

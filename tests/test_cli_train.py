@@ -67,7 +67,7 @@ def test_printed_configuration_is_complete_and_loads_again(tmp_path, capsys):
         ["--model.args", "{checkpoint_path: /nowhere}"],
         ["--model.args", "{depths: [1, 2]}"],
         ["--model.args", "&a [*a]"],
-        ["--model.name", "vit_tiny_patch16_224", "--model.args", "{}"],  # which wants other images
+        ["--model.name", "vit_tiny_patch16_224", "--model.image_size", "64"],  # which wants other images
     ],
 )
 def test_wrong_words_are_errors_without_a_traceback(tmp_path, capsys, words):

@@ -236,8 +236,8 @@ def write_through(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        size = f"{len(content) / 1e6:.1f} MB to write"
-        remedy = f"{error.strerror} ({size}); make room there or choose another folder, then run it again"
+        size = f"{len(content) / 1e6:.1f} MB" if len(content) >= 1e5 else f"{len(content):,} bytes"
+        remedy = f"{error.strerror} ({size} to write); make room there or choose another folder, then run it again"
         raise OSError(error.errno, remedy, str(path)) from None
 
 

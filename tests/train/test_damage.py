@@ -244,7 +244,7 @@ def test_half_a_deleted_checkpoint_does_not_count(output, monkeypatch):
 def test_a_full_disk_names_the_file_and_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(
-        OSError, match=r"No space left on device \(.* MB to write\); make room there.*model.safetensors"
+        OSError, match=r"No space left on device \([\d,]+ bytes to write\); make room there.*model.safetensors"
     ):
         files.save_checkpoint(tmp_path, 1, Net(), None, {"step": 1}, {}, {})
 

@@ -117,6 +117,8 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
         check_used(known, named, of_train, str(masks[0].parent))
     if not (train or (named and named.palette)):
         known = replace(known, palette=palette_of(masks[0], known.values) or known.palette)
+    if is_first():
+        logger.info("%s: %s pictures, %d classes", split, f"{len(images):,}", len(known.names))
     found = Images(split, known.names, torch.zeros(len(images)), None, tuple(map(str, images)), root=str(where))
     return Split(found, masks, known, colours, palettes)
 

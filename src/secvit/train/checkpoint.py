@@ -145,7 +145,9 @@ def check_writable(output: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise ValueError(f"{output}: cannot write there ({error.strerror}); choose another output folder") from None
+        raise ValueError(
+            f"{output}: cannot write there ({error.strerror}); repair that, or choose another output folder"
+        ) from None
 
 
 # -- reading -----------------------------------------------------------------------------------

@@ -448,7 +448,7 @@ class Run:
         began = time.perf_counter()
         model.eval()
         try:
-            with torch.no_grad(), busy(f"step {state.step} of {self.total}: scoring", silent=self.silent):
+            with torch.no_grad(), busy(f"step {state.step} of {self.total}, scoring", silent=self.silent):
                 metrics = dict(evaluate(model))
         except Exception:
             self.save_alone()

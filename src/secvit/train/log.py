@@ -79,7 +79,8 @@ class Log:
         if columns is None:
             self._rewrite(name, list(row), [row])
         elif not path.exists():
-            logger.warning("%s: gone; begun anew", path)
+            if name not in self.failed:  # else it was never written
+                logger.warning("%s: gone; begun anew", path)
             self._rewrite(name, columns, [row])
         elif missing := [c for c in row if c not in columns]:
             self._rewrite(name, [*columns, *missing], [*self._read(name)[1], row])

@@ -105,6 +105,8 @@ def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
             f"{file}: no sample of at most {chosen.max_length} tokens; raise --samples.max_length, or repair the "
             f"{len(broken):,} broken samples"
         )
+    if is_first():
+        logger.info("%s: %s samples of up to %d tokens", file, f"{len(kept):,}", max(lengths[i] for i in kept))
     return samples.take(kept), [lengths[i] for i in kept]
 
 
