@@ -4,8 +4,10 @@ import logging
 from dataclasses import replace
 
 import pytest
+import timm
 import yaml
 
+from secvit.classification.task import ClassificationTask
 from secvit.cli import main
 from secvit.recipes import adjusted, find
 
@@ -85,6 +87,19 @@ def test_a_network_of_one_size_gets_it(caplog):
     assert (small.image_size, small.args) == (64, {"img_size": 64})
     patched = asked("classification.cifar10_vit_patched", name="vit_small_patch16_224").model
     assert (patched.args, patched.patch, patched.image_size) == ({}, {}, 224)
+
+
+@pytest.mark.parametrize(
+    ("name", "learns"), [("resnet18", {"fc"}), ("vit_tiny_patch16_224", {"head"}), ("secvit_tiny", {"head"})]
+)
+def test_the_head_alone_learns_of_any_network(name, learns):
+    chosen = asked("classification.head_only", name=name).model
+    task = ClassificationTask(timm.create_model(name, num_classes=2), frozen=chosen.frozen)
+    assert {key.split(".")[0] for key, p in task.model.named_parameters() if p.requires_grad} == learns
+    assert not any(
+        module.training for part in task.train().frozen for module in task.model.get_submodule(part).modules()
+    )
+    assert asked("classification.head_only", name="resnet18", frozen=("conv1",)).model.frozen == ("conv1",)
 
 
 def test_pre_training_takes_another_network():

@@ -61,12 +61,13 @@ def adjusted(recipe: Any, changed: Any, given: Collection[str]) -> Any:
 
     given: the entries that were changed, "model.name", "loop.steps", ...; these stay as they are.
     Arguments and `patch` of another network, or head, are left out, and so are bundled weights that it lacks
-    (detection) or that `model.init` replaces (classification); a network of one fixed size gets pictures of that
-    size.  One line in the log says what became of what.  ValueError for a network that nobody knows.
+    (detection) or that `model.init` replaces (classification).  A network of one fixed size gets pictures of that
+    size, and instead of the recipe's frozen parts all but the classifier is frozen.  One line in the log says what
+    became of what.  ValueError for a network that nobody knows.
     """
     changes: dict[str, Any] = {}
     reasons: dict[str, list[str]] = {}
-    for rule in (_arguments, _weights, _size):
+    for rule in (_arguments, _weights, _size, _frozen):
         for entry, value, reason in rule(recipe.model, replace(changed.model, **changes)):
             own = f"model.{entry}"
             if not any(name == own or name.startswith(f"{own}.") or own.startswith(f"{name}.") for name in given):
@@ -119,6 +120,18 @@ def _size(old: Any, new: Any) -> Iterator[Change]:
         size = new.args.get("img_size") or (known.input_size[-1] if known and known.fixed_input_size else None)
         if isinstance(size, int) and size != new.image_size:
             yield "image_size", size, f"{new.name} takes no other size"
+
+
+def _frozen(old: Any, new: Any) -> Iterator[Change]:
+    if getattr(new, "frozen", ()) and new.frozen == old.frozen and _network(new.name) != _network(old.name):
+        from secvit.models.saved import create
+
+        network = create(new.name, 1, {**new.args, "device": "meta"})
+        heads = network.pretrained_cfg["classifier"]
+        heads = {head.partition(".")[0] for head in ([heads] if isinstance(heads, str) else heads)}
+        parts = [name for name, part in network.named_children() if any(True for _ in part.parameters())]
+        parts += [name for name, _ in network.named_parameters() if "." not in name]
+        yield "frozen", tuple(part for part in parts if part not in heads), f"all of {new.name} but its classifier"
 
 
 def _network(name: str) -> str:

@@ -19,7 +19,7 @@ from tests.train.small import loop, run
 from tests.train.test_resume import rows
 
 KILLS = int(os.environ.get("SECVIT_KILLS", "6"))
-SETTINGS = {"batch_size": 8, "parts": 2, "steps": 60 * KILLS, "save_every": 2, "evaluate_every": 6, "log_every": 1}
+SETTINGS = {"batch_size": 8, "parts": 2, "steps": 20 * KILLS, "save_every": 2, "evaluate_every": 6, "log_every": 1}
 CODE = """
 import sys
 from tests.train.test_kills import die_at, go
@@ -83,6 +83,7 @@ def children(pid):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300 + 60 * KILLS)
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="signals of POSIX")
 @pytest.mark.parametrize(("workers", "processes"), [(0, 1), (1, 1), (0, 2)])
 def test_a_run_killed_again_and_again_is_the_unbroken_one(tmp_path, workers, processes):

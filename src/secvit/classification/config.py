@@ -25,8 +25,8 @@ class Model:
         init: weights to start from, a file or the folder of a run; the head is new where it does
             not fit.
         patch: arguments of secvit.patch for a plain ViT, {"cluster_size": 49}; empty for none.
-        frozen: parts of the network that do not learn, "stem", "stages.0", ...; their batch norms
-            keep their statistics.
+        frozen: parts and weights of the network that do not learn, "stem", "stages.0", ...; their batch
+            norms keep their statistics.
     """
 
     name: str = "secvit_nano"
