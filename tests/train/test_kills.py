@@ -19,7 +19,7 @@ from tests.train.small import loop, run
 from tests.train.test_resume import rows
 
 KILLS = int(os.environ.get("SECVIT_KILLS", "6"))
-SETTINGS = {"batch_size": 8, "parts": 2, "steps": 20 * KILLS, "save_every": 2, "evaluate_every": 6, "log_every": 1}
+SETTINGS = {"batch_size": 8, "parts": 2, "steps": 60 + 8 * KILLS, "save_every": 2, "evaluate_every": 6, "log_every": 1}
 
 
 def score(model):
