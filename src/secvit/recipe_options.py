@@ -63,6 +63,7 @@ def read(words: Sequence[str]) -> Order:
         digits = "" if part in FOLDERS else ", or --data digits for a try without a download"
         raise ValueError(f"{name} needs images: give --data DIR{digits}")
     changed = type(recipe)(**{entry.name: found[entry.name] for entry in fields(recipe)})
+    changed = recipes.adjusted(recipe, changed, _entries(words, files))
     return Order(changed, name, found.data, found.output, found.resume)
 
 
@@ -140,6 +141,17 @@ def _given(words: Sequence[str], *options: str) -> Iterator[tuple[str, str]]:
         option, equals, value = word.partition("=")
         if option in options and (equals or at + 1 < len(words)):
             yield option, value if equals else words[at + 1]
+
+
+def _entries(words: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The dotted names of what the words and the --config files change."""
+
+    def within(said: Mapping[str, Any], before: str = "") -> Iterator[str]:
+        for key, value in said.items():
+            yield from within(value, f"{before}{key}.") if isinstance(value, Mapping) and value else (before + key,)
+
+    options = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+    return options.union(*(within(said) for said in files.values()))
 
 
 def _check_values(value: Any, kind: Any, name: str, files: Iterable[str]) -> None:

@@ -21,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from secvit import connectors
-from secvit.measure.bench import MATTERS, cpu, using_threads
 from secvit.hub import hub
-from secvit.measure.bench import MATTERS, cpu, parser, using_threads
+from secvit.measure.bench import MATTERS, cpu, using_threads
 from secvit.measure.macs import count_macs
 from secvit.measure.report import _ratio, _table
 from secvit.measure.rounds import NULL, clock_for, interleave, is_quiet, speed_ratio

@@ -36,9 +36,8 @@ FOLDER = "checkpoints"
 MANIFEST, SCORE = "manifest.json", "score.json"
 PRODUCTS = (  # what else a run writes
     *("log.csv", "eval.csv", "result.json", "config.yaml", "config.json", "README.md"),
-    *("model.safetensors", "decoder.safetensors"),
-    *("log.csv", "eval.csv", "result.json", "config.yaml", "model.safetensors", "curves.png", "reconstructions.png"),
-    *("connector.safetensors", "connector.json"),
+    *("model.safetensors", "decoder.safetensors", "connector.safetensors", "connector.json"),
+    *("curves.png", "reconstructions.png"),
 )
 
 
