@@ -157,7 +157,9 @@ def set_trained(llava: PreTrainedModel, chosen: Model, seed: int = 0, half: bool
         for module in parts[name]:
             module.requires_grad_(True)
     if chosen.checkpointing:
-        llava.activation_checkpointing_enable({"use_reentrant": False})
+        # the second is its name before transformers 5.23
+        enable = getattr(llava, "activation_checkpointing_enable", None) or llava.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     return with_lora(llava, chosen, seed) if chosen.lora else llava
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from secvit.vlm.adapt import unwrapped
 from secvit.vlm.data import IGNORED
@@ -70,10 +69,13 @@ def answers(llava: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
         with torch.no_grad():
             _, given = inner.look(pixels)
     given = dict(given)
-    features = inner.multi_modal_projector(given.pop("tokens"), **given)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    seen = {} if blind else {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=list(features))}}
-    hidden = inner(**inputs, **seen, use_cache=False).last_hidden_state
+    features = inner.multi_modal_projector(given.pop("tokens"), **given).flatten(0, 1)
+    words = inner.get_input_embeddings()(batch["input_ids"])
+    if not blind:
+        features = features.to(words.dtype)
+        places = inner.get_placeholder_mask(batch["input_ids"], inputs_embeds=words, image_features=features)
+        words = words.masked_scatter(places, features)
+    hidden = inner(inputs_embeds=words, attention_mask=batch["attention_mask"], use_cache=False).last_hidden_state
     if blind:
         hidden = hidden + 0 * features.sum()
     target = batch["labels"][:, 1:]
