@@ -2,13 +2,26 @@
 
 import os
 import random
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
+
+
+def since(library: str, oldest: str, what: str) -> pytest.MarkDecorator:
+    """Skips a test of what a library does from its version `oldest` on; pyproject.toml allows older ones."""
+    return pytest.mark.skipif(Version(version(library)) < Version(oldest), reason=f"{library} {what} since {oldest}")
+
+
+@pytest.fixture
+def warnings_of_this_run(pytestconfig) -> list[str]:
+    """What pytest was told of warnings, -W by -W, for a process that a test starts."""
+    return [word for given in pytestconfig.getoption("pythonwarnings") or () for word in ("-W", given)]
 
 
 @pytest.fixture(autouse=True)

@@ -45,15 +45,15 @@ def test_examples_are_short_and_say_what_one_learns():
         assert len(text.splitlines()) < 60, name
 
 
-def demo(folder, *words, **environment):
-    command = [sys.executable, "-W", "error", str(EXAMPLES / "demo.py"), *words]
+def demo(folder, warnings, *words, **environment):
+    command = [sys.executable, "-W", "error", *warnings, str(EXAMPLES / "demo.py"), *words]
     environment = {**os.environ, **environment}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
 
 
-def test_the_demo_compares_draws_and_says_where(tmp_path):
+def test_the_demo_compares_draws_and_says_where(tmp_path, warnings_of_this_run):
     pytest.importorskip("sklearn", reason="the digits and the photograph come with scikit-learn")
-    done = demo(tmp_path, "--epochs", "0.05", "--output", "here")
+    done = demo(tmp_path, warnings_of_this_run, "--epochs", "0.05", "--output", "here")
     assert done.returncode == 0, done.stderr
     for words in ("majority", "SEC", "window", "random", "One seed"):
         assert words in done.stdout.replace("most frequent class", "majority")
@@ -68,7 +68,7 @@ def test_the_demo_compares_draws_and_says_where(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_refuses_a_wrong_photo_before_training(tmp_path):
-    done = demo(tmp_path, PHOTO="none.jpg")
+def test_the_demo_refuses_a_wrong_photo_before_training(tmp_path, warnings_of_this_run):
+    done = demo(tmp_path, warnings_of_this_run, PHOTO="none.jpg")
     assert done.returncode == 2
     assert "none.jpg" in done.stderr and "training" not in done.stdout

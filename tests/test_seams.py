@@ -159,6 +159,16 @@ def test_a_language_model_takes_its_cache_under_the_name_that_it_returns_it_by()
     assert cache.get_seq_length() == 2
 
 
+@seam("transformers", "vlm/start.py set_trained()", "call what turns recomputing on now")
+def test_a_model_recomputes_activations_when_told_to():
+    """activation_checkpointing_enable (5.23) or gradient_checkpointing_enable takes torch's arguments first"""
+    from transformers import PreTrainedModel
+
+    new = getattr(PreTrainedModel, "activation_checkpointing_enable", None)
+    first = list(inspect.signature(new or PreTrainedModel.gradient_checkpointing_enable).parameters)[1]
+    assert first in ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs")
+
+
 @seam("transformers", "adapt/hf.py", "find the modules that the attention interface serves by another mark")
 def test_attention_modules_of_the_interface_carry_is_causal():
     """attention modules have is_causal, and the config says _attn_implementation after set_attn_implementation"""

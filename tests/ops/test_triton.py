@@ -311,10 +311,11 @@ def test_auto_takes_the_kernel_on_a_gpu_for_short_clusters(monkeypatch):
 
 
 @no_kernels
-def test_every_case_holds_in_tritons_interpreter():
+def test_every_case_holds_in_tritons_interpreter(warnings_of_this_run):
     pytest.importorskip("triton", reason="no triton: pip install triton")
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", "-x", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    command += warnings_of_this_run
     done = subprocess.run(command, env=clean | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout

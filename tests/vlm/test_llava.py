@@ -12,6 +12,7 @@ from secvit import connectors
 from secvit.vlm import SecLlavaConfig, SecLlavaForConditionalGeneration, SecLlavaModel, SecLlavaProcessor
 from secvit.vlm.llava import cls_attention
 from secvit.vlm.small import small_llava
+from tests.conftest import since
 
 PROMPT = "USER: <image>\nwhat is on the left? ASSISTANT:"
 every_connector = pytest.mark.parametrize("name", connectors.NAMES)
@@ -133,6 +134,7 @@ def test_the_pipeline_of_transformers_answers(made, pictures):
     assert text == processor.decode(expected, skip_special_tokens=True)
 
 
+@since("transformers", "5.23", "marks answers behind pictures in their place")
 def test_the_chat_template_marks_the_answer_and_nothing_else(made, pictures):
     _, processor = made("sec")
     question = {"role": "user", "content": [{"type": "image", "image": pictures[0]}, {"type": "text", "text": "what?"}]}
