@@ -111,8 +111,8 @@ def test_parts_are_the_same_whoever_computes_them(tmp_path, model):
 
 
 def test_sharded_weights_give_the_same_run_and_the_same_checkpoints(tmp_path):
-    train(tmp_path / "one", "stack", batch_size=16, parts=2)
-    done = on_processes(tmp_path, tmp_path / "fsdp", "stack", batch_size=16, sharding="fsdp")
+    train(tmp_path / "one", "stack", parts=2)
+    done = on_processes(tmp_path, tmp_path / "fsdp", "stack", sharding="fsdp")
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same_run(tmp_path / "one", tmp_path / "fsdp")
     one, other = (torch.load(latest(tmp_path / n) / "state.pt", weights_only=True) for n in ("one", "fsdp"))

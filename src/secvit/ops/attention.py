@@ -16,7 +16,6 @@ from secvit.ops.order import (
     Plan,
     _scoring_dtype,
     check_mask,
-    exporting,
     inverse_order,
     mean_key,
     order_by,
@@ -127,7 +126,7 @@ def _attend_plan(
         centre = mean_key(_scoring_dtype(k), key_mask)
         q_order = order_by(_cross_scores(q, centre, shared))
         return _attend_slots(q, k, v, Plan.equal(q_order, plan.num_clusters), plan, scale, backend, 0, dropout_p)
-    if plan.unequal_sizes is None and not exporting():
+    if plan.unequal_sizes is None and not _exporting():
         return _attend_rows(q, k, v, plan, scale, backend, prefix, dropout_p)
     return _attend_padded(q, k, v, plan, scale, backend, prefix, dropout_p, key_mask)
 
@@ -147,7 +146,7 @@ def attend_sorted(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     prefix = num_prefix_tokens
-    if exporting():
+    if _exporting():
         order = torch.arange(q.shape[2] - prefix, device=q.device).expand(*q.shape[:2], -1)
         return _attend_padded(q, k, v, Plan.equal(order, num_clusters), scale, "auto", prefix, dropout_p, None)
     keys, values = (_grouped(x.flatten(0, 1), num_clusters, prefix) for x in (k, v))
@@ -175,7 +174,7 @@ def attend_packed(qkv: Tensor, num_clusters: int, scale: float, backend: str = "
             order = torch.ops.secvit.order_tokens(k.detach())
             packed = qkv.to(_autocast_dtype(qkv))
             return torch.ops.secvit.attend_clusters_packed(packed, order, num_clusters, scale)[0], v.transpose(1, 2)
-        if exporting():
+        if _exporting():
             plan = Plan.equal(token_order(qkv), num_clusters)
             return _attend_slots(q, k, v, plan, plan, scale, backend).transpose(1, 2), v.transpose(1, 2)
     order = token_order(qkv)
@@ -202,7 +201,7 @@ def _takes_triton(
     """Whether the fused kernel is what `backend` asks for; ValueError where it is asked for and cannot.  sizes: M, N"""
     if backend == "auto":
         few = sizes[0] > 1 and sizes[1] <= TRITON_SIZE
-        if q.device.type != "cuda" or not few or exporting():
+        if q.device.type != "cuda" or not few or _exporting():
             return False
     elif backend != "triton":
         return False
@@ -214,7 +213,7 @@ def _takes_triton(
         problem = f"needs q, k and v of one width up to 128, not {q.shape[-1]} and {v.shape[-1]}"
     elif len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
         problem = f"needs q, k and v all in float32, bfloat16 or float16, not {q.dtype}, {k.dtype} and {v.dtype}"
-    elif exporting():
+    elif _exporting():
         problem = "cannot be exported"
     else:
         problem = _triton_problem(q.device)
@@ -480,6 +479,10 @@ def _per_head(plan: Plan, k: Tensor) -> Plan:
 
     sizes = plan.unequal_sizes
     return Plan(widen(plan.order), plan.num_clusters, plan.max_size, None if sizes is None else widen(sizes))
+
+
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, backend: str, is_causal: bool) -> None:

@@ -76,11 +76,6 @@ def sec_scores(k: Tensor, mask: Tensor | None = None) -> Tensor:
     return similarity(k, mean_key(_scoring_dtype(k), mask))
 
 
-def exporting() -> bool:
-    """Whether torch.export is at work.  torch 2.7's own `is_exporting()` is also true under torch.compile."""
-    return torch.compiler._is_exporting_flag
-
-
 def order_by(score: Tensor, mask: Tensor | None = None, descending: bool = False) -> Tensor:
     """Eq. 2: token indices by rising (or falling) score, ties in token order.  score (..., L) -> idx (..., L).
 
@@ -92,8 +87,9 @@ def order_by(score: Tensor, mask: Tensor | None = None, descending: bool = False
         last = 3e38  # torch.finfo cannot be scripted
         score = torch.nan_to_num(score, nan=last, posinf=last).masked_fill(~mask, float("inf"))
     if not torch.jit.is_scripting():
-        if exporting():  # ONNX has no stable sort; on a CPU torch's plain one is stable too
-            return torch.sort(score, dim=-1).indices
+        if torch.compiler.is_exporting():
+            # ONNX has no stable sort.  torch 2.7 says so under torch.compile, too, where ties must keep their order
+            return torch.sort(score, dim=-1, stable=not torch.compiler._is_exporting_flag).indices
         if score.device.type == "cpu" and score.dtype == torch.float32 and not torch.jit.is_tracing():
             return sort_packed(score)
     return torch.sort(score, dim=-1, stable=True).indices
