@@ -87,10 +87,11 @@ def order_by(score: Tensor, mask: Tensor | None = None, descending: bool = False
         last = 3e38  # torch.finfo cannot be scripted
         score = torch.nan_to_num(score, nan=last, posinf=last).masked_fill(~mask, float("inf"))
     if not torch.jit.is_scripting():
-        if torch.compiler.is_exporting():
-            # ONNX has no stable sort.  torch 2.7 says so under torch.compile, too, where ties must keep their order
-            return torch.sort(score, dim=-1, stable=not torch.compiler._is_exporting_flag).indices
-        if score.device.type == "cpu" and score.dtype == torch.float32 and not torch.jit.is_tracing():
+        if torch.compiler._is_exporting_flag:  # ONNX has no stable sort
+            return torch.sort(score, dim=-1).indices
+        # torch 2.7 says is_exporting() under torch.compile, too
+        plain = torch.jit.is_tracing() or torch.compiler.is_exporting()
+        if score.device.type == "cpu" and score.dtype == torch.float32 and not plain:
             return sort_packed(score)
     return torch.sort(score, dim=-1, stable=True).indices
 
