@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from secvit import recipes
 from secvit.fields import Entry, read_yaml, shown
-from secvit.signatures import Parser, explained, said_in
+from secvit.signatures import explained, new_parser, said_in
 
 # what --data is where digits are of no use
 FOLDERS = {
@@ -67,9 +67,9 @@ def read(words: Sequence[str]) -> Order:
     return Order(changed, name, found.data, found.output, found.resume)
 
 
-def parser_of(name: str, recipe: Any, make: Any, any_data: bool) -> Parser:
+def parser_of(name: str, recipe: Any, make: Any, any_data: bool) -> Any:
     """An option for each number of a recipe, explained by the docstrings of its dataclasses."""
-    parser = Parser(
+    parser = new_parser(
         f"secvit train {name}",
         f"{make.__doc__ or ''}\n\nEvery number of the recipe can be changed:",
         f"secvit train {name} [--data DIR] [--output DIR] [--tiny] [--optim.lr 1e-3 ...]",
@@ -190,7 +190,7 @@ def _earlier_length(words: Sequence[str], files: Mapping[str, Mapping[str, Any]]
     return "epochs" if last == "steps" else "steps"
 
 
-def _explain(parser: Parser, entry: str, kind: type) -> None:
+def _explain(parser: Any, entry: str, kind: type) -> None:
     """Take the help of a recipe's numbers from the `Args:` of its dataclasses."""
     texts = explained(kind)
     for action in parser._actions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import types
@@ -11,42 +12,45 @@ from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from secvit.extras import needs
 
-with needs("the secvit command", "jsonargparse", "command"):
-    from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
-
 INNER = ("self", "tell", "progress", "path")  # parameters that are not for a command line
 
 
-class Formatter(DefaultHelpFormatter):
-    """Keeps the lines of a description as they are written."""
+def new_parser(prog: str, description: str = "", usage: str | None = None) -> Any:
+    """A parser of jsonargparse's for which what cannot be used is a ValueError.
 
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(indent + line for line in text.splitlines())
-
-
-class Parser(ArgumentParser):
-    """What cannot be used is a ValueError; an option that is not there is answered with what is known of it.
-
-    files: that options came from.  elsewhere: tells whose an option is that does not belong here.
+    Its `files` name where options came from; its `elsewhere` tells whose an option is that does not belong here.
     """
+    return _classes()(prog=prog, description=description, usage=usage)
 
-    files: tuple[str, ...] = ()
-    elsewhere: Callable[[str], str] | None = None
 
-    def __init__(self, prog: str, description: str = "", usage: str | None = None) -> None:
-        super().__init__(prog=prog, description=description, usage=usage, formatter_class=Formatter)
+@functools.cache
+def _classes() -> Any:
+    with needs("the secvit command", "jsonargparse", "command"):
+        from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        known = [option for action in self._actions for option in action.option_strings]
-        for word in re.findall(r"--[\w.]+", message) if "nrecognized" in message else ():
-            if word in known:
-                continue
-            near = get_close_matches(word, known, 1)
-            owner = self.elsewhere(word.lstrip("-")) if self.elsewhere else ""
-            whose = f"; it belongs to {owner}" if owner else ""
-            meant = f"; did you mean {near[0]}?" if near and not whose else ""
-            raise ValueError(f"{word} is no option of {self.prog}{whose}{meant}; {self.prog} --help lists them")
-        raise ValueError(message + said_in(self.files))
+    class Formatter(DefaultHelpFormatter):
+        """Keeps the lines of a description as they are written."""
+
+        def _fill_text(self, text: str, width: int, indent: str) -> str:
+            return "\n".join(indent + line for line in text.splitlines())
+
+    class Parser(ArgumentParser):
+        files: tuple[str, ...] = ()
+        elsewhere: Callable[[str], str] | None = None
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            known = [option for action in self._actions for option in action.option_strings]
+            for word in re.findall(r"--[\w.]+", message) if "nrecognized" in message else ():
+                if word in known:
+                    continue
+                near = get_close_matches(word, known, 1)
+                owner = self.elsewhere(word.lstrip("-")) if self.elsewhere else ""
+                whose = f"; it belongs to {owner}" if owner else ""
+                meant = f"; did you mean {near[0]}?" if near and not whose else ""
+                raise ValueError(f"{word} is no option of {self.prog}{whose}{meant}; {self.prog} --help lists them")
+            raise ValueError(message + said_in(self.files))
+
+    return functools.partial(Parser, formatter_class=Formatter)
 
 
 def said_in(files: Iterable[str]) -> str:
@@ -70,7 +74,7 @@ def parse(
     description: what `--help` begins with; else the last function's docstring.
     """
     text = description or summary(functions[-1])
-    parser = Parser(prog, f"{text}\n\n{examples}".rstrip())
+    parser = new_parser(prog, f"{text}\n\n{examples}".rstrip())
     parser.elsewhere = elsewhere
     names = [{**parameters(function, skip)} for function in functions]
     merged: dict[str, tuple[inspect.Parameter, Any, str]] = {}
@@ -93,9 +97,7 @@ def parameters(function: Callable[..., Any], skip: Collection[str] = ()) -> dict
     }
 
 
-def add(
-    parser: ArgumentParser, name: str, parameter: inspect.Parameter, hint: Any, text: str, positional: bool
-) -> None:
+def add(parser: Any, name: str, parameter: inspect.Parameter, hint: Any, text: str, positional: bool) -> None:
     required = parameter.default is parameter.empty
     options: dict[str, Any] = {"help": text.replace("%", "%%")}
     item, several = element(hint)
@@ -113,6 +115,8 @@ def add(
     if hint is bool and parameter.default is False:
         parser.add_argument(*flags, action="store_true", help=options["help"])
     elif hint is bool:
+        from jsonargparse import ActionYesNo
+
         parser.add_argument(*flags, action=ActionYesNo(no_prefix="no_"), default=True, help=options["help"])
     else:
         parser.add_argument(*flags, **options)

@@ -70,7 +70,7 @@ def test_a_run_says_what_it_is_and_is_scored_to_the_figures_of_its_training(made
     assert main(["evaluate", str(run), "--device", "cpu", "--json", str(run / "again.json")]) == 0
     again = json.loads((run / "again.json").read_text())
     for name in FIGURES[task]:
-        assert again[name] == pytest.approx(result[name], rel=1e-6), name
+        assert np.asarray(again[name]) == pytest.approx(np.asarray(result[name]), rel=1e-6), name
     assert FIGURES[task][0] in capsys.readouterr().out
 
 

@@ -18,7 +18,8 @@ from secvit.segmentation import evaluate_checkpoint, recipes, scoring, semantic_
 from secvit.segmentation.config import Model
 from secvit.segmentation.task import SegmentationTask
 from secvit.segmentation.training import start
-from secvit.vis.segmentation import draw_confusion, overlay
+from secvit.vis.confusion import draw_confusion
+from secvit.vis.segmentation import overlay
 from tests.segmentation.make import mask_folder, save, scene
 from tests.train.launch import launch, train_on_one_and_on_two
 
@@ -191,8 +192,8 @@ def test_a_recipe_trains_with_another_backbone(tmp_path, folder):
 def test_photos_become_overlays_and_indexed_masks(tmp_path, run, capsys):
     save(tmp_path / "a.png", PHOTO)
     save(tmp_path / "b.jpg", PHOTO[:70], "L")
-    words = ["segment", str(tmp_path / "a.png"), str(tmp_path / "b.jpg"), "--weights", str(run)]
-    assert main([*words, "-o", str(tmp_path / "out"), "--window", "64", "--short_side", "0", "--flip"]) == 0
+    words = ["segment", str(run), str(tmp_path / "a.png"), str(tmp_path / "b.jpg")]
+    assert main([*words, "-o", str(tmp_path / "out"), "--window", "64", "--size", "0", "--flip"]) == 0
     said = capsys.readouterr().out
     assert "a.png: " in said and "%" in said
     for name, height in (("a", 96), ("b", 70)):
@@ -208,14 +209,14 @@ def test_folders_and_photos_of_one_name_get_results_of_their_own(tmp_path, run):
         save(tmp_path / name, PHOTO[:32, :32])
     before = (tmp_path / "two/b.png").read_bytes()
     words = ["segment", str(tmp_path / "one"), str(tmp_path / "two/a.jpg"), str(tmp_path / "two/b.png")]
-    assert main([*words, "--weights", str(run), "-o", str(tmp_path / "two")]) == 0
+    assert main([*words, "--weights", str(run), "-o", str(tmp_path / "two")]) == 0  # as it was written once
     made = {path.name for path in (tmp_path / "two").iterdir()} - {"a.jpg", "b.png"}
     assert made == {"a.png", "a_overlay.jpg", "a_2.png", "a_overlay_2.jpg", "b_2.png", "b_overlay_2.jpg"}
     assert (tmp_path / "two/b.png").read_bytes() == before  # the photo itself
 
 
 def test_a_split_is_scored_as_in_training(tmp_path, run, folder, capsys, monkeypatch):
-    words = ["evaluate", "--checkpoint", str(run), "--data", str(folder), "--device", "cpu"]
+    words = ["evaluate", str(run), "--data", str(folder), "--device", "cpu"]
     assert main([*words, "--confusion", str(tmp_path / "confusion.png"), "--json", str(tmp_path / "scores.json")]) == 0
     scores, result = (json.loads(path.read_text()) for path in (tmp_path / "scores.json", run / "result.json"))
     assert scores["confusion"] == result["confusion"] and scores["miou"] == result["miou"]
@@ -230,18 +231,19 @@ def test_a_split_is_scored_as_in_training(tmp_path, run, folder, capsys, monkeyp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["segment", "/nowhere/x.jpg", "--weights", "RUN"], "cannot be read .No such file"),
-        (["evaluate", "--data", "DATA"], "which network.  Give --model, or --checkpoint"),
+        (["segment", "RUN", "/nowhere/x.jpg"], "cannot be read .No such file"),
+        (["evaluate", "--data", "DATA"], "a folder without weights or checkpoints"),
+        (["evaluate", "RUN", "--max_dets", "7"], "--max_dets is no option .*; it belongs to runs of detection"),
         (
-            ["evaluate", "--checkpoint", "RUN", "--data", "DATA", "--split", "test"],
+            ["evaluate", "RUN", "--data", "DATA", "--split", "test"],
             "no test split; there is train, val",
         ),
         (
-            ["evaluate", "--checkpoint", "RUN", "--data", "DATA", "--window", "100"],
+            ["evaluate", "RUN", "--data", "DATA", "--window", "100"],
             "window=100; choose a multiple of 32",
         ),
         (
-            ["evaluate", "--checkpoint", "RUN", "--data", "OTHER"],
+            ["evaluate", "RUN", "--data", "OTHER"],
             "have other classes .2 and 3.; only in the run .*: 'square'; classes are compared by name",
         ),
     ],
@@ -282,5 +284,6 @@ def test_an_overlay_mixes_the_picture_with_the_colours_of_its_classes():
 def test_a_confusion_matrix_of_many_classes_can_be_drawn(tmp_path):
     matrix = torch.randint(0, 9, (150, 150))
     matrix[3] = 0
-    with Image.open(draw_confusion(matrix.tolist(), [f"class {i}" for i in range(150)], tmp_path / "c.png")) as drawn:
+    names, ious = [f"class {i}" for i in range(150)], [0.5] * 149 + [None]
+    with Image.open(draw_confusion(matrix.tolist(), names, tmp_path / "c.png", ious)) as drawn:
         assert min(drawn.size) > 1000
