@@ -451,7 +451,11 @@ def _attend(
         short = k.shape[-2] <= 256 and q.device.type == "cpu"
         backend = "math" if short and q.dtype in (torch.bfloat16, torch.float16) else "sdpa"
     if backend == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale)
+        if not torch.jit.is_scripting():
+            if _exporting():  # ExecuTorch lowers to a kernel whose output has other strides, on which views fail
+                out = out.clone(memory_format=torch.contiguous_format)
+        return out
     scores = (q * scale) @ k.transpose(-2, -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
