@@ -30,7 +30,7 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from secvit.extras import needs
-from secvit.weights import fsync, write_atomically
+from secvit.weights import fsync, write_atomically, write_through
 
 logger = logging.getLogger(__name__)
 
@@ -190,9 +190,9 @@ def _step(network: nn.Module, sides: tuple[int, int]) -> int:
             network(_pictures(1, (height + step, width + 2 * step)))
             return step
     raise ValueError(
-        f"{type(network).__name__} takes images of {height} x {width} px alone, as a ViT with a table of positions does; "
-        "export without dynamic, a file for each size, or make the network with dynamic_img_size=True, which timm's "
-        "ViTs have"
+        f"{type(network).__name__} takes images of {height} x {width} px alone, as a ViT with a table of positions "
+        "does; export without dynamic, a file for each size, or make the network with dynamic_img_size=True, which "
+        "timm's ViTs have"
     )
 
 
@@ -231,8 +231,10 @@ class Made:
 
 
 def _write_pt2(program: ExportedProgram, path: Path, opset: int | None) -> Made:
+    content = io.BytesIO()  # torch's own writing does not say when a disk is full
     with _quiet():
-        torch.export.save(program, path)
+        torch.export.save(program, content)
+        write_through(path, content.getvalue())
         return Made("PyTorch (torch.export)", torch.export.load(path).module(), {})
 
 
@@ -242,14 +244,17 @@ def _write_onnx(program: ExportedProgram, path: Path, opset: int | None) -> Made
     weights = sum(value.numel() * value.element_size() for value in program.state_dict.values())
     try:
         with _quiet():
-            made = torch.onnx.export(program, input_names=["images"], output_names=["logits"], opset_version=opset)
+            made = torch.onnx.export(
+                program, dynamo=True, input_names=["images"], output_names=["logits"], opset_version=opset
+            )
             assert made is not None
             made.save(path, external_data=weights > ONE_FILE)
+            session = _session(path)
     except OSError:
         raise
-    except Exception as error:  # an operator that ONNX lacks, an opset that is too old
-        raise ValueError(f"{path.name} cannot be written: torch.onnx: {_line(error)}") from error
-    return Made(f"ONNX Runtime {onnxruntime.__version__}", _session(path), {"opset": _opset(path)})
+    except Exception as error:  # an operator that ONNX or its runtime lacks, an opset that is too old
+        raise ValueError(f"this network cannot be written as ONNX: {_line(error)}") from error
+    return Made(f"ONNX Runtime {onnxruntime.__version__}", session, {"opset": _opset(path)})
 
 
 def _session(path: Path) -> Run:
@@ -272,12 +277,15 @@ def _write_openvino(program: ExportedProgram, path: Path, opset: int | None) -> 
 
     between = path.with_name("network.onnx")
     versions = _write_onnx(program, between, opset).versions
-    with _quiet():
-        openvino.save_model(openvino.convert_model(between), path, compress_to_fp16=False)
+    core = openvino.Core()
+    try:
+        with _quiet():
+            openvino.save_model(openvino.convert_model(between), path, compress_to_fp16=False)
+            exact, own = (core.compile_model(path, "CPU", hint) for hint in ({"INFERENCE_PRECISION_HINT": "f32"}, {}))
+    except RuntimeError as error:  # an operator that OpenVINO lacks, a full disk
+        raise ValueError(f"this network cannot be written for OpenVINO: {_line(error)}") from error
     for file in path.parent.glob("network.onnx*"):
         file.unlink()
-    core = openvino.Core()
-    exact, own = (core.compile_model(path, "CPU", config) for config in ({"INFERENCE_PRECISION_HINT": "f32"}, {}))
     precision = own.get_property("INFERENCE_PRECISION_HINT").get_type_name()
 
     def runner(compiled: Any) -> Run:
@@ -345,9 +353,7 @@ def _failed(made: Made, sample: Tensor, reason: str, step: int | None) -> str:
     return f"{made.runtime}, images {tuple(sample.shape)}: {reason}; nothing was written.  Remedy: {remedy}"
 
 
-def _at_own_precision(
-    network: nn.Module, made: Made, images: Tensor | None, sides: tuple[int, int]
-) -> dict[str, Any]:
+def _at_own_precision(network: nn.Module, made: Made, images: Tensor | None, sides: tuple[int, int]) -> dict[str, Any]:
     """How far the precision that a runtime chooses itself is from PyTorch's float32."""
     assert made.own_precision is not None
     precision, run = made.own_precision
