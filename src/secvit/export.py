@@ -367,10 +367,10 @@ def _at_own_precision(network: nn.Module, made: Made, images: Tensor | None, sid
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, as a part of the largest logit; NaN if any is."""
+    """The largest difference, as a part of the largest logit; NaN if any logit is."""
     if found.shape != expected.shape:
         raise ValueError(f"logits of shape {tuple(found.shape)}, and PyTorch gives {tuple(expected.shape)}")
-    return ((found - expected).abs().max() / expected.abs().max()).item()
+    return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()  # all may be 0
 
 
 def _same_class(found: Tensor, expected: Tensor) -> float:

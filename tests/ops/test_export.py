@@ -61,6 +61,39 @@ def test_onnx_operations_equal_eager_at_other_lengths(tmp_path):
     assert_equal_to_eager(run)
 
 
+class Attend(nn.Module):
+    def forward(self, q, k, v):
+        return sec_attention(q, k, v, 8)
+
+
+@pytest.mark.filterwarnings("default")  # ExecuTorch's own
+def test_executorch_lowers_and_runs_attention_with_topk_for_the_sort_that_it_lacks(tmp_path):
+    pytest.importorskip("executorch", reason="pip install executorch")
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+
+    def sort(x, dim=-1, descending=False):
+        return torch.topk(x, x.shape[dim], dim, descending, True)
+
+    arguments = tuple(torch.randn(2, 4, 65, 32) for _ in range(3))
+    operators = {**torch.export.default_decompositions(), torch.ops.aten.sort.default: sort}
+    program = torch.export.export(Attend(), arguments).run_decompositions(operators)
+    program = torch.export.export(program.module(), arguments)
+    lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+    (tmp_path / "attend.pte").write_bytes(lowered.buffer)
+    (found,) = Runtime.get().load_program(tmp_path / "attend.pte").load_method("forward").execute(arguments)
+    torch.testing.assert_close(found, Attend()(*arguments), rtol=1e-5, atol=1e-5)  # float32
+
+
+def test_nothing_views_what_sdpa_gives_in_an_exported_program():
+    """Runtimes have kernels of their own, whose output lies otherwise in memory."""
+    program = torch.export.export(Attend(), tuple(torch.randn(2, 4, 64, 32) for _ in range(3)))
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    users = [user.target for node in program.graph.nodes if node.target is attention for user in node.users]
+    assert users and set(users) == {torch.ops.aten.clone.default}
+
+
 @pytest.mark.slow
 def test_operations_compile_whole():
     compiled = torch.compile(Operations(), fullgraph=True, backend="eager", dynamic=True)
