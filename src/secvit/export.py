@@ -349,7 +349,7 @@ def _smallest(network: nn.Module, made: Made, side: int, step: int, tolerance: f
 
 
 def _failed(made: Made, sample: Tensor, reason: str, step: int | None) -> str:
-    remedy = "export without dynamic" if step is not None else "choose another format, or a larger tolerance"
+    remedy = "export without dynamic, or in another format" if step else "another format, or a larger tolerance"
     return f"{made.runtime}, images {tuple(sample.shape)}: {reason}; nothing was written.  Remedy: {remedy}"
 
 
