@@ -15,6 +15,7 @@ COMMANDS = {
     "detect": "predict, of a detector: boxes and masks drawn over photos, and a COCO JSON",
     "segment": "predict, of a segmenter: overlays, and an indexed PNG for each photo",
     "app": "serve a page to play with: clusters and Grad-CAM of your photos",
+    "export": "write a run as ONNX, OpenVINO or torch.export, checked in that runtime",
     "push": "upload a run to the Hugging Face hub, as timm and transformers load it",
     "patch-report": "say what clusters in the attention of a ViT cost and save, by image size",
     "bench": "time our networks beside timm's; `bench connector`: image tokens of a LLaVA",
@@ -59,6 +60,17 @@ secvit predict RUN photo.jpg --question "How many people are there?"          a 
 
 secvit predict RUN --help lists the options for that run.""",
 }
+HELP["export"] = """\
+usage: secvit export RUN [options]
+
+A run's network as a file for another runtime, compared with PyTorch there before it is kept (docs/export.md).
+
+secvit export RUN                                            RUN/model.onnx, and a JSON of size, mean, std and names
+secvit export RUN --dynamic                                  for images of any height and width
+secvit export RUN --int8 --photos photos/                    weights in 8 bits, judged by photos
+secvit export RUN --format openvino --output net.xml         or pt2: PyTorch without this package
+
+secvit export RUN --help lists the options for that run."""
 HELP["detect"] = HELP["segment"] = HELP["predict"]
 
 

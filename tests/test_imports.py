@@ -44,7 +44,6 @@ TOP = {
     "compare",
     "__init__",
 }  # may import all of the above; nothing imports them
-TOP = {"vis", "measure", "recipes", "cli", "app", "export", "__init__"}  # may import all of the above; nothing imports them
 LIBRARIES = {
     "ops": {"torch"},
     "connectors": {"torch"},

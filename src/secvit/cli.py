@@ -41,8 +41,7 @@ def run(command: str, words: Sequence[str], debug: bool = False) -> int:
 
 def _run_first(words: Sequence[str]) -> list[str]:
     """The words with the run that --run names in front."""
-    run, others = taken_run(words, "") if "--run" in words else ("", list(words))
-    return [run, *others] if run else others
+    return [*taken_run(words)[:1], *taken_run(words)[1]] if "--run" in words else list(words)
 
 
 def _asks_for_help(words: Sequence[str]) -> bool:
@@ -121,10 +120,6 @@ def predict(words: Sequence[str], task: str | None = None) -> int:
 
 
 def _made(command: str, made: Any) -> int:
-    for path in made.written if command == "cluster" else ():
-        print(f"wrote {path}")
-    for path in made.replaced if command == "cluster" else ():
-        print(f"replaced {path}")
     for reason in made.skipped:
         print(f"secvit {command}: left out {reason}", file=sys.stderr)
     return 2 if made.skipped else 0
@@ -198,6 +193,9 @@ def cluster(words: Sequence[str]) -> int:
     chosen, words = taken_run(words, DEFAULT)
     found = parse("secvit cluster [RUN]", words, [show_clusters], ("photos",), examples=CLUSTER, skip=("run",))[0]
     made = show_clusters(**found, run=chosen)
+    print(
+        "".join([f"wrote {path}\n" for path in made.written] + [f"replaced {path}\n" for path in made.replaced]), end=""
+    )
     code = _made("cluster", made)
     if made.rows:
         print(metrics_table(made.rows), end="")
@@ -211,6 +209,14 @@ def app(words: Sequence[str]) -> int:
 
     examples = "secvit app\nsecvit app RUN           your own network, first among the models"
     serve(**parse("secvit app", _run_first(words), [serve], ("run",), examples=examples)[0])
+    return 0
+
+
+def export(words: Sequence[str]) -> int:
+    trained, found, _ = _opened("export", words, "export")
+    made = trained.export(**found)
+    difference = made["compared_with_pytorch"]["largest_difference"]
+    print(f"wrote {made['file']}, and {made['file']}.json; at most {difference:.1e} from PyTorch in {made['runtime']}")
     return 0
 
 
@@ -276,6 +282,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "detect": lambda words: predict(words, "detection"),
     "segment": lambda words: predict(words, "segmentation"),
     "app": app,
+    "export": export,
     "push": push,
     "patch-report": patch_report,
     "bench": bench,

@@ -234,3 +234,27 @@ def test_a_patched_vit_keeps_its_patch(tmp_path):
     assert trained.model.secvit_patch.clustering.num_clusters == 2
     loaded = timm.create_model(f"local-dir:{tmp_path / 'run'}", pretrained=True).eval()
     torch.testing.assert_close(loaded(x), trained.model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("task", ("classification", "segmentation"))
+def test_a_run_is_exported_and_gives_the_same_logits_in_its_runtime(made, task, photos, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime", reason='pip install "secvit[export]"')
+    file = tmp_path / "net.onnx"
+    assert main(["export", str(made(task)), "--output", str(file), "--device", "cpu", "--photos", str(photos)]) == 0
+    assert f"wrote {file}" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "net.onnx.json").read_text())
+    trained = runs.open(made(task), device="cpu")
+    assert tuple(facts["output"]["classes"]) == trained.classes
+    x = torch.randn(2, 3, facts["input"]["height"], facts["input"]["width"])
+    (logits,) = onnxruntime.InferenceSession(file).run(None, {"images": x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(logits), trained.model(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "reason"), [("detection", "non-maximum suppression"), ("simmim", "train one on it"), ("vlm", "vLLM serve")]
+)
+def test_what_cannot_be_exported_says_why(made, task, reason, tmp_path, capsys):
+    assert main(["export", str(made(task)), "--output", str(tmp_path / "net.onnx"), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert reason in said and "Traceback" not in said and not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from secvit.classification.prediction import predict_all
-from secvit.classification.scoring import accuracy_by_class, answers, figures, split_view, view_of
+from secvit.classification.scoring import accuracy_by_class, answers, figures, seen_by, split_view, view_of
 from secvit.images.photos import listed, opened
 from secvit.models.saved import class_names_of, device_of, load_model
 from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, check_pictures, pictures
@@ -56,6 +56,10 @@ class Classifier(Trained):
     def predict(self, images: Picture | Sequence[Picture], top: int = 3) -> list[list[tuple[str, float]]]:
         """The `top` likeliest classes of each picture and their probabilities, the likeliest first."""
         return predict_all(self.model, pictures(images), top, self.size)
+
+    def export_view(self) -> dict[str, Any]:
+        size, mean, std, crop = seen_by(self.model, self.size)
+        return {"size": size, "mean": mean, "std": std, "crop_pct": crop}
 
     def evaluate(
         self,

@@ -52,6 +52,11 @@ class Detector(Trained):
         """The objects in each picture, the surest first.  score: the least one kept, 0.05 or more."""
         return predict(self.model, pictures(images), score)
 
+    def export_view(self) -> dict[str, Any]:
+        from secvit.export import NO_DETECTOR
+
+        raise ValueError(f"{self.path}: {NO_DETECTOR}")
+
     def evaluate(
         self, data: str | None = None, split: str = "val", *, max_dets: int | None = None, batch_size: int = 1
     ) -> dict[str, Any]:

@@ -52,6 +52,11 @@ class Llava(Trained):
         """The answer to a question about each picture by itself; for one about several, `secvit.vlm.ask`."""
         return [ask(self.model, self.processor, one, question, max_new_tokens) for one in pictures(images)]  # type: ignore[arg-type]
 
+    def export_view(self) -> dict[str, Any]:
+        raise ValueError(
+            f"{self.path}: transformers and vLLM serve a language model from the run's folder itself (docs/vlm.md)"
+        )
+
     def evaluate(
         self,
         data: str | None = None,

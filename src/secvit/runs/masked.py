@@ -53,6 +53,12 @@ class Masked(Trained):
         """Each picture's middle square, its hidden patches filled in."""
         return [row[2] for row in self._filled(pictures(images))]
 
+    def export_view(self) -> dict[str, Any]:
+        raise ValueError(
+            f"{self.path} is a backbone without a classifier, and its features are of no use alone; train one on it, "
+            f"secvit train classification.folder --model.init {self.path}, and export that"
+        )
+
     def evaluate(self, data: str | None = None, split: str = "val", *, batch_size: int = 64) -> dict[str, Any]:
         """L1 on hidden pixels, and that of the mean visible colour.
 

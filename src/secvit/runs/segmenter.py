@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
+from secvit.images import middle
 from secvit.images.photos import listed, opened, picture_names
 from secvit.runs.detector import refuse_other
 from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, check_pictures, pictures
@@ -67,6 +68,21 @@ class Segmenter(Trained):
     def predict(self, images: Picture | Sequence[Picture]) -> list[np.ndarray]:
         """The class of each pixel of each picture, (H, W) uint8."""
         return [label_picture(self.model, image, self.look) for image in pictures(images)]  # type: ignore[arg-type]
+
+    def export_view(self) -> dict[str, Any]:
+        mean, std = self.model.backbone.normalization()  # type: ignore[union-attr, operator]
+        side = self.look.short_side or self.look.window or self.config.get("augment", {}).get("crop", 512)
+        return {
+            "size": max(32, side // 32 * 32),
+            "mean": mean,
+            "std": std,
+            "crop_pct": None,
+            "interpolation": "bilinear",
+        }
+
+    def export_transform(self) -> Callable[[Image.Image], Tensor]:
+        view = self.export_view()
+        return middle(view["size"], view["mean"], view["std"])
 
     def evaluate(
         self, data: str | None = None, split: str = "val", *, workers: int = 0, confusion: str | None = None

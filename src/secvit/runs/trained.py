@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from secvit.images import read_image
-from secvit.images.photos import Made
+from secvit.images.photos import Made, listed
 from secvit.models.saved import saved_config
 
 Picture = Image.Image | str | os.PathLike[str]
@@ -63,6 +64,52 @@ class Trained:
     def photos(self, photos: Photos, output: str | None = None, *, tell: Tell = len) -> Made:
         """Predict photos and folders of photos, and write down what is found; a broken photo never stops the rest."""
         raise NotImplementedError
+
+    def export(
+        self,
+        output: str | None = None,
+        *,
+        format: Literal["onnx", "openvino", "pt2"] = "onnx",
+        dynamic: bool = False,
+        int8: bool = False,
+        photos: Sequence[str] = (),
+        opset: int | None = None,
+        tolerance: float = 1e-3,
+    ) -> dict[str, Any]:
+        """The network as a file for another runtime, compared with PyTorch in that runtime before it is kept.
+
+        A JSON file beside it says what it takes and gives: size, mean, std, names of classes (docs/export.md).
+
+        output: the file; else model.onnx, .xml or .pt2 in the run's folder.
+        format: onnx for ONNX Runtime and others, openvino, or pt2 for `torch.export.load`.
+        dynamic: take images of any height and width.
+        int8: weights of linear layers in 8 bits; refused where that is no use.
+        photos: files or folders of photos to compare on, besides random pictures; int8 is judged by them.
+        opset: version of ONNX's operators; the exporter's own choice if it is not given.
+        tolerance: largest difference to PyTorch that is let pass, as a part of the largest logit.
+        """
+        from secvit.export import ENDINGS, export
+
+        view = self.export_view()
+        if output is None:
+            folder = self.path if isinstance(self.path, Path) and self.path.is_dir() else Path()
+            name = "model" if folder.parts else Path(self.title).stem
+            output = str(folder / f"{name}{ENDINGS[format]}")
+        images = None
+        if photos:
+            see = self.export_transform()
+            images = torch.stack([see(read_image(photo)) for photo in listed(photos)])
+        more = {"dynamic": dynamic, "int8": int8, "opset": opset, "tolerance": tolerance, "images": images}
+        facts = export(self.model, output, format, **view, classes=self.classes, task=self.task, **more)  # type: ignore[arg-type]
+        return {"file": output, **facts}
+
+    def export_view(self) -> dict[str, Any]:
+        """size, mean, std, crop_pct of what an exported network takes; a ValueError where there is none."""
+        raise ValueError(f"a run of {self.task} cannot be exported")
+
+    def export_transform(self) -> Callable[[Image.Image], Tensor]:
+        """A picture as an exported network takes it."""
+        return self.transform
 
     def clustered(self) -> nn.Module:
         """The part of the network whose attention is in clusters, for `secvit.vis`."""
