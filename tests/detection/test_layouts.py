@@ -12,6 +12,7 @@ from PIL import Image
 from secvit.detection import evaluate_checkpoint, recipes, train
 from secvit.detection.data import TrainView, find, load, splits
 from secvit.detection.evaluate import average_precision
+from secvit.detection.training import check_overlap
 
 WIDTH, HEIGHT = 80, 64
 NAMES = ("square", "triangle")
@@ -506,3 +507,45 @@ def test_crowds_of_val_are_single_objects_only_if_those_of_train_are(tmp_path, o
         coco(tmp_path / f"annotations/instances_{name}.json", seeds, iscrowd=lambda one, crowd=crowd: int(crowd))
     assert load(tmp_path, "val").table.crowd.tolist() == [not of_all] * 4
     assert load(tmp_path, "train").table.crowd.sum() == 0
+
+
+def yolo_lists(root):
+    """Ultralytics' layout of COCO: each split is a list of files in several folders."""
+    for name, seeds in (("a", range(3)), ("b", range(3, 6)), ("c", VAL)):
+        pictures(root / "images" / name, seeds)
+        yolo_labels(root / "labels" / name, seeds)
+    for name, some in (("train", {"a": range(3), "b": range(3, 6)}), ("val", {"c": VAL})):
+        lines = [f"./images/{folder}/{seed}.png" for folder, seeds in some.items() for seed in seeds]
+        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    (root / "data.yaml").write_text(f"path: ../sets/mine\ntrain: train.txt\nval: val.txt\nnames: {list(NAMES)}\n")
+
+
+def yolo_folders(root):
+    yolo_lists(root)
+    (root / "data.yaml").write_text(f"train: [images/a, images/b]\nval: images/c\nnames: {list(NAMES)}\n")
+
+
+def coco_in_folders(root):
+    """Pictures beside and outside of the split's own folder."""
+    pictures(root / "images/train", range(3))
+    pictures(root / "images/more", range(3, 6))
+    pictures(root / "val", VAL)
+    coco(root / "annotations/instances_train.json", TRAIN, "images/more/{}.png")
+    content = json.loads((root / "annotations/instances_train.json").read_text())
+    for one in content["images"][:3]:
+        one["file_name"] = one["file_name"].removeprefix("images/more/")
+    (root / "annotations/instances_train.json").write_text(json.dumps(content))
+    coco(root / "annotations/instances_val.json", VAL)
+
+
+@pytest.mark.parametrize(
+    "make", [*LAYOUTS, yolo_lists, yolo_folders, coco_in_folders], ids=lambda make: make.__name__
+)
+def test_pictures_are_found_from_anywhere_where_the_data_are_given_by_a_relative_path(tmp_path, monkeypatch, make):
+    make(tmp_path / "sets/mine")
+    monkeypatch.chdir(tmp_path)
+    read = [load("sets/mine", split) for split in ("train", "val")]
+    monkeypatch.chdir("/")
+    assert [sum(map(len, read)), read[1].path(0).is_absolute()] == [8, True]
+    assert all(c.image(i).size == (WIDTH, HEIGHT) for c in read for i in range(len(c)))
+    assert check_overlap(*read) == [] and len(check_overlap(read[0], read[0])) == len(read[0])

@@ -60,6 +60,7 @@ class Coco:
     """One split.  Images have the numbers 1..n, categories 1..k, whatever ids the file has; labels count from 0.
 
     classes, category_ids: name and the file's own id of each label, by rising id.  image_ids: the file's own.
+    folder: of most images, absolute; paths: files in it, or absolute.
     dropped: what was left out, and why.  blank (n): images without annotations.
     """
 
@@ -213,14 +214,15 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
         both.check(_remedy(both, learn and not fatal))
     table = _leave_supercategory_out(content, categories, table, say)
     say.counts(content, categories, pictures, annotations, table, broken, dropped, learn, single)
-    folder = places[0]
+    here, folder = os.getcwd(), os.path.join(os.path.abspath(places[0]), "")
+    paths = (os.path.join(here, path) for path in map(str, pictures.paths))
     annotated = {pictures.place.get(id) for id in image_ids(content)}
     return Coco(
         split,
         source.file,
-        folder,
+        Path(folder),
         Names.of(pictures.names),
-        Names.of(path.removeprefix(f"{folder}{os.sep}") for path in map(str, pictures.paths)),
+        Names.of(path.removeprefix(folder) for path in paths),
         frozen(np.array(pictures.sizes, np.int64).reshape(-1, 2)),
         table,
         categories.names,
