@@ -79,17 +79,17 @@ def read_categories(entries: Sequence[Any], faults: Faults) -> Categories:
     )
 
 
-def without_supercategory(categories: Categories, content: Content) -> str:
-    """Leave out a class without objects that only heads the others, as Roboflow writes it.  -> its name, or "" """
-    above = {str(one["name"]): one.get("supercategory") for one in content.categories}
-    used = {categories.label.get(id) for id in _ids(content.annotations, "category_id")}
-    for i, name in enumerate(categories.names):
-        others = [other for other in categories.names if other != name]
-        if i not in used and others and all(above.get(other) == name for other in others):
-            categories.names = tuple(others)
-            categories.ids = categories.ids[:i] + categories.ids[i + 1 :]
-            return name
-    return ""
+def without_supercategory(content: Content) -> tuple[list[Any], str]:
+    """The categories but for one without objects that only heads the others, as Roboflow writes it, and its name."""
+    known = [(i, one, one["name"]) for i, one in enumerate(content.categories) if type(one) is dict and "name" in one]
+    used = set(_ids(content.annotations, "category_id"))
+    for i, one, name in known:
+        others = [other for k, other, _ in known if k != i]
+        if others and all(other.get("supercategory") == name for other in others):
+            with contextlib.suppress(Wrong):
+                if identity(one.get("id")) not in used:
+                    return [*content.categories[:i], *content.categories[i + 1 :]], str(name)
+    return content.categories, ""
 
 
 def image_ids(content: Content) -> set[Id]:
@@ -127,6 +127,7 @@ def read_pictures(content: Content, source: Source, places: Sequence[Path], fata
             fatal.add(f"{count} images have the id {id!r} ({same}); give each its own")
     if source.part:
         if len(entries) < 2:
+            broken.check("Repair them")
             raise ValueError(f"{source.file}: {len(entries)} image cannot be divided into train and val; add images")
         val = set(held_out(name.replace("\\", "/") for _, _, name, _ in entries).tolist())
     files = None if content.paths else resolve_all([name for _, _, name, _ in entries], places)

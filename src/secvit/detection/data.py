@@ -198,23 +198,27 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
     fatal, broken, say = Faults(source.file), Faults(source.file), _Say(split, source)
     content = source.read(broken)
     if not content.images or not content.categories:
-        lacking = f"no {'categories' if content.images else 'images'}; add some"
+        lacking = f"no {'images' if content.categories else 'categories'}; add some"
         if broken:
             broken.found.insert(0, lacking)
             broken.check("Repair them")
         raise ValueError(f"{source.file}: {lacking}")
-    categories = read_categories(content.categories, fatal)
+    entries, heading = without_supercategory(content)
+    categories = read_categories(entries, fatal)
     pictures = read_pictures(content, source, places, fatal, broken)
-    single = all_crowd(content.annotations) and (split == "train" or bool(source.part) or _train_is_all_crowd(root))
+    brushed = content.where is None and all_crowd(content.annotations)  # of Pascal VOC, all may be difficult
+    single = brushed and (split == "train" or bool(source.part) or _train_is_all_crowd(root))
     annotations = read_annotations(content, categories, pictures, broken, masks, single)
     table, dropped = _table(content, pictures, annotations, fatal, broken, learn, say)
     if fatal or (broken and not (drop_broken and learn)):
         both = Faults(source.file)
         both.found = [*fatal, *broken]
         both.check(_remedy(both, learn and not fatal))
-    table = _leave_supercategory_out(content, categories, table, say)
+    if heading:
+        say.warning("class %r has no object and only heads the others; it is left out", heading)
     say.counts(content, categories, pictures, annotations, table, broken, dropped, learn, single)
-    here, folder = os.getcwd(), os.path.join(os.path.abspath(places[0]), "")
+    here = os.getcwd()
+    folder = os.path.join(here, places[0], "")
     paths = (os.path.join(here, path) for path in map(str, pictures.paths))
     annotated = {pictures.place.get(id) for id in image_ids(content)}
     return Coco(
@@ -295,15 +299,6 @@ def _table(
     return table, dropped if learn else []
 
 
-def _leave_supercategory_out(content: Content, categories: Categories, table: Objects, say: _Say) -> Objects:
-    """Without a class that only heads the others, as Roboflow writes one."""
-    before = categories.ids
-    if name := without_supercategory(categories, content):
-        say.warning("class %r has no object and only heads the others; it is left out", name)
-    place = np.cumsum([id in categories.ids for id in before]) - 1
-    return replace(table, labels=frozen(place[table.labels]))
-
-
 class _Say:
     """The log's lines about a split."""
 
@@ -331,9 +326,12 @@ class _Say:
         """Images, objects and classes, and what was left out."""
         if self.source.part and is_first():
             logger.info(
-                "%s: no splits given; %s is a fixed part of %d of %d images",
-                *(self.source.file, self.split, len(pictures.names), len(content.images)),
+                "%s: no %s; %s is a fixed part of %d of %d images",
+                *(self.source.file, "val split" if self.source.of else "splits given", self.split),
+                *(len(pictures.names), len(content.images)),
             )
+        for line in (*self.source.notes, *content.notes):
+            self.warning("%s", line)
         if is_first():
             logger.info(
                 "%s: %s images, %s objects of %d classes, %s of them crowds",
@@ -348,6 +346,8 @@ class _Say:
         left_images, left = LeftOut(), LeftOut()
         gone = sum(fault.startswith("image ") for fault in broken)
         left_images.add("broken", gone)
+        for reason, count in content.left_out:
+            left_images.add(reason, count)
         left.add("without area", len(dropped))
         left.add("broken", len(broken.found) - gone)
         left.add("of images left out", found.lost)
@@ -390,7 +390,9 @@ class TrainView(View):
         learned = ends(~coco.table.crowd)
         usable = learned[starts[1:]] > learned[starts[:-1]]
         if not usable.any():
-            raise ValueError(f"{coco.file}: no image has an object to learn from; add objects that are no crowds")
+            raise ValueError(
+                f"{coco.file}: no image has an object to learn from; add some that are neither crowds nor difficult"
+            )
         left_out = LeftOut()
         left_out.add("with nothing but crowds or broken objects", int((~usable & ~coco.blank).sum()))
         if not background:

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
 
-from secvit.detection.source import Content, Source, folders
+from secvit.detection.source import (
+    FOLDERS,
+    Candidate,
+    Content,
+    Found,
+    Source,
+    called_val,
+    choose,
+    files_in,
+    folders,
+    not_read,
+    speaks_of,
+    split_word,
+    unreadable,
+)
 from secvit.detection.voc import voc_splits
 from secvit.detection.yolo import yolo_splits
 from secvit.fields import Entry, Faults, items, read_json
-from secvit.images.files import is_image, is_stray
-from secvit.images.words import SPLITS, split_of
+from secvit.images.files import is_image
+from secvit.images.words import SPLITS, split_inside, split_of
 
 UNDIVIDED = ("default", "all", "")  # what CVAT and others call a set without splits, after "instances_"
 FILES = ("_annotations.coco.json", "annotations.json", "labels.json", "result.json", "instances.json", "coco.json")
-OTHER_KINDS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")  # of COCO, of the same images
-FOLDERS = ("images", "data", "JPEGImages")  # of images, beside or above a JSON
+POINTS = "person_keypoints_"  # COCO's, with boxes; its other files have none of objects
+OTHER_KINDS = (POINTS, "captions_", "stuff_", "panoptic_", "image_info_")  # of COCO, of the same images
 LOOKED_FOR = (
-    "annotations/instances_{split}.json, annotations/instances_{split}2017.json, annotations/{split}.json, "
+    "COCO: annotations/instances_{split}.json, annotations/instances_{split}2017.json, annotations/{split}.json, "
     "{split}.json, {split}/_annotations.coco.json; undivided: annotations/instances_default.json, result.json, "
     "labels.json; YOLO: data.yaml or classes.txt with images/{split} and labels/{split}; "
     "Pascal VOC: Annotations/*.xml with ImageSets/Main/{split}.txt"
@@ -28,100 +43,170 @@ LOOKED_FOR = (
 
 
 def splits(root: str | Path) -> tuple[str, ...]:
-    """The splits that `find` can give, of a set without val and test those that it is divided into."""
+    """The splits that are there by name, of a set without val and test those that it is divided into."""
     found = _found(Path(root))
-    return ("train", "val") if set(found) <= {"", "train"} and found else tuple(s for s in SPLITS if s in found)
+    named = found.sources.keys() | found.refused.keys()
+    return ("train", "val") if named <= {"", "train"} and named else tuple(s for s in SPLITS if s in named)
 
 
 def find(root: str | Path, split: str, divide: bool = False) -> Source:
     """A split's file and folders; a ValueError that lists what was looked for if there is none.
 
-    divide: hold val out of a train split that has neither val nor test beside it, as of an undivided set.
+    divide: hold val out of a train split that has neither val nor test beside it, as of an undivided set.  A split
+    that is there by its name and cannot be read is a ValueError as well: nothing takes its place.
     """
     found = _found(Path(root))
-    if split in found and not (divide and set(found) == {"train"}):
-        return found[split]
-    alone = found.get("") or (found.get("train") if divide and set(found) == {"train"} else None)
-    if alone and split in ("train", "val"):
-        return replace(alone, part=split)
-    has = ", ".join(name or "an undivided set" for name in found)
-    looked_for = LOOKED_FOR.format(split=split)
-    raise ValueError(
-        f"{root}: no {split} split in COCO's format; looked for {looked_for}" + (f"; found {has}" if has else "")
-    )
+    source, named = found.sources.get(split), found.sources.keys() | found.refused.keys()
+    if split in found.refused:
+        raise ValueError(found.refused[split])
+    if source and not (divide and named == {"train"}):
+        return replace(source, notes=(*found.notes, *source.notes))
+    of = "" if "" in found.sources else "train" if divide and named == {"train"} else None
+    if of is not None and split in ("train", "val"):
+        if found.refused:
+            raise ValueError(next(iter(found.refused.values())))
+        alone = found.sources[of]
+        return replace(alone, part=split, of=of, notes=(*found.notes, *alone.notes))
+    has = ", ".join(f"{name or 'an undivided set'} ({one.file})" for name, one in found.sources.items())
+    more = list(found.refused.values()) + ([f"found {has}"] if has else [])
+    if not more and (inner := _inner(Path(root))):
+        more = [f"the folder {inner} has one: give that"]
+    raise ValueError("; ".join([f"{root}: no {split} split; looked for {LOOKED_FOR.format(split=split)}", *more]))
 
 
-def _found(root: Path) -> dict[str, Source]:
-    """What lies in a folder, by split; "" is a set without splits."""
+def _inner(root: Path) -> Path | None:
+    """The only folder with data inside of one that has none."""
+    some = []
+    for child in folders(root):
+        with contextlib.suppress(ValueError):
+            some += [child] if _found(child).sources else []
+    return some[0] if len(some) == 1 else None
+
+
+def _found(root: Path) -> Found:
+    """What lies in a folder, in the one format that it has."""
     if not root.is_dir():
         raise ValueError(f"{root}: {'a file' if root.exists() else 'no such data'}; give the folder of a data set")
-    found = _coco_splits(root)
-    if found and all(_is_coco(source.file, 3) for source in found.values()):
-        return found
-    return yolo_splits(root) or voc_splits(root) or found  # beside these, a JSON may be anything
+    coco = _coco_splits(root)
+    if sure := bool(coco.sources) and all(_is_coco(source.file, 3) for source in coco.sources.values()):
+        found = {"COCO": coco}
+    else:  # beside the others, a JSON may be anything
+        found = {}
+    for name, look in (("YOLO", yolo_splits), ("Pascal VOC", voc_splits)):
+        with contextlib.suppress(*([ValueError] if sure else [])):
+            if (other := look(root)).sources or other.refused:
+                found[name] = other
+    whole = {name: one for name, one in found.items() if one.sources}
+    if len(whole) > 1:
+        said = " and ".join(f"{name} ({next(iter(one.sources.values())).file})" for name, one in whole.items())
+        raise ValueError(f"{root}: annotations of {said}; keep those of one format and move the others away")
+    chosen = next(iter(whole.values()), coco if coco.sources else next(iter(found.values()), coco))
+    if chosen.sources and "val" not in chosen.sources.keys() | chosen.refused.keys():
+        if place := called_val(root):
+            what = unreadable(place) or "pictures without annotations"
+            chosen.refused["val"] = (
+                f"{place}: a val split by its name, but {what}; add its annotations, or move it away to hold a part of "
+                "train out"
+            )
+    return chosen
 
 
 # -- COCO ----------------------------------------------------------------------------------------
 
 
-def _coco_splits(root: Path) -> dict[str, Source]:
-    found: dict[str, tuple[Path, tuple[Path, ...]]] = {}
-    undivided: dict[Path, str] = {}
-    above = [child for child in folders(root) if child.name.casefold() == "annotations"]
-    for place, prefix in [(place, prefix) for prefix in ("instances_", "") for place in (*above, root)]:
-        named = {file: file.stem.removeprefix(prefix) for file in _jsons(place) if file.stem.startswith(prefix)}
-        for split in SPLITS:
-            if file := _choose([file for file, word in named.items() if split_of(word) == split], prefix, split):
-                found.setdefault(split, (file, _image_folders(root, named[file], split)))
-        for file, word in named.items():
-            if prefix and word.casefold() in UNDIVIDED:
-                undivided[file] = word
-    inside: dict[str, Path] = {}
+def _coco_splits(root: Path) -> Found:
+    found = Found()
+    places = [*(child for child in folders(root) if child.name.casefold() == "annotations"), root]
+    files = [file for place in places for file in files_in(place, ".json")]
+    named = [_candidate(root, file, _word(file)) for file in files]
     for child in folders(root):
-        split = split_of(child.name)
-        file = next((child / name for name in FILES if (child / name).is_file()), None)
-        if split and file:
-            if split in inside:
-                raise ValueError(f"{inside[split]} and {file} are both a {split} split; keep one of them")
-            inside[split] = file
-            own = (child, *(child / name for name in FOLDERS if (child / name).is_dir()))
-            found.setdefault(split, (file, own))
-    if not found:
-        files = [place / name for place in (root, *above) for name in FILES if (place / name).is_file()]
-        files += [file for place in (*above, root) for file in _jsons(place) if _is_coco(file)]
-        files = list(dict.fromkeys([*undivided, *files]))
-        sure = [file for file in files if _is_coco(file, 3)]
-        if instances := [file for file in sure if file.stem.startswith("instances_")]:  # captions, keypoints beside it
-            sure = [file for file in sure if file in instances or not file.stem.startswith(OTHER_KINDS)]
-        if len(sure) > 1:
-            names = ", ".join(str(file.relative_to(root)) for file in sure)
-            raise ValueError(f"{root}: {names} are each a set without splits; keep one of them")
-        if files:
-            file = (sure or files)[0]
-            found[""] = (file, _image_folders(root, undivided.get(file, ""), ""))
-    return {split: Source(file, places, functools.partial(_read_coco, file)) for split, (file, places) in found.items()}
+        if split_word(child.name):
+            own = (child, *(deep for deep in folders(child) if deep.name.casefold() in FOLDERS))
+            inside = [file for file in files_in(child, ".json") if file.name in FILES]
+            named += [Candidate(child.name, str(file), (file, own)) for file in inside]
+    sure = [one for one in named if unreadable(one.value[0]) or _is_coco(one.value[0])]
+    known = {split_word(one.word) for one in sure}
+    named = [one for one in named if one in sure or split_word(one.word) not in known]  # beside these, anything
+    if not any(split_word(one.word) for one in named):
+        named = _with_more(root, files)
+    for split, one in choose(named, found).items():
+        file, own = one.value
+        if why := unreadable(file):
+            found.refused[split] = f"{file}: {why}; restore it, or remove it if there is no {split} split"
+        else:
+            found.sources[split] = Source(file, own, functools.partial(_read_coco, file))
+    used = {source.file for source in found.sources.values()}
+    others = [f for f in files if f not in used and not f.stem.startswith(OTHER_KINDS) and not split_word(_word(f))]
+    others = [file for file in others if not unreadable(file) and _is_coco(file)]
+    if not found.sources and not found.refused:
+        _undivided(root, places, files, others, found)
+        return found
+    for file in others:
+        split = speaks_of(_word(file))
+        if split in SPLITS and split not in found.sources and split not in found.refused:
+            found.refused[split] = not_read(file, split, f"instances_{split}.json")
+    said = " ".join(found.notes)
+    if unused := [str(file) for file in others if str(file) not in said]:
+        found.notes.append(f"not used: {', '.join(unused)}")
+    return found
 
 
-def _choose(files: list[Path], prefix: str, split: str) -> Path | None:
-    """Of several files of a split the one without a year, else that of 2017, COCO's usual one."""
-    for year in ("", "2017", None):
-        some = [f for f in files if year is None or f.stem.removeprefix(prefix).casefold() == f"{split}{year}"]
-        if len(some) > 1:
-            raise ValueError(f"{some[0]} and {some[1].name} are both a {split} split; keep one of them")
-        if some:
-            return some[0]
-    return None
+def _word(file: Path) -> str:
+    return file.stem.removeprefix("instances_")
+
+
+def _candidate(root: Path, file: Path, word: str) -> Candidate:
+    return Candidate(word, str(file), (file, _image_folders(root, word, split_word(word) or "")))
+
+
+def _with_more(root: Path, files: list[Path]) -> list[Candidate]:
+    """Files whose longer names differ in the split alone: lvis_v1_train.json and lvis_v1_val.json."""
+    by_rest: dict[tuple[Path, str], list[Candidate]] = {}
+    for file in files:
+        inside = split_inside(file.stem)
+        if inside and not file.stem.startswith(tuple(set(OTHER_KINDS) - {POINTS})):
+            if unreadable(file) or _is_coco(file, 3):
+                word = next((part for part in re.findall(r"[A-Za-z]+\d*", file.stem) if split_of(part)), inside[0])
+                by_rest.setdefault((file.parent, inside[1]), []).append(_candidate(root, file, word))
+    if len(by_rest) > 1:
+        by_rest = {key: some for key, some in by_rest.items() if not key[1].startswith("person keypoints")}
+    divided = [some for some in by_rest.values() if len(some) > 1]
+    if len(by_rest) > 1 and divided:
+        names = " and ".join(some[0].shown for some in by_rest.values())
+        raise ValueError(f"{root}: {names} are splits of several sets; keep those of one")
+    return divided[0] if divided else []
+
+
+def _undivided(root: Path, places: list[Path], files: list[Path], others: list[Path], found: Found) -> None:
+    """The one file of a set without splits."""
+    words = {f: _word(f) for f in files if f.stem.startswith("instances_") and _word(f).casefold() in UNDIVIDED}
+    usual = [*words, *(place / name for place in places for name in FILES if (place / name).is_file())]
+    points = [file for file in files if file.stem.startswith(OTHER_KINDS) and not unreadable(file) and _is_coco(file)]
+    some = list(dict.fromkeys([*usual, *others, *points]))
+    if broken := next(filter(unreadable, usual), None):
+        found.refused |= dict.fromkeys(SPLITS[:2], f"{broken}: {unreadable(broken)}; restore or remove it")
+        return
+    sure = [file for file in some if _is_coco(file, 3)]
+    if instances := [file for file in sure if file.stem.startswith("instances_")]:  # captions, keypoints beside it
+        sure = [file for file in sure if file in instances or not file.stem.startswith(OTHER_KINDS)]
+    if len(sure) > 1:
+        names = ", ".join(str(file.relative_to(root)) for file in sure)
+        raise ValueError(f"{root}: {names} are each a set without splits; keep one of them")
+    if some:
+        file = (sure or some)[0]
+        own = _image_folders(root, words.get(file, ""), "")
+        found.sources[""] = Source(file, own, functools.partial(_read_coco, file))
 
 
 def _image_folders(root: Path, word: str, split: str) -> tuple[Path, ...]:
     """Where the images of a split may lie, its own folders first."""
-    own, common = [], [child for name in FOLDERS for child in folders(root) if child.name.casefold() == name.casefold()]
+    own, common = [], [child for name in FOLDERS for child in folders(root) if child.name.casefold() == name]
     for place in (root, *common):
         inside = [child for child in folders(place) if child not in common]
         own += [child for child in inside if word and child.name == word]
-        own += [child for child in inside if child.name != word and (split and split_of(child.name) == split)]
+        own += [child for child in inside if child.name != word and (split and split_word(child.name) == split)]
         own += [child for child in inside if place != root and not split and child.name.casefold() in UNDIVIDED]
-    nested = [child / name for child in own for name in FOLDERS if (child / name).is_dir()]
+    nested = [deep for child in own for deep in folders(child) if deep.name.casefold() in FOLDERS]
     return tuple(dict.fromkeys([*own, *nested, *common]))
 
 
@@ -145,10 +230,6 @@ def _is_coco(file: Path, lists: int = 2) -> bool:
         bool(re.search(rf'"{name}"\s*:\s*\['.encode(), seen)) for name in ("images", "annotations", "categories")
     )
     return count >= (lists if size <= 2 * part else 1)
-
-
-def _jsons(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.glob("*.json") if f.is_file() and not is_stray(f.name))
 
 
 def has_images(root: Path) -> bool:

@@ -1,23 +1,35 @@
-"""A split where it lies, whatever its format, and the images that its file names."""
+"""A split where it lies, whatever its format: which files and folders mean it, and the images that its file names."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from secvit.fields import Faults
-from secvit.images.files import is_stray
+from secvit.images.files import is_image, is_stray
+from secvit.images.words import split_of
+
+BOTH = "trainval"  # the images of train and val, as Pascal VOC has it
+FOLDERS = ("images", "data", "jpegimages")  # of images, in any case
+_BOTH = re.compile(r"train[-_ ]?val[-_ ]?(?:(?:19|20)\d\d)?")
+_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_LIKE = re.compile(
+    r"(?:mini|sub|small|tiny|my|new|old)?(train|val|valid|validat(?:e|ion)|eval|evaluat(?:e|ion)|dev|test|holdout)"
+    r"(?:ing|set|split|data|dev|s|minus\w*)?"
+)
 
 
 class Content(NamedTuple):
     """COCO's three lists.
 
     where, paths: what errors call each annotation, and the file of each image; None for a COCO file, which is not
-    checked yet and knows neither.
+    checked yet and knows neither.  notes: lines for the log.  left_out: how many images, by
+    reason.
     """
 
     images: list[Any]
@@ -25,6 +37,8 @@ class Content(NamedTuple):
     categories: list[Any]
     where: list[str] | None = None
     paths: list[Path] | None = None
+    notes: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,18 +47,171 @@ class Source:
 
     file: the JSON, or what lists the classes or images of another format.  folders: where images are looked for.
     read: its content; what is wrong with single entries is added to the faults.
-    part: "train" or "val" of an undivided set, None for all of it.
+    part: "train" or "val" of what is divided, None for all of it.  of: the split that is divided, "" for a set
+    without splits.  notes: lines for the log.
     """
 
     file: Path
     folders: tuple[Path, ...]
     read: Callable[[Faults], Content]
     part: str | None = None
+    of: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Found:
+    """What a folder holds in one format.
+
+    sources: by split, "" for a set without splits.  refused: why a split that is there by its name cannot be read.
+    notes: lines for the log.
+    """
+
+    sources: dict[str, Source] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Candidate(NamedTuple):
+    """What may be a split by its name.  word: its name; shown: what errors call it."""
+
+    word: str
+    shown: str
+    value: Any
+
+
+def split_word(word: str) -> str | None:
+    """The split that a name means: "train", "val", "test" or BOTH."""
+    return BOTH if _BOTH.fullmatch(word.strip().casefold()) else split_of(word)
+
+
+def speaks_of(name: str) -> str | None:
+    """The split that a longer or another name speaks of: "minival", "seg_val", "eval" -> "val"; None if none."""
+    if word := split_word(name):
+        return word
+    found = set()
+    for part in map(str.casefold, _PART.findall(name)):
+        if _BOTH.fullmatch(part):
+            found |= {"train", "val"}
+        elif like := _LIKE.fullmatch(part):
+            found.add(like[1] if like[1] in ("train", "test") else "val")
+    return BOTH if found == {"train", "val"} else found.pop() if len(found) == 1 else None
+
+
+def choose(candidates: Sequence[Candidate], found: Found) -> dict[str, Candidate]:
+    """The candidate of each split, all of one year where several have theirs, and BOTH for a train that is not there.
+
+    A ValueError names two for one split; what is not used is noted.
+    """
+    by_year: dict[str, dict[str, list[Candidate]]] = {}
+    for one in candidates:
+        if split := split_word(one.word):
+            by_year.setdefault(split, {}).setdefault(_year(one.word), []).append(one)
+    wanted = [split for split in ("train", "val") if split in by_year] or list(by_year)
+    years = sorted({year for split in wanted for year in by_year[split]})
+    years.sort(key=lambda year: ("", "2017").index(year) if year in ("", "2017") else 2)
+    common = next((year for year in years if all(year in by_year[split] for split in wanted)), None)
+    chosen: dict[str, Candidate] = {}
+    for split, named in by_year.items():
+        some = named[common] if common in named else [one for each in named.values() for one in each]
+        if len(some) > 1:
+            raise ValueError(f"{some[0].shown} and {some[1].shown} are both a {split} split; keep one of them")
+        chosen[split] = some[0]
+    whole = chosen.pop(BOTH, None)
+    if whole and not {"train", "val"} & (chosen.keys() | found.refused.keys()):
+        chosen["train"] = whole
+        found.notes.append(f"{whole.shown} is read as train")
+    elif whole:
+        for split in {"train", "val"} - chosen.keys() - found.refused.keys():
+            other = chosen["val" if split == "train" else "train"].shown if len(chosen) else "the other"
+            found.refused[split] = (
+                f"{whole.shown}: holds train and val, and only {other} is beside it; "
+                f"give {split} a list or file of its own, or remove {whole.shown}"
+            )
+    others = [one for one in candidates if one not in chosen.values()]
+    if unused := [one.shown for one in others if split_word(one.word) not in (None, BOTH)]:
+        found.notes.append(f"not used: {', '.join(unused)}")
+    return chosen
+
+
+def _year(word: str) -> str:
+    year = re.search(r"\d+$", word.strip())
+    return year[0] if year else ""
+
+
+def unreadable(path: Path) -> str:
+    """Why a path is no regular file or folder, "" if it is one."""
+    if path.is_file() or path.is_dir():
+        return ""
+    return "a broken link" if path.is_symlink() else "no regular file" if path.exists() else "not there"
+
+
+def not_read(file: Path, split: str, name: str) -> str:
+    return f"{file}: a {split} split by its name, but not by one that is read; call it {name}, or move it away"
+
+
+def files_in(folder: Path, ending: str) -> list[Path]:
+    """What is called like a file of an ending, in any case: broken links and pipes, too, but nothing hidden."""
+    return sorted(
+        child
+        for child in folder.iterdir()
+        if child.suffix.casefold() == ending and not is_stray(child.name) and not child.is_dir()
+    )
+
+
+def files_below(folder: Path, ending: str) -> list[Path]:
+    """The same below a folder; linked folders are followed."""
+    return sorted(path for path in _below(folder, frozenset()) if path.suffix.casefold() == ending)
+
+
+def any_below(folder: Path, wanted: Callable[[Path], bool]) -> bool:
+    """Whether some file below a folder is wanted; linked folders are followed."""
+    return any(map(wanted, _below(folder, frozenset())))
+
+
+def _below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Every name below a folder that is no folder and no stray.  above: the folders that contain it."""
+    try:
+        about = os.stat(folder)
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be read ({error.strerror}); check its permissions") from None
+    here = (about.st_dev, about.st_ino)
+    if here in above:
+        return
+    for entry in entries:
+        if is_stray(entry.name):
+            continue
+        try:
+            deeper = entry.is_dir()
+        except OSError:  # a link to itself
+            deeper = False
+        if deeper:
+            yield from _below(Path(entry.path), above | {here})
+        else:
+            yield Path(entry.path)
 
 
 def folders(place: Path) -> list[Path]:
     """The folders inside a folder, without hidden ones."""
     return sorted(child for child in place.iterdir() if not is_stray(child.name) and child.is_dir())
+
+
+def folder_called(place: Path, *names: str) -> Path | None:
+    """The first of some folders that is inside of another one, in any case."""
+    inside = folders(place)
+    return next((child for name in names for child in inside if child.name.casefold() == name.casefold()), None)
+
+
+def called_val(root: Path) -> Path | None:
+    """A folder of pictures, or a broken link, that is called like a val split."""
+    for place in (root, *(child for child in folders(root) if child.name.casefold() in FOLDERS)):
+        for child in sorted(place.iterdir()):
+            if is_stray(child.name) or speaks_of(child.name) != "val" or child.suffix:
+                continue
+            if unreadable(child) or (child.is_dir() and any_below(child, is_image)):
+                return child
+    return None
 
 
 class Resolved(NamedTuple):
@@ -55,17 +222,20 @@ class Resolved(NamedTuple):
     kept: int
 
 
-def resolve(name: str, places: Sequence[Path]) -> Resolved | None:
-    """The file that a file_name means: as it stands, or tidied of backslashes, %20, "../" and leading folders."""
+def resolve(name: str, places: Sequence[Path], there: Callable[[str], bool] = os.path.isfile) -> Resolved | None:
+    """The file that a file_name means: as it stands, or tidied of backslashes, %20, "../" and leading folders.
+
+    there: what tells that it exists.
+    """
     plain = name.replace("\\", "/")
     for place in places:
-        if os.path.isfile(path := os.path.join(place, name)):
+        if there(path := os.path.join(place, name)):
             return Resolved(Path(path), (), len(_parts(plain)))
     for tidy in dict.fromkeys([plain, unquote(plain)]):
         parts = _parts(tidy)
         for start in range(len(parts)):
             for place in places:
-                if os.path.isfile(path := os.path.join(place, *parts[start:])):
+                if there(path := os.path.join(place, *parts[start:])):
                     return Resolved(Path(path), parts[:start], len(parts) - start)
     return None
 
@@ -74,13 +244,15 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(part for part in name.split("/") if part not in ("", ".", ".."))
 
 
-def resolve_all(names: Sequence[str], places: Sequence[Path]) -> list[Resolved | None]:
+def resolve_all(
+    names: Sequence[str], places: Sequence[Path], there: Callable[[str], bool] = os.path.isfile
+) -> list[Resolved | None]:
     """The file of each name; None for one that is not there.
 
     Leading folders are dropped only where no other name keeps more of its own: where b/1.png lies in b, 1.png is not
     the a/1.png that is missing.
     """
-    found = [resolve(name, places) for name in names]
+    found = [resolve(name, places, there) for name in names]
     most: dict[tuple[str, ...], int] = {}  # parts kept, by what was dropped
     for one in found:
         if one:

@@ -3,92 +3,143 @@
 from __future__ import annotations
 
 import functools
-import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from secvit.detection.source import Content, Source, folders
+from secvit.detection.source import (
+    Candidate,
+    Content,
+    Found,
+    Source,
+    any_below,
+    choose,
+    files_below,
+    files_in,
+    folder_called,
+    folders,
+    not_read,
+    speaks_of,
+    split_word,
+    unreadable,
+)
 from secvit.fields import Faults, Wrong, flag, number, read_bytes, read_text, shown
-from secvit.images.files import image_files
+from secvit.images.files import image_files, is_image
 from secvit.images.read import upright_size
-from secvit.images.words import class_names, split_of
-
-logger = logging.getLogger(__name__)
+from secvit.images.words import SPLITS, class_names
 
 FOLDERS = ("JPEGImages", "images")
 MOST = 1 << 24  # bytes of an XML file
+_COLUMN = re.compile(r"\s+(?:-1|0|1)$")  # of a class's list: whether it is there
 ENCODING = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']""")
 
 
-def voc_splits(root: Path) -> dict[str, Source]:
+def voc_splits(root: Path) -> Found:
     """Splits by ImageSets/Main, or by folders of images with an XML file each; "" is a set without splits."""
-    found: dict[str, Source] = {}
-    for base in [root, *(deep for child in folders(root) for deep in (child, *folders(child)))]:
-        annotations = base / "Annotations"
-        pictures = next((base / name for name in FOLDERS if (base / name).is_dir()), None)
-        if pictures is None or not annotations.is_dir() or next(annotations.rglob("*.xml"), None) is None:
+    found, base = Found(), None
+    for place in [root, *(deep for child in folders(root) for deep in (child, *folders(child)))]:
+        annotations, pictures = folder_called(place, "Annotations"), folder_called(place, *FOLDERS)
+        if pictures is None or annotations is None or not any_below(annotations, _is_xml):
             continue
-        if found:
-            raise ValueError(f"{root}: {base.name} is a second Pascal VOC set; give the folder of one")
-        for file in sorted((base / "ImageSets" / "Main").glob("*.txt")):
-            split = split_of(file.stem)
-            if split:
-                found[split] = Source(file, (pictures,), functools.partial(_read, file, pictures, annotations))
-        whole_set = functools.partial(_read, None, pictures, annotations)
-        found = found or {"": Source(annotations, (pictures,), whole_set)}
-    if not found:
-        for child in folders(root):
-            split = split_of(child.name)
-            if split and next(child.glob("*.xml"), None) is not None:
-                found[split] = Source(child, (child,), functools.partial(_read, None, child, child, above=root))
+        if base:
+            raise ValueError(f"{base} and {place} are each a Pascal VOC set; give the folder of one")
+        base = place
+        _by_lists(place, pictures, annotations, found)
+        if not found.sources and not found.refused:
+            read = functools.partial(_read, None, pictures, annotations)
+            found.sources[""] = Source(annotations, (pictures,), read)
+    if base is None:
+        named = [Candidate(child.name, str(child), child) for child in folders(root)]
+        named = [one for one in named if split_word(one.word) and any(map(_is_xml, one.value.iterdir()))]
+        for split, one in choose(named, found).items():
+            read = functools.partial(_read, None, one.value, one.value, above=root)
+            found.sources[split] = Source(one.value, (one.value,), read)
+        if not named and any(map(_is_xml, root.iterdir())) and any(map(is_image, root.iterdir())):
+            found.sources[""] = Source(root, (root,), functools.partial(_read, None, root, root))
     return found
 
 
+def _by_lists(base: Path, pictures: Path, annotations: Path, found: Found) -> None:
+    """The splits that lists in ImageSets/Main name."""
+    place = base / "ImageSets" / "Main"
+    lists = files_in(place, ".txt") if place.is_dir() else []
+    chosen = {split: one.value for split, one in choose([Candidate(f.stem, str(f), f) for f in lists], found).items()}
+    default = [file for file in lists if file.stem.casefold() == "default"]
+    if default and not chosen and not found.refused:  # CVAT's list of a set without splits
+        chosen[""] = default[0]
+    for split, file in chosen.items():
+        if why := unreadable(file):
+            found.refused[split] = f"{file}: {why}; restore it, or remove it if there is no {split} split"
+        else:
+            read = functools.partial(_read, file, pictures, annotations)
+            found.sources[split] = Source(file, (pictures,), read)
+    for file in lists if "" not in chosen else ():
+        split = speaks_of(file.stem) if "_" not in file.stem else None  # cat_val is a class's
+        if split in SPLITS and split not in found.sources and split not in found.refused:
+            found.refused[split] = not_read(file, split, f"{split}.txt")
+
+
+def _is_xml(path: Path) -> bool:
+    return path.suffix.casefold() == ".xml"
+
+
 def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, above: Path | None = None) -> Content:
-    """What the XML files of the images that a file names hold, or of all."""
-    by_name = {str(path.relative_to(pictures).with_suffix("")): path for path in image_files(pictures)}
-    names = list(by_name)
-    if file is not None:
-        names = list(dict.fromkeys(line.split()[0] for line in read_text(file).splitlines() if line.strip()))
+    """What the XML files of the images that a file names hold, or of all that have one."""
+    by_name: dict[str, list[Path]] = {}
+    for path in image_files(pictures):
+        by_name.setdefault(_stem(path, pictures), []).append(path)
     # classes are those of all splits, so that each has the same
-    everywhere = [path for path in sorted((above or annotations).rglob("*.xml"))]
     parsed: dict[Path, ElementTree.Element] = {}
+    broken: set[Path] = set()
     labels: set[str] = set()
-    for path in everywhere:
+    for path in files_below(above or annotations, ".xml"):
         try:
             parsed[path] = _parse(path)
             labels |= {one for one in map(_name, parsed[path].iter("object")) if one}
         except ValueError as error:
+            broken.add(path)
             faults.add(error)
+    xmls = {_stem(path, annotations): path for path in [*parsed, *broken] if path.is_relative_to(annotations)}
     ids = {name: i for i, name in enumerate(class_names(labels), 1)}
     content = Content([], [], [{"id": i, "name": name} for name, i in ids.items()], [], [])
-    shift = _first_pixel(parsed.values())
-    for name in names:
-        image = by_name.get(name) or by_name.get(str(Path(name).with_suffix("")))
-        if image is None:
-            faults.add(f"image {name}: no file of that name in {pictures}")
+    shift, without = _first_pixel(parsed.values()), 0
+    for where, name in [(name, name) for name in by_name] if file is None else _listed(file):
+        some = by_name.get(name) or [path for path in by_name.get(_cut(name), ()) if path.name == Path(name).name]
+        path = xmls.get(_stem(some[0], pictures)) if some else None
+        if not some:
+            faults.add(f"image {where}: no file of that name in {pictures}")
+        elif len(some) > 1:
+            faults.add(f"image {name}: {some[0].name} and {some[1].name} would have one XML file; rename one of them")
+        elif path is None and file is not None:
+            faults.add(
+                f"image {where}: no {_stem(some[0], pictures)}.xml in {annotations}; add it (without objects if there "
+                "are none), or remove the line"
+            )
+        elif path is None:
+            without += 1
+        if len(some) != 1 or path not in parsed:
             continue
+        image = some[0]
         try:
             width, height = upright_size(image)
         except ValueError as error:
             faults.add(f"image {name}: {error}")
             continue
-        path = _xml(image, pictures, annotations)
-        if path in parsed and (fault := _other_size(parsed[path], width, height)):
+        if fault := _other_size(parsed[path], width, height):
             faults.add(f"image {name}: {path.name}: {fault}")
             continue
         image_id = len(content.images) + 1
         name = image.relative_to(pictures).as_posix()
         content.images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         content.paths.append(image)
-        for i, one in enumerate(parsed[path].iter("object") if path in parsed else (), 1):
+        for i, one in enumerate(parsed[path].iter("object"), 1):
             here = f"{path.name} object {i}"
             try:
                 x0, y0, x1, y1 = _corners(one)
-                difficult = flag(one.findtext("difficult") or 0)
+                difficult = _difficult(one)
             except Wrong as error:
                 faults.add(f"{here}: {error}")
                 continue
@@ -99,14 +150,38 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
             own = {"image_id": image_id, "category_id": ids[label], "bbox": box, "iscrowd": int(difficult)}
             content.annotations.append(own)
             content.where.append(here)
-    with_image = {_xml(path, pictures, annotations) for path in by_name.values()}
-    if lone := sorted(path for path in parsed if above is None and path not in with_image):
-        logger.warning("%d XML files have no image and are left out, %s for one", len(lone), lone[0].name)
-    return content
+    notes = []
+    if lone := sorted(path for stem, path in xmls.items() if stem not in by_name):
+        notes.append(f"{len(lone)} XML files have no image and are left out, {lone[0].name} for one")
+    return content._replace(notes=tuple(notes), left_out=(("without an XML file", without),))
 
 
-def _xml(image: Path, pictures: Path, annotations: Path) -> Path:
-    return annotations / f"{image.relative_to(pictures).with_suffix('')}.xml"
+def _stem(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder).with_suffix(""))
+
+
+def _cut(name: str) -> str:
+    """A name without the ending of an image: of a.99 nothing is cut."""
+    return os.path.splitext(name)[0] if is_image(name) else name
+
+
+def _listed(file: Path) -> list[tuple[str, str]]:
+    """What errors call each image of a list, and its name: a line, without quotes and the -1, 0 or 1 of a class."""
+    found: dict[str, str] = {}
+    for i, line in enumerate(read_text(file).splitlines(), 1):
+        name = _COLUMN.sub("", line.strip()).strip()
+        name = name[1:-1] if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'" else name
+        if name:
+            found.setdefault(name, f"{name} ({file.name} line {i})")
+    return [(where, name) for name, where in found.items()]
+
+
+def _difficult(one: ElementTree.Element) -> bool:
+    given = (one.findtext("difficult") or "0").strip()
+    try:
+        return flag(given or 0)
+    except Wrong as error:
+        raise Wrong(f"difficult is {shown(given)}, expected {error}") from None
 
 
 def _parse(path: Path) -> ElementTree.Element:

@@ -3,67 +3,139 @@
 from __future__ import annotations
 
 import functools
-import logging
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from secvit.detection.source import Content, Source, folders
+from secvit.detection.source import (
+    Candidate,
+    Content,
+    Found,
+    Source,
+    any_below,
+    choose,
+    files_below,
+    folder_called,
+    folders,
+    resolve_all,
+    split_word,
+    unreadable,
+)
 from secvit.fields import Faults, Wrong, number, read_text, read_yaml, shown, text, whole
-from secvit.images.files import image_files
+from secvit.images.files import image_files, is_image
 from secvit.images.read import upright_size
-from secvit.images.words import split_of
-
-logger = logging.getLogger(__name__)
 
 NAMES = ("classes.txt", "obj.names")  # a class a line, where there is no YAML
+_DARKNET = re.compile(r"obj_(.+)_data")  # CVAT's folder of a split
 SLACK = 0.02  # of the image, by which a rounded number may lie outside
 
 
-def yolo_splits(root: Path) -> dict[str, Source]:
-    """Splits by data.yaml, or by a list of classes with folders images and labels; "" is a set without splits."""
+def yolo_splits(root: Path) -> Found:
+    """Splits by data.yaml or obj.data, or by a list of classes with folders of images; "" is a set without splits."""
+    found = Found()
     file = _listing(root)
     if file is None:
-        return {}
+        return found
     config = _config(file)
-    places: dict[str, list[Path]] = {}
+    places: dict[str, tuple[Path, ...]] = {}
+    for split, one in choose(_named(file, config), found).items():
+        given = dict(zip(one.value, _places(root, config.get("path"), one.value), strict=True))
+        if missing := [name for name, place in given.items() if place is None]:
+            found.refused[split] = (
+                f"{one.shown}: {missing[0]} is not there, neither beside the file nor below its path; correct it, or "
+                "remove the line to do without"
+            )
+        else:
+            places[split] = tuple(place for place in given.values() if place)
+    by_name = [one for one in _folders(root) if split_word(one.word) not in places.keys() | found.refused.keys()]
+    places |= {split: (one.value,) for split, one in choose(by_name, found).items() if split not in places}
+    labelled = {split for split, some in places.items() if any(map(_has_labels, some))}
+    if not places and not found.refused:
+        whole_set = folder_called(root, "images", "obj_train_data")
+        if whole_set and _has_labels(whole_set):
+            places[""] = (whole_set,)
+        elif _is_flat(root):
+            places[""] = (root,)
+        labelled = set(places)
+    for split in places.keys() - labelled:
+        found.refused[split] = (
+            f"{file}: {split}: no label file for {places.pop(split)[0]}; put one for each image below a folder labels "
+            "beside images, or beside the images"
+        )
+    for split, some in places.items():
+        found.sources[split] = Source(file, some, functools.partial(_read, file, root, some))
+    return found
+
+
+def _named(file: Path, config: dict[Any, Any]) -> list[Candidate]:
+    """The entries that name a split, with the folders and lists that they give."""
+    named = []
     for key, value in config.items():
-        split = split_of(key) if isinstance(key, str) else None
         listed = value if isinstance(value, list) else [value]
-        if split and value and all(isinstance(one, str) for one in listed):
-            found = [_place(root, config.get("path"), one) for one in listed]
-            places.setdefault(split, []).extend(place for place in found if place)
-    for child in [*folders(root), *(folders(root / "images") if (root / "images").is_dir() else [])]:
-        split = split_of(child.name)
-        if split and not places.get(split):
-            places[split] = [child / "images" if (child / "images").is_dir() else child]
-    places = {split: some for split, some in places.items() if some and any(map(_has_labels, some))}
-    whole_set = root / "images" if (root / "images").is_dir() else root / "obj_train_data"
-    if not places and _has_labels(whole_set):
-        places[""] = [whole_set]
-    return {
-        split: Source(file, tuple(some), functools.partial(_read, file, root, tuple(some)))
-        for split, some in places.items()
-    }
+        if isinstance(key, str) and split_word(key) and value and all(isinstance(one, str) for one in listed):
+            named.append(Candidate(key, f"{file}: {key}", listed))
+    return named
+
+
+def _folders(root: Path) -> list[Candidate]:
+    """Folders of images with labels, by name: train, images/train, obj_train_data."""
+    named = []
+    images = folder_called(root, "images")
+    darknet = [child for child in folders(root) if _DARKNET.fullmatch(child.name)]  # one alone is a set without splits
+    for child in [*folders(root), *(folders(images) if images else [])]:
+        word = _DARKNET.sub(r"\1", child.name) if len(darknet) > 1 else child.name
+        place = folder_called(child, "images") or child
+        if split_word(word) and _has_labels(place):
+            named.append(Candidate(word, str(place), place))
+    return named
+
+
+def _is_flat(root: Path) -> bool:
+    """Whether images and their labels lie beside each other."""
+    names = {path.name for path in root.iterdir()}
+    return any(is_image(name) and f"{os.path.splitext(name)[0]}.txt" in names for name in names)
 
 
 def _listing(root: Path) -> Path | None:
     """What lists the classes: data.yaml, else a YAML that names splits, else another one, else a text file."""
+    named = [root / name for name in ("data.yaml", "data.yml", *NAMES)]
+    if broken := next((file for file in named if os.path.lexists(file) and unreadable(file)), None):
+        raise ValueError(f"{broken}: {unreadable(broken)}; restore or remove it")
     files = [file for file in (*sorted(root.glob("*.y*ml")), *(root / name for name in NAMES)) if _names_classes(file)]
     rank = {file: _rank(file) for file in files}
     best = [file for file in files if rank[file] == min(rank.values())]
     if len(best) > 1:
-        said = [(_by_number(config["names"]), _places(config)) for config in map(_config, best)]
+        said = [(_by_number(config["names"]), _split_entries(config)) for config in map(_config, best)]
         if any(one != said[0] for one in said):
             names = ", ".join(file.name for file in best)
             raise ValueError(f"{root}: {names} have other names of classes or splits; keep one of them")
+    if best:
+        lists = [root / name for name in NAMES if (root / name) not in best]
+        if labels := folder_called(root, "labels"):  # where LabelImg writes its own
+            lists += [place / NAMES[0] for place in (labels, *folders(labels))]
+        _check_same_names(best[0], [file for file in lists if file.is_file()])
     return best[0] if best else None
+
+
+def _check_same_names(file: Path, others: Sequence[Path]) -> None:
+    """A ValueError if a list of classes has another name for a number."""
+    own = _config(file).get("names")
+    for other in others:
+        for number_, name in enumerate(_config(other)["names"]):
+            known = _by_number(own).get(number_) if isinstance(own, (list, dict)) else None
+            if known is not None and str(known).strip() != name:
+                raise ValueError(
+                    f"{file} and {other} have other names for class {number_}, {known!r} and {name!r}; keep the right "
+                    "one and remove the other"
+                )
 
 
 def _rank(file: Path) -> int:
     if file.name in NAMES:
         return 3
-    return 0 if file.stem.casefold() == "data" else 1 if _readable(file) and _places(_config(file)) else 2
+    return 0 if file.stem.casefold() == "data" else 1 if _readable(file) and _split_entries(_config(file)) else 2
 
 
 def _readable(file: Path) -> bool:
@@ -73,9 +145,8 @@ def _readable(file: Path) -> bool:
         return False
 
 
-def _places(config: dict[Any, Any]) -> dict[Any, Any]:
-    """The entries of a YAML that name a split."""
-    return {key: value for key, value in config.items() if isinstance(key, str) and split_of(key)}
+def _split_entries(config: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: value for key, value in config.items() if isinstance(key, str) and split_word(key)}
 
 
 def _by_number(names: Any) -> Any:
@@ -90,74 +161,125 @@ def _names_classes(file: Path) -> bool:
 
 
 def _config(file: Path) -> dict[Any, Any]:
-    """A YAML's entries; of a list of classes, "names" alone."""
+    """A YAML's entries; of a list of classes "names", and what an obj.data beside it says."""
     if file.name in NAMES:
         lines = read_text(file, 1 << 24).rstrip().splitlines()
         if blank := next((i for i, line in enumerate(lines, 1) if not line.strip()), 0):
             raise ValueError(f"{file}: line {blank} is blank, and classes count by lines; give it a name or remove it")
-        return {"names": [line.strip() for line in lines]}
+        return {**_darknet(file.parent / "obj.data"), "names": [line.strip() for line in lines]}
     found = read_yaml(file)
     return found if isinstance(found, dict) else {}
 
 
-def _place(root: Path, base: Any, given: str) -> Path | None:
-    """The folder of images, or the list of them, that a YAML means: beside it, or below its `path`.
+def _darknet(file: Path) -> dict[str, str]:
+    """The splits that a file of lines "train = data/train.txt" names."""
+    if not os.path.lexists(file):
+        return {}
+    pairs = [line.split("=", 1) for line in read_text(file, 1 << 20).splitlines() if "=" in line]
+    return {key.strip(): value.strip() for key, value in pairs if split_word(key)}
+
+
+def _places(root: Path, base: Any, given: Sequence[str]) -> list[Path | None]:
+    """The folders of images, or the lists of them, that a YAML means: beside it, or below its `path`.
 
     Exports say ../train/images for train/images, and `path` is that of another machine.
     """
-    parts = [part for part in given.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    inside = [root.joinpath(*parts)] + ([root / base / given] if isinstance(base, str) else []) + [root / given]
-    return next((place for place in inside if parts and place.exists()), None)
+    found = resolve_all(given, [root], os.path.exists)
+    below = [root / base / one for one in given] if isinstance(base, str) else [root / one for one in given]
+    return [
+        one.path if one and not one.dropped else other if other.exists() else one.path if one else None
+        for one, other in zip(found, below, strict=True)
+    ]
 
 
-def _label_file(image: Path) -> Path:
-    """labels/x.txt of images/x.png: the last folder of that name is the other one; else beside the image."""
+def _label_folder(image: Path) -> Path:
+    """labels/x of images/x/1.png: the last folder of that name is the other one; else the image's own."""
     parts = list(image.parts)
     for i in reversed(range(len(parts) - 1)):
         if parts[i].casefold() == "images":
-            other = Path(*parts[:i], "labels", *parts[i + 1 :]).with_suffix(".txt")
-            return other if other.parent.is_dir() else image.with_suffix(".txt")
-    return image.with_suffix(".txt")
+            name = "Labels" if parts[i].istitle() else "LABELS" if parts[i].isupper() else "labels"
+            other = Path(*parts[:i], name, *parts[i + 1 : -1])
+            return other if other.is_dir() else image.parent
+    return image.parent
 
 
-def _images(place: Path, root: Path) -> list[Path]:
-    """The images in a folder, or those that a text file lists."""
+class _Labels:
+    """The label files of images."""
+
+    def __init__(self) -> None:
+        self.names: dict[Path, dict[str, str]] = {}
+        self.beside: dict[Path, Path] = {}
+
+    def of(self, image: Path) -> Path | None:
+        """The label file of an image, its ending in any case, if there is one; it may be a broken link."""
+        folder = self.beside.get(image.parent)
+        if folder is None:
+            folder = self.beside[image.parent] = _label_folder(image)
+        if folder not in self.names:
+            texts = [name for name in sorted(os.listdir(folder)) if name[-4:].casefold() == ".txt"]
+            self.names[folder] = {name[:-4]: name for name in texts}  # of 1.TXT and 1.txt, the latter
+        name = self.names[folder].get(image.stem)
+        return folder / name if name else None
+
+
+def _images(place: Path, root: Path) -> Iterator[tuple[str, Path | None]]:
+    """What errors call each image in a folder, or in the list that a text file is, and its file."""
     if place.is_dir():
-        return image_files(place)
-    listed = [line.strip() for line in read_text(place).splitlines() if line.strip()]
-    return [_place(root, None, name) or _place(root / "..", None, name) or root / name for name in listed]
+        yield from ((_inside(path, root), path) for path in image_files(place))
+        return
+    lines = [(i, line.strip()) for i, line in enumerate(read_text(place).splitlines(), 1) if line.strip()]
+    for (i, name), one in zip(lines, resolve_all([name for _, name in lines], [place.parent, root]), strict=True):
+        yield f"{name} ({place.name} line {i})", one.path if one else None
+
+
+def _inside(path: Path, root: Path) -> str:
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
 def _has_labels(place: Path) -> bool:
     if place.is_file():
-        return place.suffix == ".txt"
-    labels = _label_file(place / "x.png").parent
-    return place.is_dir() and next(labels.rglob("*.txt"), None) is not None
+        return place.suffix.casefold() == ".txt"
+    return place.is_dir() and any_below(_label_folder(place / "x.png"), _is_label)
+
+
+def _is_label(path: Path) -> bool:
+    return path.suffix.casefold() == ".txt" and path.name not in NAMES
 
 
 def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Content:
     """What some folders of images and the label files beside them hold."""
     config = _config(file)
-    categories = [{"id": number_, "name": name} for number_, name in _classes(file, config["names"]).items()]
+    categories = [{"id": number_, "name": name} for number_, name in _classes(file, config).items()]
     known = {category["id"] for category in categories}
     content = Content([], [], categories, [], [])
-    for image in dict.fromkeys(image for place in places for image in _images(place, root)):
+    labels, used, seen = _Labels(), {}, set()  # type: tuple[_Labels, dict[Path, Path], set[Path]]
+    unlabelled = []
+    for where, image in (pair for place in places for pair in _images(place, root)):
+        if image is None:
+            faults.add(f"image {where}: no such file")
+            continue
+        if image in seen:
+            continue
+        seen.add(image)
+        label = labels.of(image)
+        if label and (other := used.setdefault(label, image)) != image:
+            faults.add(f"image {where}: {_inside(label, root)} is the label file of {other.name}, too; rename one")
+            continue
         try:
             width, height = upright_size(image)
+            lines = read_text(label).splitlines() if label else []
         except ValueError as error:
-            faults.add(f"image {image}: {str(error).removeprefix(f'{image}: ')}")
+            faults.add(f"image {where}: {str(error).removeprefix(f'{image}: ')}")
             continue
+        if label is None:
+            unlabelled.append(image)
         image_id = len(content.images) + 1
-        name = str(image.relative_to(root) if image.is_relative_to(root) else image)
-        content.images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        content.images.append({"id": image_id, "file_name": _inside(image, root), "width": width, "height": height})
         content.paths.append(image)
-        labels = _label_file(image)
-        if not labels.is_file():
-            continue
-        for line, words in enumerate(read_text(labels).splitlines(), 1):
+        for i, words in enumerate(lines, 1):
             if not words.strip():
                 continue
-            here = f"{labels.relative_to(root) if labels.is_relative_to(root) else labels} line {line}"
+            here = f"{_inside(label, root)} line {i}"
             try:
                 one = _object(words.split(), known, "kpt_shape" in config)
             except ValueError as error:
@@ -168,22 +290,39 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
             one["segmentation"] = [[value * scale[i % 2] for i, value in enumerate(p)] for p in one["segmentation"]]
             content.annotations.append({"image_id": image_id, **one})
             content.where.append(here)
-    used = {_label_file(image) for image in content.paths}
-    beside = {_label_file(place / "x.png").parent for place in places if place.is_dir()}
-    if lone := [path for labels in beside for path in labels.rglob("*.txt") if path not in used | {file}]:
-        logger.warning("%d label files have no usable image and are left out, %s for one", len(lone), lone[0].name)
-    return content
+    notes = []
+    if unlabelled:
+        notes.append(
+            f"{len(unlabelled):,} of {len(seen):,} images have no label file and are taken for images without objects, "
+            f"{unlabelled[0].name} for one"
+        )
+    beside = {_label_folder(place / "x.png") for place in places if place.is_dir()}
+    lone = [path for folder in beside for path in files_below(folder, ".txt") if path not in used and _is_label(path)]
+    if lone:
+        notes.append(f"{len(lone)} label files have no usable image and are left out, {lone[0].name} for one")
+    return content._replace(notes=tuple(notes))
 
 
-def _classes(file: Path, names: Any) -> dict[int, str]:
+def _classes(file: Path, config: dict[Any, Any]) -> dict[int, str]:
     """Names by number."""
-    pairs = names.items() if isinstance(names, dict) else enumerate(names) if isinstance(names, list) else None
+    names, remedy = config["names"], "write names: [cat, dog], or names: {0: cat, 1: dog}"
+    pairs = list(names.items() if isinstance(names, dict) else enumerate(names) if isinstance(names, list) else [])
     if not pairs:
-        raise ValueError(f"{file}: names is {type(names).__name__}, expected a list of classes")
-    try:
-        return {whole(key): text(name) for key, name in pairs}
-    except Wrong as error:
-        raise ValueError(f"{file}: a class among names is wrong, expected {error}") from None
+        raise ValueError(f"{file}: names is {shown(names)}, expected a list of classes; {remedy}")
+    found: dict[int, str] = {}
+    for key, name in pairs:
+        try:
+            found[whole(key)] = text(name)
+        except Wrong as error:
+            why = ": YAML reads yes, no, on and off as true and false" if isinstance(name, bool) else ""
+            mend = f"put it in quotes{why}" if isinstance(name, (bool, float)) else remedy
+            raise ValueError(
+                f"{file}: class {shown(key)} in names is {shown(name)}, expected {error}; {said}"
+            ) from None
+    count = config.get("nc", len(found))
+    if str(count) not in (str(len(found)), str(max(found) + 1)):
+        raise ValueError(f"{file}: nc is {shown(count)}, but names has {len(found)}; correct the wrong one")
+    return found
 
 
 def _object(words: Sequence[str], known: set[int], points: bool) -> dict[str, Any]:
