@@ -1,6 +1,7 @@
 """COCO-format folders: what is read, and what is refused before the first step."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -141,7 +142,7 @@ def test_a_photo_that_exif_turns_is_as_large_as_it_is_read(folder):
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no val split in COCO's format; looked for annotations/instances_val.json"):
+    with pytest.raises(ValueError, match="no val split; looked for COCO: annotations/instances_val.json"):
         load(tmp_path, "val")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val.json").write_text("{")
@@ -336,4 +337,5 @@ def test_one_file_under_two_entries_is_refused_however_its_path_is_spelled(folde
         load(folder, "train")
     with pytest.raises(ValueError, match="image 10 and image 11 are one file"):
         (folder / "annotations/instances_val.json").unlink()
+        shutil.rmtree(folder / "val")
         load(folder, "val", divide=True)

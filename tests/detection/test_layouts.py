@@ -251,7 +251,7 @@ def test_a_lone_train_is_divided_when_asked_and_whole_else(tmp_path):
     shutil.rmtree(tmp_path / "valid")
     assert [len(load(tmp_path, "train", divide=d)) for d in (False, True)] == [6, 5]
     assert len(load(tmp_path, "val", divide=True)) == 1
-    with pytest.raises(ValueError, match="no val split in COCO's format; looked for .*; found train"):
+    with pytest.raises(ValueError, match="no val split; looked for .*; found train"):
         find(tmp_path, "val")
 
 
@@ -538,9 +538,7 @@ def coco_in_folders(root):
     coco(root / "annotations/instances_val.json", VAL)
 
 
-@pytest.mark.parametrize(
-    "make", [*LAYOUTS, yolo_lists, yolo_folders, coco_in_folders], ids=lambda make: make.__name__
-)
+@pytest.mark.parametrize("make", [*LAYOUTS, yolo_lists, yolo_folders, coco_in_folders], ids=lambda make: make.__name__)
 def test_pictures_are_found_from_anywhere_where_the_data_are_given_by_a_relative_path(tmp_path, monkeypatch, make):
     make(tmp_path / "sets/mine")
     monkeypatch.chdir(tmp_path)

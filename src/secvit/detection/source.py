@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from secvit.fields import Faults
-from secvit.images.files import is_image, is_stray
+from secvit.images.files import LeftOut, is_image, is_stray
 from secvit.images.words import split_of
 
 BOTH = "trainval"  # the images of train and val, as Pascal VOC has it
+UNREADABLE = ("broken links", "that are no regular files")
 FOLDERS = ("images", "data", "jpegimages")  # of images, in any case
 _BOTH = re.compile(r"train[-_ ]?val[-_ ]?(?:(?:19|20)\d\d)?")
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
@@ -148,6 +149,11 @@ def unreadable(path: Path) -> str:
 
 def not_read(file: Path, split: str, name: str) -> str:
     return f"{file}: a {split} split by its name, but not by one that is read; call it {name}, or move it away"
+
+
+def unreadable_images(left_out: LeftOut) -> tuple[tuple[str, int], ...]:
+    """What a walk for images passed over, other than files that are none."""
+    return tuple((reason, count) for reason, count in left_out.reasons.items() if reason in UNREADABLE)
 
 
 def files_in(folder: Path, ending: str) -> list[Path]:

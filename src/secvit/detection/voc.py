@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -25,14 +25,16 @@ from secvit.detection.source import (
     speaks_of,
     split_word,
     unreadable,
+    unreadable_images,
 )
 from secvit.fields import Faults, Wrong, flag, number, read_bytes, read_text, shown
-from secvit.images.files import image_files, is_image
+from secvit.images.files import LeftOut, image_files, is_image
 from secvit.images.read import upright_size
 from secvit.images.words import SPLITS, class_names
 
 FOLDERS = ("JPEGImages", "images")
 MOST = 1 << 24  # bytes of an XML file
+_OF_CLASS = re.compile(r"_\D")  # the name of a class's list, as train_val for the class "train"
 _COLUMN = re.compile(r"\s+(?:-1|0|1)$")  # of a class's list: whether it is there
 ENCODING = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']""")
 
@@ -40,7 +42,10 @@ ENCODING = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']"""
 def voc_splits(root: Path) -> Found:
     """Splits by ImageSets/Main, or by folders of images with an XML file each; "" is a set without splits."""
     found, base = Found(), None
+    near: dict[str, Path] = {}  # each once, whatever is linked
     for place in [root, *(deep for child in folders(root) for deep in (child, *folders(child)))]:
+        near.setdefault(os.path.realpath(place), place)
+    for place in near.values():
         annotations, pictures = folder_called(place, "Annotations"), folder_called(place, *FOLDERS)
         if pictures is None or annotations is None or not any_below(annotations, _is_xml):
             continue
@@ -52,13 +57,15 @@ def voc_splits(root: Path) -> Found:
             read = functools.partial(_read, None, pictures, annotations)
             found.sources[""] = Source(annotations, (pictures,), read)
     if base is None:
-        named = [Candidate(child.name, str(child), child) for child in folders(root)]
+        beside = [place for place in (root, folder_called(root, *FOLDERS)) if place]  # XML files and images
+        named = [Candidate(child.name, str(child), child) for place in beside for child in folders(place)]
         named = [one for one in named if split_word(one.word) and any(map(_is_xml, one.value.iterdir()))]
         for split, one in choose(named, found).items():
             read = functools.partial(_read, None, one.value, one.value, above=root)
             found.sources[split] = Source(one.value, (one.value,), read)
-        if not named and any(map(_is_xml, root.iterdir())) and any(map(is_image, root.iterdir())):
-            found.sources[""] = Source(root, (root,), functools.partial(_read, None, root, root))
+        for place in beside if not named else ():
+            if any(map(_is_xml, place.iterdir())) and any(map(is_image, place.iterdir())):
+                found.sources[""] = Source(place, (place,), functools.partial(_read, None, place, place))
     return found
 
 
@@ -66,6 +73,7 @@ def _by_lists(base: Path, pictures: Path, annotations: Path, found: Found) -> No
     """The splits that lists in ImageSets/Main name."""
     place = base / "ImageSets" / "Main"
     lists = files_in(place, ".txt") if place.is_dir() else []
+    lists = [file for file in lists if not _OF_CLASS.search(file.stem)]
     chosen = {split: one.value for split, one in choose([Candidate(f.stem, str(f), f) for f in lists], found).items()}
     default = [file for file in lists if file.stem.casefold() == "default"]
     if default and not chosen and not found.refused:  # CVAT's list of a set without splits
@@ -77,7 +85,7 @@ def _by_lists(base: Path, pictures: Path, annotations: Path, found: Found) -> No
             read = functools.partial(_read, file, pictures, annotations)
             found.sources[split] = Source(file, (pictures,), read)
     for file in lists if "" not in chosen else ():
-        split = speaks_of(file.stem) if "_" not in file.stem else None  # cat_val is a class's
+        split = speaks_of(file.stem)
         if split in SPLITS and split not in found.sources and split not in found.refused:
             found.refused[split] = not_read(file, split, f"{split}.txt")
 
@@ -89,7 +97,7 @@ def _is_xml(path: Path) -> bool:
 def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, above: Path | None = None) -> Content:
     """What the XML files of the images that a file names hold, or of all that have one."""
     by_name: dict[str, list[Path]] = {}
-    for path in image_files(pictures):
+    for path in image_files(pictures, left_out := LeftOut()):
         by_name.setdefault(_stem(path, pictures), []).append(path)
     # classes are those of all splits, so that each has the same
     parsed: dict[Path, ElementTree.Element] = {}
@@ -106,7 +114,7 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
     ids = {name: i for i, name in enumerate(class_names(labels), 1)}
     content = Content([], [], [{"id": i, "name": name} for name, i in ids.items()], [], [])
     shift, without = _first_pixel(parsed.values()), 0
-    for where, name in [(name, name) for name in by_name] if file is None else _listed(file):
+    for where, name in [(name, name) for name in by_name] if file is None else _listed(file, by_name):
         some = by_name.get(name) or [path for path in by_name.get(_cut(name), ()) if path.name == Path(name).name]
         path = xmls.get(_stem(some[0], pictures)) if some else None
         if not some:
@@ -153,7 +161,9 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
     notes = []
     if lone := sorted(path for stem, path in xmls.items() if stem not in by_name):
         notes.append(f"{len(lone)} XML files have no image and are left out, {lone[0].name} for one")
-    return content._replace(notes=tuple(notes), left_out=(("without an XML file", without),))
+    return content._replace(
+        notes=tuple(notes), left_out=(("without an XML file", without), *unreadable_images(left_out))
+    )
 
 
 def _stem(path: Path, folder: Path) -> str:
@@ -165,15 +175,23 @@ def _cut(name: str) -> str:
     return os.path.splitext(name)[0] if is_image(name) else name
 
 
-def _listed(file: Path) -> list[tuple[str, str]]:
-    """What errors call each image of a list, and its name: a line, without quotes and the -1, 0 or 1 of a class."""
+def _listed(file: Path, known: Container[str]) -> list[tuple[str, str]]:
+    """What errors call each image of a list, and its name: a line, without quotes and the -1, 0 or 1 of a class.
+
+    known: names that are there; "photo 1" is one of them, or all lines have such a column.
+    """
+    lines = [(i, _unquoted(line)) for i, line in enumerate(read_text(file).splitlines(), 1) if line.strip()]
+    columns = all(_COLUMN.search(line) for _, line in lines) and not all(_cut(line) in known for _, line in lines)
     found: dict[str, str] = {}
-    for i, line in enumerate(read_text(file).splitlines(), 1):
-        name = _COLUMN.sub("", line.strip()).strip()
-        name = name[1:-1] if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'" else name
-        if name:
-            found.setdefault(name, f"{name} ({file.name} line {i})")
+    for i, line in lines:
+        name = _unquoted(_COLUMN.sub("", line)) if columns else line
+        found.setdefault(name, f"{name} ({file.name} line {i})")
     return [(where, name) for name, where in found.items()]
+
+
+def _unquoted(line: str) -> str:
+    name = line.strip()
+    return name[1:-1] if len(name) > 1 and name[0] == name[-1] and name[0] in "\"'" else name
 
 
 def _difficult(one: ElementTree.Element) -> bool:

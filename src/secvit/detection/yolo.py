@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from secvit.detection.source import (
+    BOTH,
     Candidate,
     Content,
     Found,
@@ -22,9 +23,10 @@ from secvit.detection.source import (
     resolve_all,
     split_word,
     unreadable,
+    unreadable_images,
 )
 from secvit.fields import Faults, Wrong, number, read_text, read_yaml, shown, text, whole
-from secvit.images.files import image_files, is_image
+from secvit.images.files import LeftOut, image_files, is_image
 from secvit.images.read import upright_size
 
 NAMES = ("classes.txt", "obj.names")  # a class a line, where there is no YAML
@@ -39,6 +41,8 @@ def yolo_splits(root: Path) -> Found:
     if file is None:
         return found
     config = _config(file)
+    if others := [str(one) for one in sorted(root.glob("*.y*ml")) if one != file and _names_classes(one)]:
+        found.notes.append(f"not used: {', '.join(others)}")
     places: dict[str, tuple[Path, ...]] = {}
     for split, one in choose(_named(file, config), found).items():
         given = dict(zip(one.value, _places(root, config.get("path"), one.value), strict=True))
@@ -49,7 +53,9 @@ def yolo_splits(root: Path) -> Found:
             )
         else:
             places[split] = tuple(place for place in given.values() if place)
-    by_name = [one for one in _folders(root) if split_word(one.word) not in places.keys() | found.refused.keys()]
+    given = places.keys() | found.refused.keys()
+    given |= {BOTH} if given & {"train", "val"} else set()
+    by_name = [one for one in _folders(root) if split_word(one.word) not in given]
     places |= {split: (one.value,) for split, one in choose(by_name, found).items() if split not in places}
     labelled = {split for split, some in places.items() if any(map(_has_labels, some))}
     if not places and not found.refused:
@@ -222,10 +228,10 @@ class _Labels:
         return folder / name if name else None
 
 
-def _images(place: Path, root: Path) -> Iterator[tuple[str, Path | None]]:
+def _images(place: Path, root: Path, left_out: LeftOut) -> Iterator[tuple[str, Path | None]]:
     """What errors call each image in a folder, or in the list that a text file is, and its file."""
     if place.is_dir():
-        yield from ((_inside(path, root), path) for path in image_files(place))
+        yield from ((_inside(path, root), path) for path in image_files(place, left_out))
         return
     lines = [(i, line.strip()) for i, line in enumerate(read_text(place).splitlines(), 1) if line.strip()]
     for (i, name), one in zip(lines, resolve_all([name for _, name in lines], [place.parent, root]), strict=True):
@@ -253,8 +259,8 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
     known = {category["id"] for category in categories}
     content = Content([], [], categories, [], [])
     labels, used, seen = _Labels(), {}, set()  # type: tuple[_Labels, dict[Path, Path], set[Path]]
-    unlabelled = []
-    for where, image in (pair for place in places for pair in _images(place, root)):
+    unlabelled, left_out = [], LeftOut()
+    for where, image in (pair for place in places for pair in _images(place, root, left_out)):
         if image is None:
             faults.add(f"image {where}: no such file")
             continue
@@ -300,7 +306,7 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
     lone = [path for folder in beside for path in files_below(folder, ".txt") if path not in used and _is_label(path)]
     if lone:
         notes.append(f"{len(lone)} label files have no usable image and are left out, {lone[0].name} for one")
-    return content._replace(notes=tuple(notes))
+    return content._replace(notes=tuple(notes), left_out=unreadable_images(left_out))
 
 
 def _classes(file: Path, config: dict[Any, Any]) -> dict[int, str]:
@@ -316,9 +322,7 @@ def _classes(file: Path, config: dict[Any, Any]) -> dict[int, str]:
         except Wrong as error:
             why = ": YAML reads yes, no, on and off as true and false" if isinstance(name, bool) else ""
             mend = f"put it in quotes{why}" if isinstance(name, (bool, float)) else remedy
-            raise ValueError(
-                f"{file}: class {shown(key)} in names is {shown(name)}, expected {error}; {said}"
-            ) from None
+            raise ValueError(f"{file}: class {shown(key)} is {shown(name)}, expected {error}; {mend}") from None
     count = config.get("nc", len(found))
     if str(count) not in (str(len(found)), str(max(found) + 1)):
         raise ValueError(f"{file}: nc is {shown(count)}, but names has {len(found)}; correct the wrong one")
