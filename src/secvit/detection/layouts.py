@@ -18,6 +18,7 @@ from secvit.detection.source import (
     called_val,
     choose,
     files_in,
+    folder_called,
     folders,
     not_read,
     speaks_of,
@@ -88,14 +89,13 @@ def _found(root: Path) -> Found:
     if not root.is_dir():
         raise ValueError(f"{root}: {'a file' if root.exists() else 'no such data'}; give the folder of a data set")
     coco = _coco_splits(root)
-    if sure := bool(coco.sources) and all(_is_coco(source.file, 3) for source in coco.sources.values()):
-        found = {"COCO": coco}
-    else:  # beside the others, a JSON may be anything
-        found = {}
-    for name, look in (("YOLO", yolo_splits), ("Pascal VOC", voc_splits)):
-        with contextlib.suppress(*([ValueError] if sure else [])):
-            if (other := look(root)).sources or other.refused:
-                found[name] = other
+    sure = bool(coco.sources) and all(_is_coco(source.file, 3) for source in coco.sources.values())
+    found = {"COCO": coco} if sure else {}  # beside the others, a JSON may be anything
+    with contextlib.suppress(*([ValueError] if sure else [])):
+        found["YOLO"] = yolo_splits(root)
+    with contextlib.suppress(*([ValueError] if sure else [])):
+        found["Pascal VOC"] = voc_splits(root, deep=not sure)
+    found = {name: one for name, one in found.items() if one.sources or one.refused}
     whole = {name: one for name, one in found.items() if one.sources}
     if len(whole) > 1:
         said = " and ".join(f"{name} ({next(iter(one.sources.values())).file})" for name, one in whole.items())
@@ -118,23 +118,22 @@ def _coco_splits(root: Path) -> Found:
     found = Found()
     places = [*(child for child in folders(root) if child.name.casefold() == "annotations"), root]
     files = [file for place in places for file in files_in(place, ".json")]
-    named = [_candidate(root, file, _word(file)) for file in files]
-    for child in folders(root):
-        if split_word(child.name):
-            own = (child, *(deep for deep in folders(child) if deep.name.casefold() in FOLDERS))
-            inside = [file for file in files_in(child, ".json") if file.name in FILES]
-            named += [Candidate(child.name, str(file), (file, own)) for file in inside]
-    sure = [one for one in named if unreadable(one.value[0]) or _is_coco(one.value[0])]
+    named = [Candidate(_word(file), str(file), file) for file in files]
+    for child in filter(lambda child: split_word(child.name), folders(root)):
+        inside = [child / name for name in FILES if os.path.lexists(child / name)]
+        named += [Candidate(child.name, str(file), file) for file in inside]
+    sure = [one for one in named if unreadable(one.value) or _is_coco(one.value)]
     known = {split_word(one.word) for one in sure}
     named = [one for one in named if one in sure or split_word(one.word) not in known]  # beside these, anything
     if not any(split_word(one.word) for one in named):
         named = _with_more(root, files)
     for split, one in choose(named, found).items():
-        file, own = one.value
+        file = one.value
         if why := unreadable(file):
             found.refused[split] = f"{file}: {why}; restore it, or remove it if there is no {split} split"
-        else:
-            found.sources[split] = Source(file, own, functools.partial(_read_coco, file))
+            continue
+        own = (file.parent, *_nested(file.parent)) if file.parent not in places else _image_folders(root, one.word)
+        found.sources[split] = Source(file, own, functools.partial(_read_coco, file))
     used = {source.file for source in found.sources.values()}
     others = [f for f in files if f not in used and not f.stem.startswith(OTHER_KINDS) and not split_word(_word(f))]
     others = [file for file in others if not unreadable(file) and _is_coco(file)]
@@ -155,10 +154,6 @@ def _word(file: Path) -> str:
     return file.stem.removeprefix("instances_")
 
 
-def _candidate(root: Path, file: Path, word: str) -> Candidate:
-    return Candidate(word, str(file), (file, _image_folders(root, word, split_word(word) or "")))
-
-
 def _with_more(root: Path, files: list[Path]) -> list[Candidate]:
     """Files whose longer names differ in the split alone: lvis_v1_train.json and lvis_v1_val.json."""
     by_rest: dict[tuple[Path, str], list[Candidate]] = {}
@@ -167,7 +162,7 @@ def _with_more(root: Path, files: list[Path]) -> list[Candidate]:
         if inside and not file.stem.startswith(tuple(set(OTHER_KINDS) - {POINTS})):
             if unreadable(file) or _is_coco(file, 3):
                 word = next((part for part in re.findall(r"[A-Za-z]+\d*", file.stem) if split_of(part)), inside[0])
-                by_rest.setdefault((file.parent, inside[1]), []).append(_candidate(root, file, word))
+                by_rest.setdefault((file.parent, inside[1]), []).append(Candidate(word, str(file), file))
     if len(by_rest) > 1:
         by_rest = {key: some for key, some in by_rest.items() if not key[1].startswith("person keypoints")}
     divided = [some for some in by_rest.values() if len(some) > 1]
@@ -194,20 +189,25 @@ def _undivided(root: Path, places: list[Path], files: list[Path], others: list[P
         raise ValueError(f"{root}: {names} are each a set without splits; keep one of them")
     if some:
         file = (sure or some)[0]
-        own = _image_folders(root, words.get(file, ""), "")
+        own = _image_folders(root, words.get(file, ""))
         found.sources[""] = Source(file, own, functools.partial(_read_coco, file))
 
 
-def _image_folders(root: Path, word: str, split: str) -> tuple[Path, ...]:
+def _image_folders(root: Path, word: str) -> tuple[Path, ...]:
     """Where the images of a split may lie, its own folders first."""
-    own, common = [], [child for name in FOLDERS for child in folders(root) if child.name.casefold() == name]
+    split = split_word(word)
+    own, common = [], [folder for name in FOLDERS if (folder := folder_called(root, name))]
     for place in (root, *common):
         inside = [child for child in folders(place) if child not in common]
         own += [child for child in inside if word and child.name == word]
         own += [child for child in inside if child.name != word and (split and split_word(child.name) == split)]
         own += [child for child in inside if place != root and not split and child.name.casefold() in UNDIVIDED]
-    nested = [deep for child in own for deep in folders(child) if deep.name.casefold() in FOLDERS]
+    nested = [deep for child in own for deep in _nested(child)]
     return tuple(dict.fromkeys([*own, *nested, *common]))
+
+
+def _nested(folder: Path) -> list[Path]:
+    return [deep for name in FOLDERS if (deep := folder_called(folder, name))]
 
 
 def _read_coco(file: Path, _: Faults) -> Content:

@@ -16,7 +16,7 @@ from secvit.images.words import split_of
 
 BOTH = "trainval"  # the images of train and val, as Pascal VOC has it
 UNREADABLE = ("broken links", "that are no regular files")
-FOLDERS = ("images", "data", "jpegimages")  # of images, in any case
+FOLDERS = ("images", "data", "JPEGImages")  # of images
 _BOTH = re.compile(r"train[-_ ]?val[-_ ]?(?:(?:19|20)\d\d)?")
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _LIKE = re.compile(
@@ -188,33 +188,40 @@ def _below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
     for entry in entries:
         if is_stray(entry.name):
             continue
-        try:
-            deeper = entry.is_dir()
-        except OSError:  # a link to itself
-            deeper = False
-        if deeper:
+        if _is_dir(entry):
             yield from _below(Path(entry.path), above | {here})
         else:
             yield Path(entry.path)
 
 
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def folders(place: Path) -> list[Path]:
     """The folders inside a folder, without hidden ones."""
-    return sorted(child for child in place.iterdir() if not is_stray(child.name) and child.is_dir())
+    return sorted(Path(entry.path) for entry in os.scandir(place) if not is_stray(entry.name) and _is_dir(entry))
 
 
 def folder_called(place: Path, *names: str) -> Path | None:
-    """The first of some folders that is inside of another one, in any case."""
-    inside = folders(place)
-    return next((child for name in names for child in inside if child.name.casefold() == name.casefold()), None)
+    """The first of some folders that is inside of another one, in the usual cases; the folder is not listed."""
+    spelled = [way for name in names for way in (name, name.lower(), name.title(), name.upper())]
+    return next((place / way for way in spelled if (place / way).is_dir()), None)
+
+
+def may_have_images(folder: Path) -> bool:
+    """Whether a folder has one of the usual names for a folder of images."""
+    return folder.name.casefold() in map(str.casefold, FOLDERS)
 
 
 def called_val(root: Path) -> Path | None:
     """A folder of pictures, or a broken link, that is called like a val split."""
-    for place in (root, *(child for child in folders(root) if child.name.casefold() in FOLDERS)):
-        for child in sorted(place.iterdir()):
-            if is_stray(child.name) or speaks_of(child.name) != "val" or child.suffix:
-                continue
+    for place in (root, *filter(may_have_images, folders(root))):
+        names = [entry.name for entry in os.scandir(place) if "." not in entry.name]
+        for child in (place / name for name in sorted(names) if not is_stray(name) and speaks_of(name) == "val"):
             if unreadable(child) or (child.is_dir() and any_below(child, is_image)):
                 return child
     return None

@@ -39,11 +39,14 @@ _COLUMN = re.compile(r"\s+(?:-1|0|1)$")  # of a class's list: whether it is ther
 ENCODING = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']""")
 
 
-def voc_splits(root: Path) -> Found:
-    """Splits by ImageSets/Main, or by folders of images with an XML file each; "" is a set without splits."""
+def voc_splits(root: Path, deep: bool = True) -> Found:
+    """Splits by ImageSets/Main, or by folders of images with an XML file each; "" is a set without splits.
+
+    deep: look two folders deeper, and for XML files beside images, too.
+    """
     found, base = Found(), None
     near: dict[str, Path] = {}  # each once, whatever is linked
-    for place in [root, *(deep for child in folders(root) for deep in (child, *folders(child)))]:
+    for place in [root, *(one for child in folders(root) for one in (child, *folders(child)))] if deep else [root]:
         near.setdefault(os.path.realpath(place), place)
     for place in near.values():
         annotations, pictures = folder_called(place, "Annotations"), folder_called(place, *FOLDERS)
@@ -56,7 +59,7 @@ def voc_splits(root: Path) -> Found:
         if not found.sources and not found.refused:
             read = functools.partial(_read, None, pictures, annotations)
             found.sources[""] = Source(annotations, (pictures,), read)
-    if base is None:
+    if base is None and deep:
         beside = [place for place in (root, folder_called(root, *FOLDERS)) if place]  # XML files and images
         named = [Candidate(child.name, str(child), child) for place in beside for child in folders(place)]
         named = [one for one in named if split_word(one.word) and any(map(_is_xml, one.value.iterdir()))]
