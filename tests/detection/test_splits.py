@@ -117,6 +117,9 @@ REFUSED = {
     "pictures without labels": (no_labels, "data.yaml: val: no label file for .*images/val"),
     "pictures without labels nor YAML": (no_labels_and_no_yaml, "images/val: a val split by its name, but pictures without"),
     "a folder that is not there": (lambda root: yaml(root, train="images/train", val="images/valid_B"), "data.yaml: val: images/valid_B is not there"),
+    "no path": (lambda root: yaml(root, train="images/train", val=7), "data.yaml: val: .7., expected the path of a folder"),
+    "a list beside an undivided JSON": (lambda root: (cvat_task(root), (root / "val.txt").write_text("1.png")), "val.txt: a val split by its name, but a list that is not read"),
+    "a list beside Pascal VOC": (lambda root: (lists(root), (root / "val.txt").write_text("1")), "val.txt: a val split by its name, but a list"),
     "train and val in one list": (lambda root: lists(root, train=TRAIN, trainval=ALL), "trainval.txt: holds train and val, and only .*train.txt"),
 }  # fmt: skip
 
@@ -279,6 +282,29 @@ def test_lists_of_another_machine_are_resolved(tmp_path, prefix):
     (tmp_path / "Train.txt").write_text("\n".join([*lines, f"{prefix}images/val/99.png"]))
     with pytest.raises(ValueError, match=r"(?s)99.png \(Train.txt line 3\): no such file"):
         load(tmp_path, "train")
+
+
+def test_lists_are_read_where_no_yaml_names_them(tmp_path):
+    yolo_undivided(tmp_path)
+    for name, seeds in (("train", TRAIN), ("val", VAL)):
+        (tmp_path / f"{name}.txt").write_text("".join(f"images/{seed}.png\n" for seed in seeds))
+    assert read(tmp_path, "train") == list(TRAIN) and read(tmp_path, "val") == list(VAL)
+
+
+def test_an_image_called_train_is_none(tmp_path):
+    flat_yolo(tmp_path)
+    for ending in ("png", "txt"):
+        (tmp_path / f"3.{ending}").rename(tmp_path / f"train.{ending}")
+    assert len(load(tmp_path, "train")) == 7 and splits(tmp_path) == ("train", "val")
+
+
+@pytest.mark.parametrize("place", ["ImageSets/Main", "ImageSets"])
+def test_lists_of_pascal_voc_that_are_not_used_are_said(tmp_path, place, caplog):
+    lists(tmp_path)
+    for name, seeds in (("train", TRAIN), ("val", VAL), ("fold_1", [3]), ("best", [3])):
+        (tmp_path / place / f"{name}.txt").write_text("".join(f"{seed}\n" for seed in seeds))
+    assert read(tmp_path, "train") == list(TRAIN) and "not used: " in caplog.text
+    assert "best.txt" in caplog.text
 
 
 def flat_voc(root):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import glob
 import os
 import re
 from dataclasses import replace
@@ -108,7 +109,18 @@ def _found(root: Path) -> Found:
                 f"{place}: a val split by its name, but {what}; add its annotations, or move it away to hold a part of "
                 "train out"
             )
+    if chosen.sources.keys() == {""} and not chosen.refused:
+        for file in (*files_in(root, ".txt"), *files_in(root, ".csv")):
+            if (split := split_word(file.stem)) and not _labels_an_image(file):
+                chosen.refused[split if split in SPLITS else "train"] = (
+                    f"{file}: a {split} split by its name, but a list that is not read here; give each split "
+                    "annotations of its own, or move the list away to hold a part out"
+                )
     return chosen
+
+
+def _labels_an_image(file: Path) -> bool:
+    return any(is_image(beside) for beside in file.parent.glob(f"{glob.escape(file.stem)}.*"))
 
 
 # -- COCO ----------------------------------------------------------------------------------------

@@ -73,14 +73,15 @@ def voc_splits(root: Path, deep: bool = True) -> Found:
 
 
 def _by_lists(base: Path, pictures: Path, annotations: Path, found: Found) -> None:
-    """The splits that lists in ImageSets/Main name."""
-    place = base / "ImageSets" / "Main"
-    lists = files_in(place, ".txt") if place.is_dir() else []
-    lists = [file for file in lists if not _OF_CLASS.search(file.stem)]
+    """The splits that lists in ImageSets/Main name, or in ImageSets."""
+    places = [place for place in (base / "ImageSets" / "Main", base / "ImageSets") if place.is_dir()]
+    lists = [file for place in places for file in files_in(place, ".txt") if not _OF_CLASS.search(file.stem)]
     chosen = {split: one.value for split, one in choose([Candidate(f.stem, str(f), f) for f in lists], found).items()}
-    default = [file for file in lists if file.stem.casefold() == "default"]
+    default = [file for file in lists if file.stem.casefold() in ("default", "all")]
     if default and not chosen and not found.refused:  # CVAT's list of a set without splits
         chosen[""] = default[0]
+    if unused := [str(file) for file in lists if not split_word(file.stem) and file not in chosen.values()]:
+        found.notes.append(f"not used: {', '.join(unused)}")
     for split, file in chosen.items():
         if why := unreadable(file):
             found.refused[split] = f"{file}: {why}; restore it, or remove it if there is no {split} split"

@@ -18,6 +18,7 @@ from secvit.detection.source import (
     any_below,
     choose,
     files_below,
+    files_in,
     folder_called,
     folders,
     resolve_all,
@@ -44,7 +45,10 @@ def yolo_splits(root: Path) -> Found:
     if others := [str(one) for one in sorted(root.glob("*.y*ml")) if one != file and _names_classes(one)]:
         found.notes.append(f"not used: {', '.join(others)}")
     places: dict[str, tuple[Path, ...]] = {}
-    for split, one in choose(_named(file, config), found).items():
+    for split, one in choose(_named(file, config) or _lists(root), found).items():
+        if not all(isinstance(name, str) for name in one.value):
+            found.refused[split] = f"{one.shown}: {shown(one.value)}, expected the path of a folder or of a list"
+            continue
         given = dict(zip(one.value, _places(root, config.get("path"), one.value), strict=True))
         if missing := [name for name, place in given.items() if place is None]:
             found.refused[split] = (
@@ -79,10 +83,16 @@ def _named(file: Path, config: dict[Any, Any]) -> list[Candidate]:
     """The entries that name a split, with the folders and lists that they give."""
     named = []
     for key, value in config.items():
-        listed = value if isinstance(value, list) else [value]
-        if isinstance(key, str) and split_word(key) and value and all(isinstance(one, str) for one in listed):
-            named.append(Candidate(key, f"{file}: {key}", listed))
+        if isinstance(key, str) and split_word(key) and value not in (None, "", []):
+            named.append(Candidate(key, f"{file}: {key}", value if isinstance(value, list) else [value]))
     return named
+
+
+def _lists(root: Path) -> list[Candidate]:
+    """Lists of images that are called like splits, and are no labels of an image of that name."""
+    images = {path.stem for path in root.iterdir() if is_image(path)}
+    named = [file for file in files_in(root, ".txt") if split_word(file.stem) and file.stem not in images]
+    return [Candidate(file.stem, str(file), [file.name]) for file in named]
 
 
 def _folders(root: Path) -> list[Candidate]:
