@@ -8,6 +8,7 @@ import pytest
 
 from secvit.detection import recipes, train
 from secvit.detection.data import find, load, splits
+from secvit.detection.training import check_overlap
 from tests.detection.test_layouts import (
     ALL,
     NAMES,
@@ -428,6 +429,49 @@ def test_images_without_a_label_file_are_counted(tmp_path, caplog):
     (tmp_path / "labels/train/3.txt").unlink()
     assert load(tmp_path, "train").blank.sum() == 1
     assert "train: 1 of 6 images have no label file" in caplog.text
+
+
+def list_without_labels(root):
+    yaml(root, train="images/train", val="val.txt")
+    pictures(root / "more", VAL)
+    (root / "val.txt").write_text("".join(f"more/{seed}.png\n" for seed in VAL))
+
+
+def labels_of_other_names(root):
+    yolo(root)
+    for seed in VAL:
+        (root / f"labels/val/{seed}.txt").rename(root / f"labels/val/{seed}.png.txt")
+
+
+def xml_of_other_names(root):
+    voc(root)
+    shutil.rmtree(root / "ImageSets")
+    (root / "Annotations/xmls").mkdir()
+    for file in (root / "Annotations").glob("*.xml"):
+        file.rename(root / "Annotations/xmls" / file.name)
+
+
+NONE = {
+    "a list": (list_without_labels, "none of 2 images has a label file; of more/6.png it would be more/6.txt"),
+    "other names": (labels_of_other_names, "none of 2 images has a label file; of images/val/6.png it .* labels/val/6.txt"),
+    "Pascal VOC": (xml_of_other_names, "Annotations: no images; add some; 8 without an XML file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), NONE.values(), ids=NONE)
+def test_a_split_of_which_no_picture_is_labelled_is_refused(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, "val", divide=True)
+
+
+def test_data_are_read_from_inside_their_folder(tmp_path, monkeypatch):
+    yaml(tmp_path, train="[images/train, images/val]", val="val.txt")
+    (tmp_path / "val.txt").write_text("images/val/6.png\nimages/val/7.png\n")
+    monkeypatch.chdir(tmp_path / "images")
+    found = load("..", "train"), load("..", "val")
+    monkeypatch.chdir("/")
+    assert [found[0].image(i).size for i in range(8)] == [(80, 64)] * 8 and len(check_overlap(*found)) == 2
 
 
 def test_images_that_are_broken_links_are_counted(tmp_path, caplog):

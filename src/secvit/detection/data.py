@@ -199,6 +199,7 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
     content = source.read(broken)
     if not content.images or not content.categories:
         lacking = f"no {'images' if content.categories else 'categories'}; add some"
+        lacking += "".join(f"; {count} {reason}" for reason, count in content.left_out if count)
         if broken:
             broken.found.insert(0, lacking)
             broken.check("Repair them")

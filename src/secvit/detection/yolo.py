@@ -307,6 +307,12 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
             content.annotations.append({"image_id": image_id, **one})
             content.where.append(here)
     notes = []
+    if unlabelled and len(unlabelled) == len(content.images):
+        first = unlabelled[0]
+        raise ValueError(
+            f"{file}: none of {len(unlabelled):,} images has a label file; of {_inside(first, root)} it would be "
+            f"{_inside(_label_folder(first) / first.stem, root)}.txt"
+        )
     if unlabelled:
         notes.append(
             f"{len(unlabelled):,} of {len(seen):,} images have no label file and are taken for images without objects, "
