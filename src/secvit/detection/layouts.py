@@ -153,9 +153,9 @@ def _coco_splits(root: Path) -> Found:
         _undivided(root, places, files, others, found)
         return found
     for file in others:
-        split = speaks_of(_word(file))
-        if split in SPLITS and split not in found.sources and split not in found.refused:
-            found.refused[split] = not_read(file, split, f"instances_{split}.json")
+        like = speaks_of(_word(file))
+        if like in SPLITS and like not in found.sources and like not in found.refused:
+            found.refused[like] = not_read(file, like, f"instances_{like}.json")
     said = " ".join(found.notes)
     if unused := [str(file) for file in others if str(file) not in said]:
         found.notes.append(f"not used: {', '.join(unused)}")
@@ -226,7 +226,8 @@ def _read_coco(file: Path, _: Faults) -> Content:
     """The three lists of a COCO file."""
     try:
         whole = Entry("the file", read_json(file))
-        return Content(*(whole.get(name, items) for name in ("images", "annotations", "categories")))
+        images, annotations, categories = (whole.get(name, items) for name in ("images", "annotations", "categories"))
+        return Content(images, annotations, categories)
     except ValueError as error:
         raise ValueError(f"{file}: not a readable COCO file ({str(error).removeprefix(f'{file}: ')})") from None
 

@@ -17,7 +17,7 @@ from secvit.images.words import split_of
 BOTH = "trainval"  # the images of train and val, as Pascal VOC has it
 UNREADABLE = ("broken links", "that are no regular files")
 FOLDERS = ("images", "data", "JPEGImages")  # of images
-_BOTH = re.compile(r"train[-_ ]?val[-_ ]?(?:(?:19|20)\d\d)?")
+_BOTH = re.compile(r"train(?:ing)?[-_+ ]?(?:val|valid|validation|dev)[-_ ]?(?:19|20)?\d{0,2}")
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _LIKE = re.compile(
     r"(?:mini|sub|small|tiny|my|new|old)?(train|val|valid|validat(?:e|ion)|eval|evaluat(?:e|ion)|dev|test|holdout)"
@@ -108,7 +108,7 @@ def choose(candidates: Sequence[Candidate], found: Found) -> dict[str, Candidate
     for one in candidates:
         if split := split_word(one.word):
             by_year.setdefault(split, {}).setdefault(_year(one.word), []).append(one)
-    wanted = [split for split in ("train", "val") if split in by_year] or list(by_year)
+    wanted = [split for split in by_year if split in ("train", "val")] or list(by_year)
     years = sorted({year for split in wanted for year in by_year[split]})
     years.sort(key=lambda year: ("", "2017").index(year) if year in ("", "2017") else 2)
     common = next((year for year in years if all(year in by_year[split] for split in wanted)), None)
@@ -122,13 +122,12 @@ def choose(candidates: Sequence[Candidate], found: Found) -> dict[str, Candidate
     if whole and not {"train", "val"} & (chosen.keys() | found.refused.keys()):
         chosen["train"] = whole
         found.notes.append(f"{whole.shown} is read as train")
-    elif whole:
-        for split in {"train", "val"} - chosen.keys() - found.refused.keys():
-            other = chosen["val" if split == "train" else "train"].shown if len(chosen) else "the other"
-            found.refused[split] = (
-                f"{whole.shown}: holds train and val, and only {other} is beside it; "
-                f"give {split} a list or file of its own, or remove {whole.shown}"
-            )
+    elif whole and ("train" in chosen) != ("val" in chosen):
+        split, other = ("val", "train") if "train" in chosen else ("train", "val")
+        found.refused[split] = (
+            f"{whole.shown}: holds train and val, and only {chosen[other].shown} is beside it; give {split} a list or "
+            f"file of its own, or remove {whole.shown}"
+        )
     others = [one for one in candidates if one not in chosen.values()]
     if unused := [one.shown for one in others if split_word(one.word) not in (None, BOTH)]:
         found.notes.append(f"not used: {', '.join(unused)}")

@@ -89,9 +89,9 @@ def _by_lists(base: Path, pictures: Path, annotations: Path, found: Found) -> No
             read = functools.partial(_read, file, pictures, annotations)
             found.sources[split] = Source(file, (pictures,), read)
     for file in lists if "" not in chosen else ():
-        split = speaks_of(file.stem)
-        if split in SPLITS and split not in found.sources and split not in found.refused:
-            found.refused[split] = not_read(file, split, f"{split}.txt")
+        like = speaks_of(file.stem)
+        if like in SPLITS and like not in found.sources and like not in found.refused:
+            found.refused[like] = not_read(file, like, f"{like}.txt")
 
 
 def _is_xml(path: Path) -> bool:

@@ -57,9 +57,9 @@ def yolo_splits(root: Path) -> Found:
             )
         else:
             places[split] = tuple(place for place in given.values() if place)
-    given = places.keys() | found.refused.keys()
-    given |= {BOTH} if given & {"train", "val"} else set()
-    by_name = [one for one in _folders(root) if split_word(one.word) not in given]
+    known = {*places, *found.refused}
+    known |= {BOTH} if known & {"train", "val"} else set()
+    by_name = [one for one in _folders(root) if split_word(one.word) not in known]
     places |= {split: (one.value,) for split, one in choose(by_name, found).items() if split not in places}
     labelled = {split for split, some in places.items() if any(map(_has_labels, some))}
     if not places and not found.refused:
