@@ -267,13 +267,23 @@ def read_text(path: str | os.PathLike[str], most: int | None = None) -> str:
         ) from None
 
 
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """json's `object_pairs_hook`: an object; a ValueError if it has a key twice, of which json keeps the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        values = " and ".join(shown(value) for other, value in pairs if other == key)
+        raise ValueError(f"{shown(key)} stands twice in one object, as {values}; keep one of them")
+    return found
+
+
 def read_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file; a ValueError that names it if it is not JSON or nested too deeply.
 
     NaN and Infinity, which Python's writer makes and JSON does not know, are kept for the reader of their field.
     """
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), object_pairs_hook=once)
     except RecursionError:
         raise ValueError(f"{os.fspath(path)}: nested too deeply to be read; write it anew") from None
     except json.JSONDecodeError as error:

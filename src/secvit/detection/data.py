@@ -42,7 +42,7 @@ from secvit.fields import Faults
 from secvit.images import View, read_image, seeded
 from secvit.images.files import LeftOut
 from secvit.images.names import Names
-from secvit.images.words import match_classes
+from secvit.images.words import check_names, match_classes
 from secvit.train.progress import reading
 from secvit.train.sampler import mix
 from secvit.train.shares import is_first
@@ -217,6 +217,7 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
         both.check(_remedy(both, learn and not fatal))
     if heading:
         say.warning("class %r has no object and only heads the others; it is left out", heading)
+    check_names(categories.names, source.file)
     say.counts(content, categories, pictures, annotations, table, broken, dropped, learn, single)
     here = os.getcwd()
     folder = os.path.join(here, places[0], "")

@@ -48,6 +48,7 @@ def folder_classes(path: Path, left_out: LeftOut | None = None, least: int = 2) 
             f"{path}: {len(folders)} class folders; expected at least {'two' if least > 1 else 'one'}, "
             "each with its images"
             + (f" ({len(images):,} images lie in {path.name} itself: give each class a folder)" if images else "")
+            + _deeper(path, folders)
         )
     if all(split_of(folder) for folder in folders):
         raise ValueError(
@@ -70,6 +71,15 @@ def folder_classes(path: Path, left_out: LeftOut | None = None, least: int = 2) 
         left_out.add("other files outside of the class folders", len(files) - len(images))
         left_out.harmless.add("other files outside of the class folders")
     return class_names(folders)
+
+
+def _deeper(path: Path, folders: Sequence[str]) -> str:
+    """Where the data seem to lie, if that is in the one folder inside; "" if it is not."""
+    for folder in folders:
+        inside = contents(path / folder)[0]
+        if len(inside) > 1 or any(map(split_of, inside)):
+            return f"; {path / folder} has {', '.join(inside[:3])}{', ...' * (len(inside) > 3)}: give it as the data"
+    return ""
 
 
 def contents(path: Path, left_out: LeftOut | None = None) -> tuple[list[str], list[str]]:
@@ -129,12 +139,12 @@ def is_flat(path: Path) -> bool:
 def solution_of(path: Path) -> Path:
     """The file with the classes of ImageNet's flat val: in it, beside it, or at the root of Kaggle's archive."""
     places = [path, *list(path.absolute().parents)[:4]]
-    found = next((place / SOLUTION for place in places if (place / SOLUTION).is_file()), None)
+    found = next((place / SOLUTION for place in places if os.path.lexists(place / SOLUTION)), None)
     if found is None:
         raise ValueError(
             f"{path}: images without class folders, so their classes are unknown; if this is ImageNet's val, put "
-            f"{SOLUTION} (it comes with Kaggle's archive of ILSVRC) beside {path.name}, else sort the images into a "
-            "folder for each class"
+            f"{SOLUTION} (it comes with Kaggle's archive of ILSVRC) beside {path.name}; else sort the images into a "
+            f"folder for each class, or, if they have no labels, move {path.name} out of {path.parent}"
         )
     return found
 
@@ -178,7 +188,12 @@ def _solutions(path: Path) -> dict[str, tuple[int, str]]:
                 raise ValueError(
                     f"{path}, line {rows.line_num}: {','.join(row)[:80]!r}; expected an image and its class"
                 )
-            found[row[0].strip()] = (rows.line_num, label[0])
+            line, other = found.setdefault(row[0].strip(), (rows.line_num, label[0]))
+            if other != label[0]:
+                raise ValueError(
+                    f"{path}: {row[0].strip()} is {other} in line {line} and {label[0]} in line {rows.line_num}; "
+                    "keep one of them"
+                )
     except csv.Error as error:
         raise ValueError(f"{path}: not a table of text ({error})") from None
     return found

@@ -23,8 +23,8 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from secvit.fields import Entry, Wrong, items, read_json, read_text, text
-from secvit.images.files import EXTENSIONS, LeftOut, is_image, is_stray
+from secvit.fields import Entry, Wrong, items, once, read_json, read_text, text
+from secvit.images.files import EXTENSIONS, LeftOut, is_image, is_stray, kind_of
 from secvit.images.folders import contents
 from secvit.images.labelled import Images, Source, number_labels
 from secvit.images.names import Names
@@ -95,8 +95,10 @@ def _in_folder(where: Path) -> list[Path]:
     """The shards in a folder, or else in its folders that are called like splits."""
     left_out = LeftOut()
     folders, files = contents(where, left_out)
+    _check_links(where)
     found = [where / file for file in files if file.lower().endswith(".tar")]
     for folder in (folder for folder in folders if split_of(folder)):
+        _check_links(where / folder)
         inside = [where / folder / f for f in contents(where / folder, left_out)[1] if f.lower().endswith(".tar")]
         if inside and found and found[0].parent == where:
             left_out.add(f"in {folder}/, as shards lie above it", len(inside))
@@ -106,6 +108,14 @@ def _in_folder(where: Path) -> list[Path]:
     left_out.add("compressed", len(packed))
     left_out.tell(f"wds/{where}", len(found), "shards")
     return found
+
+
+def _check_links(folder: Path) -> None:
+    """A ValueError for a shard, or a folder of a split, that is a link to nothing: its split would not be whole."""
+    for entry in os.scandir(folder):
+        named = entry.name.lower().endswith(".tar") or split_of(entry.name)
+        if named and not is_stray(entry.name) and kind_of(entry) == "broken links":
+            raise ValueError(f"wds/{entry.path}: a link to nothing; fetch what it links to, or remove it")
 
 
 def expand(pattern: str) -> list[str]:
@@ -145,7 +155,7 @@ def _listed_classes(shards: Sequence[Path]) -> tuple[str, ...]:
     """Class names by number from classes.txt or _info.json ("classes") beside the shards or above; () if none."""
     folder = shards[0].parent
     for place in (folder, folder.parent) if split_of(folder.name) else (folder,):
-        for path in (place / name for name in ("classes.txt", *INFO) if (place / name).is_file()):
+        for path in (place / name for name in ("classes.txt", *INFO) if os.path.lexists(place / name)):
             names = _lines(path) if path.suffix == ".txt" else _info_classes(path)
             if len(set(names)) < len(names):
                 twice = next(name for i, name in enumerate(names) if name in names[:i])
@@ -367,7 +377,7 @@ def _read_labels(found: _Listing, file: BinaryIO) -> dict[str, str]:
 def _label(content: bytes, kind: str, name: str) -> str | None:
     """What a .cls says, or "label" of a .json; None if a .json has none."""
     try:
-        found = content.decode("utf-8-sig") if kind == "cls" else json.loads(content)
+        found = content.decode("utf-8-sig") if kind == "cls" else json.loads(content, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: cannot be read ({error})") from None
     if kind == "json":

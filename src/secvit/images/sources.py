@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from secvit.images.digits import DIGITS, read_digits
+from secvit.images.files import is_stray
 from secvit.images.folders import contents, flat_classes, folder_classes, is_flat, read_flat, read_folder
 from secvit.images.held_out import held_out
 from secvit.images.hfds import hfds_sources
@@ -31,7 +33,7 @@ from secvit.images.labelled import Images, Source
 from secvit.images.npz import npz_classes, read_npz
 from secvit.images.shards import shard_sources
 from secvit.images.tables import SUFFIXES, check_labels, table_source, table_sources
-from secvit.images.words import SPLITS, split_of
+from secvit.images.words import SPLITS, check_names, is_joint, joint_is_train, split_like, split_of
 from secvit.train.progress import reading
 
 logger = logging.getLogger(__name__)
@@ -48,10 +50,11 @@ def load_split(data: str | Path, split: str = "train", classes: tuple[str, ...] 
     if classes and "train" not in found and split in found:
         return found[split].read(classes)
     _check_train(found, data)
-    if len(found) == 1 and split in ("train", "val"):
-        return _held_out(found["train"].read(None), split, data)
-    if split == "train":
-        return found[split].read(None)
+    if split == "train" or (len(found) == 1 and split == "val"):
+        images = found["train"].read(None)
+        if split == "train":
+            check_names(images.classes, data)
+        return _held_out(images, split, data) if len(found) == 1 else images
     if split in found:
         known = found["train"].classes()
         images = found[split].read(known)
@@ -95,25 +98,30 @@ def _sources(data: str | Path) -> dict[str, Source]:
     return _in_folder(path) or {"train": _folder(path)}
 
 
-KINDS = (".npz", *SUFFIXES, "")  # of two with the same word, the first is read; "": a folder
+KINDS = (".npz", *SUFFIXES)  # of files that are a split
 
 
 def _in_folder(path: Path) -> dict[str, Source]:
     """The splits of a folder by their names in it: files, or folders, where no file says more."""
     folders, files = contents(path)
     words: dict[str, dict[str, list[Path]]] = {}  # the places of each split, by the word that names it
-    for name in [*folders, *(file for file in files if Path(file).suffix.lower() in KINDS)]:
-        word = name if name in folders else Path(name).stem
-        if split := split_of(word):
+    names = {name: name for name in folders} | {name: Path(name).stem for name in files if _is_table(name)}
+    for name, word in names.items():
+        if split := split_of(word) or ("both" if is_joint(word) else None):
             words.setdefault(split, {}).setdefault(word.strip().casefold(), []).append(path / name)
+    _check_unread(path, {*folders, *files})
+    if joint := words.pop("both", None):
+        if joint_is_train(_chosen(path, "train", joint).name, words, path):
+            words["train"] = joint
     found = {split: _chosen(path, split, words[split]) for split in SPLITS if split in words}
-    others = [folder for folder in folders if not split_of(folder)]
+    others = [folder for folder in folders if not (split_of(folder) or is_joint(folder))]
     if others and found and all(place.is_dir() and not contents(place)[0] for place in found.values()):
         logger.warning(
             "%s: %s hold no class folders, and %s is beside them; each is read as a class",
             *(path, ", ".join(place.name for place in found.values()), others[0]),
         )
         return {}
+    _check_like(path, names, found)
     listing = any(place.suffix.lower() in SUFFIXES for place in found.values())  # a table's images lie anywhere
     if others and found and not listing:
         logger.warning("%s: folders that are no split and not used: %s", path, ", ".join(others[:5]))
@@ -121,18 +129,42 @@ def _in_folder(path: Path) -> dict[str, Source]:
     return {split: _place(place, split) for split, place in found.items()}
 
 
+def _is_table(name: str) -> bool:
+    return Path(name).suffix.lower() in KINDS
+
+
+def _check_unread(path: Path, read: Collection[str]) -> None:
+    """A ValueError for what is called like a split and is not among the folders and files that can be read."""
+    for name in sorted({*os.listdir(path)} - {*read}):
+        if (split := split_of(Path(name).stem if _is_table(name) else name)) and not is_stray(name):
+            raise ValueError(
+                f"{path / name}: called like a {split} split, but a link to nothing or no regular file; fetch what it "
+                "links to, or remove it"
+            )
+
+
+def _check_like(path: Path, names: Mapping[str, str], found: Collection[str]) -> None:
+    """A ValueError for what may be meant as the split that another one, or a part of train, would stand in for.
+
+    names: words by the names of what may be splits.
+    """
+    lacking = () if "val" in found else ("val",) if "test" in found else ("val", "test")
+    for name, word in names.items():
+        if "train" in found and not (split_of(word) or is_joint(word)) and (split := split_like(word)) in lacking:
+            raise ValueError(
+                f"{path}: no val split, but {name}, which may be meant as {split}; rename it to "
+                f"{split}{Path(name).suffix if _is_table(name) else ''}, or move it away"
+            )
+
+
 def _chosen(path: Path, split: str, words: dict[str, list[Path]]) -> Path:
-    """The file or folder of a split."""
+    """The file or folder of a split: the file, where it lists what lies in a folder of its name."""
     places = [place for same in words.values() for place in same]
-
-    def kind(place: Path) -> int:
-        return KINDS.index("" if place.is_dir() else place.suffix.lower())
-
-    first = min(places, key=kind)
-    second = next((p for p in places if p != first and (len(words) > 1 or kind(p) == kind(first))), None)
+    first = min(places, key=Path.is_dir)
+    second = next((p for p in places if p != first and (len(words) > 1 or p.is_dir() == first.is_dir())), None)
     if second is not None:
         names = ", ".join(sorted(place.name for place in places))
-        raise ValueError(f"{path}: {second.stem} is a second {split}; keep one of them ({names})")
+        raise ValueError(f"{path}: {second.name} is a second {split}; keep one of them ({names})")
     for place in places:
         if place != first:
             logger.info("%s: %s is read, %s is not a split of its own", path, first.name, place.name)
@@ -167,7 +199,7 @@ def _held_out(images: Images, split: str, data: str | Path) -> Images:
             f"{data}: each class has one image, so nothing can be held out for {split}; add images, or a val split"
         )
     logger.info(
-        "%s: no splits given; %s is a fixed stratified part of %d of %d images",
-        *(images.name, split, len(indices), len(images)),
+        "%s: no val split; %s is a fixed stratified part of %d of %d images",
+        *(data, split, len(indices), len(images)),
     )
     return images.part(split, indices.tolist())

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from decimal import Decimal
+
+logger = logging.getLogger(__name__)
 
 # every word for a split that a folder, a file, a column or a shard may use, in any case, alone or with a year
 SPLIT_WORDS = {
@@ -13,6 +18,10 @@ SPLIT_WORDS = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 SPLITS = ("train", "val", "test")
+# words that people use for a split and that others use for something else: never read as one, never passed over
+_LIKE = {**SPLIT_WORDS, "validate": "val", "eval": "val", "evaluation": "val", "minival": "val", "holdout": "val",
+         "heldout": "val"}  # fmt: skip
+_JOINT = re.compile(r"train(?:ing)?[-_+ ]?(?:val|valid|validation|dev)[-_ ]?(?:19|20)?\d{0,2}")
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _WORD = re.compile(r"([a-z]+)[-_ ]?(?:19|20)?\d{0,2}")
 
@@ -32,11 +41,87 @@ def split_inside(name: str) -> tuple[str, str] | None:
     return (found.pop(), rest) if len(found) == 1 else None
 
 
+def split_like(name: str) -> str | None:
+    """The split that a name may be meant for, though it is no word for one: "eval", "val_images" -> "val"."""
+    found = {_LIKE[part] for part in map(str.casefold, _PART.findall(name)) if part in _LIKE}
+    return found.pop() if len(found) == 1 else None
+
+
+def is_joint(word: str) -> bool:
+    """Whether a word names train and val together: "trainval", "train_val", "trainval2012"."""
+    return _JOINT.fullmatch(word.strip().casefold()) is not None
+
+
+def joint_is_train(joint: str, found: Collection[str], where: object) -> bool:
+    """Whether a "trainval" is read as train: where there is neither train nor val.
+
+    found: the splits that are there.  Beside train and val it is their union, and not read; beside one of them,
+    a ValueError, as it holds the other.
+    """
+    if ("train" in found) != ("val" in found):
+        there, other = ("train", "val") if "train" in found else ("val", "train")
+        raise ValueError(
+            f"{where}: {joint} is train and val together, and {there} is beside it, but no {other}; give {other} its "
+            f"own place, or take {there} away to learn from {joint}"
+        )
+    if "train" in found:
+        logger.info("%s: %s is not read, as train and val are there", where, joint)
+    return "train" not in found
+
+
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
     """The different labels in the order that every kind of data set uses: numbers by value, else names by alphabet."""
     found = set(labels)
     numbers = all(label.isascii() and label.isdecimal() for label in found)
     return tuple(sorted(found, key=(lambda x: (int(x), x)) if numbers else None))
+
+
+_INVISIBLE = dict.fromkeys([0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF])  # soft hyphen, zero-width spaces and joiners
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)")
+_MISSING = {"nan", "none", "null", "n/a", "<na>"}  # what programs write where there is no label
+
+
+def check_names(names: Sequence[str], where: object) -> None:
+    """Hold the names of classes against each other, once they are known.
+
+    where: what messages call the data.  A ValueError for names that look the same or are one whole number ("dog" and
+    "dog ", "1" and "01"); a warning for those that differ in upper and lower case or are one number ("1.1" and
+    "1.10"), and for names of missing values.
+    """
+    if same := _alike(names, _seen) or _alike(names, _whole):
+        raise ValueError(
+            f"{where}: classes under two names each: {_pairs(same)}; they differ in spaces, in the way that signs are "
+            "encoded, or in how one number is written; use one name for each"
+        )
+    if same := _alike(names, lambda name: _seen(name).casefold()) + _alike(names, _number):
+        logger.warning("%s: are these one class each? %s; each name is a class of its own", where, _pairs(same))
+    if missing := [name for name in names if name.strip().casefold() in _MISSING]:
+        logger.warning("%s: a class is called %r; if that is a missing label, leave such entries out", where, missing[0])
+
+
+def _alike(names: Iterable[str], key: Callable[[str], object]) -> list[tuple[str, str]]:
+    """Pairs of names that have one key; those without a key (None) are different."""
+    first: dict[object, str] = {}
+    found = [(first.setdefault(same, name), name) for name in names if (same := key(name)) is not None]
+    return [(one, other) for one, other in found if one != other]
+
+
+def _seen(name: str) -> str:
+    """What a reader sees of a name: composed signs, plain single spaces."""
+    return " ".join(unicodedata.normalize("NFC", name).translate(_INVISIBLE).split())
+
+
+def _number(name: str) -> Decimal | None:
+    return Decimal(plain) if _NUMBER.fullmatch(plain := _seen(name)) else None
+
+
+def _whole(name: str) -> Decimal | None:
+    return number if (number := _number(name)) is not None and number == number.to_integral_value() else None
+
+
+def _pairs(same: Sequence[tuple[str, str]], most: int = 5) -> str:
+    more = f" and {len(same) - most} more" if len(same) > most else ""
+    return ", ".join(f"{one!r} and {other!r}" for one, other in same[:most]) + more
 
 
 def match_classes(

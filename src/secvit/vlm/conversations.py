@@ -13,7 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from secvit.fields import Entry, Wrong, items, open_file, shown, whole
+from secvit.fields import Entry, Wrong, items, once, open_file, shown, whole
 from secvit.fields import said as words
 from secvit.vlm.chat import IMAGE, Sample
 
@@ -138,10 +138,12 @@ def entries(file: Path) -> Iterator[Any]:
     """
     with open_file(file) as source:
         content = _Text(file, source)
+        if content.peek() == "{":
+            yield from _json_lines(file, content)
+            return
         if content.peek() != "[":
-            lines = "; an object a line is JSON Lines: put them into one list" if content.peek() == "{" else ""
             found = shown(content.held[content.at : content.at + 20]) if content.peek() else "an empty file"
-            raise ValueError(f"{file}: expected a list [...] of LLaVA's conversations, found {found}{lines}")
+            raise ValueError(f"{file}: expected a list [...] of LLaVA's conversations, found {found}")
         content.at += 1
         number = 0
         while content.peek() != "]" or number:
@@ -164,6 +166,21 @@ def entries(file: Path) -> Iterator[Any]:
             )
 
 
+def _json_lines(file: Path, content: _Text) -> Iterator[Any]:
+    """The objects of JSON Lines, one after the other; a ValueError for one object that has the samples inside."""
+    number = 0
+    while content.peek():
+        entry = content.value(f"entry {number}")
+        if number == 0 and isinstance(entry, dict) and "conversations" not in entry:
+            keys = ", ".join(repr(key) for key, value in entry.items() if isinstance(value, list)) or "none"
+            raise ValueError(
+                f"{file}: an object, expected a list [...] of LLaVA's conversations or an object a line; lists in it: "
+                f"{keys}; write the one of the conversations to a file"
+            )
+        yield entry
+        number += 1
+
+
 class _Text:
     """A file's text, held only from `at` on to as far as it was asked for."""
 
@@ -171,7 +188,7 @@ class _Text:
         self.file, self.source = file, source
         self.held, self.at, self.lines_before, self.ended = "", 0, 0, False
         self.utf8 = codecs.getincrementaldecoder("utf-8-sig")()
-        self.scan = json.JSONDecoder().raw_decode
+        self.scan = json.JSONDecoder(object_pairs_hook=once).raw_decode
 
     def line(self, at: int | None = None) -> int:
         """The number of the line at a place of `held`."""
@@ -219,8 +236,8 @@ class _Text:
                     raise ValueError(
                         f"{self.file}: cannot be read as JSON: {where}, {place}: {error.msg}; write or copy it again"
                     ) from None
-            except ValueError as error:  # a number of thousands of digits
-                raise ValueError(f"{self.file}: {where}: not readable JSON ({str(error)[:80]})") from None
+            except ValueError as error:  # a key twice, a number of thousands of digits
+                raise ValueError(f"{self.file}: {where}: not readable JSON ({str(error)[:200]})") from None
             self.more()
 
 
@@ -243,9 +260,13 @@ def _packed(value: Any, number: int | str, drop_broken: bool, mended: list[str])
     name = Entry(where, value).get("id", _name, "")
     where += f", sample {name!r}" if name else ""
     entry, notes = Entry(where, value), list[str]()
-    if other := [key for key in _OTHER_NAMES if value.get(key) and not value.get("image")]:
-        raise ValueError(f"{where}: has {other[0]!r}; LLaVA's name for pictures is 'image'")
     images = entry.get("image", _paths, [])
+    for key in _OTHER_NAMES:
+        if value.get(key) and not (images and value[key] in (images, *images)):
+            beside = f" beside {value['image']!r} in 'image'" if images else ""
+            raise ValueError(
+                f"{where}: has {key!r}{beside}; LLaVA's name for pictures is 'image', and videos cannot be read"
+            )
     said = []
     for i, turn in enumerate(entry.get("conversations", items)):
         part = Entry(f"{where}, turn {i}", turn)

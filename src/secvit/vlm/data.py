@@ -45,7 +45,7 @@ def files(data: str | Path, chosen: Samples) -> tuple[Path, Path | None]:
         return data, val
     found: dict[str | None, list[Path]] = {}
     for path in sorted(data.iterdir()):
-        if path.suffix.lower() == ".json" and path.is_file() and not is_stray(path.name):
+        if path.suffix.lower() in (".json", ".jsonl") and path.is_file() and not is_stray(path.name):
             found.setdefault(split_of(path.stem), []).append(path)
     train, held_out = found.get("train") or found.get(None, []), found.get("val", [])
     if len(train) != 1 or len(held_out) > 1:

@@ -90,12 +90,12 @@ def _lines(path: Path) -> Iterable[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line, object_pairs_hook=fields.once)
         except RecursionError:
             value = _NoJSON("nested too deeply to be read")
         except ValueError as error:
             cut = ", is the file cut off?" if number == len(content) else ""
-            value = _NoJSON(f"not JSON ({str(error)[:100]}){cut}")
+            value = _NoJSON(f"not JSON ({str(error)[:200]}){cut}")
         yield f"line {number}", value
 
 
