@@ -7,20 +7,26 @@ into memory, so that any of them can be read at any time by any process.
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import logging
 import os
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
 from secvit.extras import needs
-from secvit.fields import Wrong, text
+from secvit.fields import Wrong, read_text, text
+from secvit.images.files import LeftOut, image_names
 from secvit.images.labelled import Images, Source, number_labels
 from secvit.images.names import Names
 from secvit.images.read import read_image
-from secvit.images.words import SPLITS, class_names, split_of
+from secvit.images.words import SPLITS, check_like, class_names, is_joint, joint_is_train, split_of
+from secvit.weights import few
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +47,13 @@ def hfds_sources(name: str) -> dict[str, Source]:
         raise ValueError(
             f"hfds/{name} cannot be opened: {error}; give hfds/ and a name on the Hub or a folder"
         ) from None
+    if os.path.isdir(name):
+        _check_parquet(name)
+        _tell_unlisted(name)
     words: dict[str, str] = {}
+    joint = next((word for word in available if is_joint(word)), None)
+    if joint and joint_is_train(joint, {split_of(word) for word in available}, f"hfds/{name}"):
+        words["train"] = joint
     for word in available:
         split = split_of(word)
         if split and split in words:
@@ -50,6 +62,7 @@ def hfds_sources(name: str) -> dict[str, Source]:
             words[split] = word
     if "train" not in words:
         raise ValueError(f"hfds/{name}: no split train, only {', '.join(available)}; save it under that name")
+    check_like({word: word for word in available}, words, f"hfds/{name}")
     if unused := [word for word in available if word not in words.values()]:
         logger.warning("hfds/%s: splits that are not used: %s", name, ", ".join(unused))
     return {
@@ -57,6 +70,42 @@ def hfds_sources(name: str) -> dict[str, Source]:
         for split in SPLITS
         if split in words
     }
+
+
+def _check_parquet(folder: str) -> None:
+    """A ValueError if files of a folder name the classes of one column in another way: `datasets` takes the first's."""
+    import pyarrow.parquet
+
+    first: dict[str, tuple[str, list[str]]] = {}
+    for file in sorted(map(str, Path(folder).rglob("*.parquet"))):
+        try:
+            said = json.loads((pyarrow.parquet.read_schema(file).metadata or {}).get(b"huggingface", b"{}"))
+            features = said.get("info", {}).get("features", {})
+            named = {column: list(kind["names"]) for column, kind in features.items() if "names" in kind}
+        except (OSError, ValueError, TypeError, AttributeError, pyarrow.ArrowException):
+            continue  # `datasets` says what is wrong with it
+        for column, names in named.items():
+            other, before = first.setdefault(column, (file, names))
+            if names != before:
+                raise ValueError(
+                    f"{file}: the classes of {column!r} are {few(list(map(repr, names)), 5)}, but "
+                    f"{few(list(map(repr, before)), 5)} in {other}; export both with the same list"
+                )
+
+
+def _tell_unlisted(folder: str) -> None:
+    """Warn of images beside a metadata.csv or metadata.jsonl that does not name them: `datasets` leaves them out."""
+    for place in sorted(path for path in Path(folder).rglob("metadata.*") if path.suffix in (".csv", ".jsonl")):
+        try:
+            content = io.StringIO(read_text(place), newline="")
+            rows = csv.DictReader(content) if place.suffix == ".csv" else map(json.loads, content)
+            listed = {os.path.normpath(place.parent / row["file_name"]) for row in rows}
+        except (ValueError, KeyError, TypeError, csv.Error):
+            continue  # `datasets` says what is wrong with it
+        left_out = LeftOut()
+        there = {os.path.normpath(image) for image in image_names(place.parent)}
+        left_out.add(f"not named in {place.name}", len(there - listed))
+        left_out.tell(f"hfds/{place.parent}", len(there & listed), "images")
 
 
 def _open(name: str, split: str) -> tuple[Dataset, str, str]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from secvit.images.labelled import Images, Source
 from secvit.images.npz import npz_classes, read_npz
 from secvit.images.shards import shard_sources
 from secvit.images.tables import SUFFIXES, check_labels, table_source, table_sources
-from secvit.images.words import SPLITS, check_names, is_joint, joint_is_train, split_like, split_of
+from secvit.images.words import SPLITS, check_like, check_names, is_joint, joint_is_train, split_of
 from secvit.train.progress import reading
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def _in_folder(path: Path) -> dict[str, Source]:
             *(path, ", ".join(place.name for place in found.values()), others[0]),
         )
         return {}
-    _check_like(path, names, found)
+    check_like(names, found, path)
     listing = any(place.suffix.lower() in SUFFIXES for place in found.values())  # a table's images lie anywhere
     if others and found and not listing:
         logger.warning("%s: folders that are no split and not used: %s", path, ", ".join(others[:5]))
@@ -140,20 +140,6 @@ def _check_unread(path: Path, read: Collection[str]) -> None:
             raise ValueError(
                 f"{path / name}: called like a {split} split, but a link to nothing or no regular file; fetch what it "
                 "links to, or remove it"
-            )
-
-
-def _check_like(path: Path, names: Mapping[str, str], found: Collection[str]) -> None:
-    """A ValueError for what may be meant as the split that another one, or a part of train, would stand in for.
-
-    names: words by the names of what may be splits.
-    """
-    lacking = () if "val" in found else ("val",) if "test" in found else ("val", "test")
-    for name, word in names.items():
-        if "train" in found and not (split_of(word) or is_joint(word)) and (split := split_like(word)) in lacking:
-            raise ValueError(
-                f"{path}: no val split, but {name}, which may be meant as {split}; rename it to "
-                f"{split}{Path(name).suffix if _is_table(name) else ''}, or move it away"
             )
 
 

@@ -1,4 +1,4 @@
-"""CSV files of paths and labels: columns path, label and, if wanted, split; a .tsv is separated by tabs."""
+"""CSV files of paths and labels: columns path, label and, if wanted, split; between commas, semicolons or tabs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".tsv")
 COLUMNS = ("path", "label", "split")
+SIGNS = {",": "comma", ";": "semicolon", "\t": "tab"}  # between cells
 
 
 class Row(NamedTuple):
@@ -100,8 +102,22 @@ def _read(path: Path, name: str, rows: Sequence[Row], classes: tuple[str, ...] |
     left_out = LeftOut()
     left_out.add("that name a file again", len(rows) - len(once))
     left_out.tell(f"{path}, {name}", len(once), "lines")
+    _tell_other_folders(path, once)
     known, labels = number_labels([row.label for row in once], classes, lambda i: f"{path}, line {once[i].line}")
     return Images(name, known, labels, None, [row.file for row in once], root=str(path.parent))
+
+
+def _tell_other_folders(path: Path, rows: Sequence[Row]) -> None:
+    """Warn of files that lie in a folder called like another class."""
+    classes = {row.label for row in rows}
+    folders = (os.path.basename(os.path.dirname(row.file)) for row in rows)
+    other = [row for row, folder in zip(rows, folders, strict=True) if folder in classes and folder != row.label]
+    if other:
+        row = other[0]
+        logger.warning(
+            "%s: %d of %d files lie in a folder of another class: %s is %r in line %d; the table is followed",
+            *(path, len(other), len(rows), row.file, row.label, row.line),
+        )
 
 
 def _there(files: Iterable[str]) -> Iterator[bool]:
@@ -124,40 +140,80 @@ def _files_in(folder: str) -> frozenset[str]:
 def _rows(path: Path) -> dict[str | None, list[Row]]:
     """The rows by split; by None where there is no column `split`."""
     found: dict[str | None, list[Row]] = {}
-    try:
-        for split, row in _lines(path, io.StringIO(read_text(path), newline="")):
-            found.setdefault(split, []).append(row)
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a table of text ({error})") from None
+    for split, row in _lines(path, read_text(path)):
+        found.setdefault(split, []).append(row)
     if not found:
         raise ValueError(f"{path}: no rows; expected a line for each image below the header")
     return found
 
 
-def _lines(path: Path, file: Iterator[str]) -> Iterator[tuple[str | None, Row]]:
-    tabs = path.suffix.lower() == ".tsv"
-    table = csv.reader(file, delimiter="\t" if tabs else ",", skipinitialspace=True, strict=True)
-    header = next(table, [])
-    columns = [name.strip() for name in header]
-    place = {column: columns.index(column) for column in COLUMNS if column in columns}
+class _Cells:
+    """The rows of a table with cells in them, lists of text; `line` is where the last one ends."""
+
+    def __init__(self, path: Path, content: str, skipped: int, delimiter: str) -> None:
+        csv.field_size_limit(2**31 - 1)  # a caption may be long
+        self.path, self.skipped, self.delimiter = path, skipped, delimiter
+        file = io.StringIO(content, newline="")
+        self.rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
+
+    @property
+    def line(self) -> int:
+        return self.rows.line_num + self.skipped
+
+    def __iter__(self) -> Iterator[list[str]]:
+        try:
+            for cells in self.rows:
+                if any(map(str.strip, cells)):  # spreadsheets write rows of nothing
+                    yield cells
+        except csv.Error as error:
+            raise ValueError(f"{self.path}: not a table of text (line {self.line}: {error})") from None
+
+
+def _open(path: Path, content: str) -> tuple[_Cells, list[str]]:
+    """The cells below the names of the columns, and these.
+
+    The sign between cells is the one that finds path and label in the first line; Excel's "sep=;" may say it above.
+    """
+    first, _, rest = content.partition("\n")
+    said = re.fullmatch(r'"?sep=(.)"?,*;*', first.strip(), re.IGNORECASE) or re.fullmatch(r"sep=(\t)\r?", first)
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    tried = {}
+    for delimiter in (said[1],) if said else (usual, *(sign for sign in SIGNS if sign != usual)):
+        cells = _Cells(path, rest if said else content, 1 if said else 0, delimiter)
+        columns = [name.strip() for name in next(iter(cells), [])]
+        tried[delimiter] = (cells, columns)
+        if not [column for column in ("path", "label") if not _called(column, columns)]:
+            return cells, columns
+    return next(iter(tried.values()))
+
+
+def _called(column: str, columns: Sequence[str]) -> list[int]:
+    """Where a column stands: under its name, else under its name in other letters ("Path")."""
+    exact = [i for i, name in enumerate(columns) if name == column]
+    return exact or [i for i, name in enumerate(columns) if name.casefold() == column]
+
+
+def _lines(path: Path, content: str) -> Iterator[tuple[str | None, Row]]:
+    table, columns = _open(path, content)
+    sign = SIGNS.get(table.delimiter, repr(table.delimiter))
+    place = {column: found[0] for column in COLUMNS if (found := _called(column, columns))}
     for column in ("path", "label"):
-        if column not in columns:
+        if column not in place:
             raise ValueError(
-                f"{path}, line 1: no column {column!r}, only {', '.join(map(repr, columns)) or 'nothing'}; the first "
-                f"line must name path, label and, if wanted, split, separated by {'tabs' if tabs else 'commas'}"
+                f"{path}, line {max(1, table.line)}: no column {column!r}, only "
+                f"{', '.join(map(repr, columns)) or 'nothing'}; the first line must name path, label and, if wanted, "
+                f"split, separated by {sign}s"
             )
     for column in place:
-        if columns.count(column) > 1:
-            raise ValueError(f"{path}, line 1: {columns.count(column)} columns are called {column!r}; keep one")
+        if len(found := _called(column, columns)) > 1:
+            raise ValueError(f"{path}, line {table.line}: {len(found)} columns are called {column!r}; keep one")
     words: dict[str, str] = {}  # the word that each split is called by
     for cells in table:
-        at = f"{path}, line {table.line_num}"
-        if not cells:
-            continue
+        at = f"{path}, line {table.line}"
         if any(cells[len(columns) :]):
             raise ValueError(
-                f"{at}: {len(cells)} cells below {len(columns)} columns; put quotes around a cell that has a "
-                f"{'tab' if tabs else 'comma'} in it"
+                f"{at}: {len(cells)} cells below {len(columns)} columns; put quotes around a cell that has a {sign} "
+                "in it"
             )
         entry = {column: cells[i].strip() if i < len(cells) else "" for column, i in place.items()}
         for column in ("path", "label"):
@@ -167,8 +223,17 @@ def _lines(path: Path, file: Iterator[str]) -> Iterator[tuple[str | None, Row]]:
                 raise ValueError(f"{at}: {column} {entry[column][:80]!r} has more than one line; is a quote missing?")
         yield (
             _split(entry["split"], words, at) if "split" in place else None,
-            Row(table.line_num, os.path.join(path.parent, entry["path"]), entry["label"]),
+            Row(table.line, _file(path.parent, entry["path"]), entry["label"]),
         )
+
+
+def _file(folder: Path, path: str) -> str:
+    """The file that a path means; one with Windows' backslashes means folders where there is such a file."""
+    file = os.path.join(folder, path)
+    if "\\" in path and not os.path.lexists(file):
+        other = os.path.join(folder, path.replace("\\", "/"))
+        return other if os.path.lexists(other) else file
+    return file
 
 
 def _split(word: str, words: dict[str, str], at: str) -> str:

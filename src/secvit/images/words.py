@@ -6,7 +6,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,21 @@ def split_like(name: str) -> str | None:
     """The split that a name may be meant for, though it is no word for one: "eval", "val_images" -> "val"."""
     found = {_LIKE[part] for part in map(str.casefold, _PART.findall(name)) if part in _LIKE}
     return found.pop() if len(found) == 1 else None
+
+
+def check_like(names: Mapping[str, str], found: Collection[str], where: object) -> None:
+    """A ValueError for what may be meant as the split that another one, or a part of train, would stand in for.
+
+    names: what lies beside the splits, and the word of each (a file's name without its ending).
+    found: the splits that are there.
+    """
+    lacking = () if "val" in found else ("val",) if "test" in found else ("val", "test")
+    for name, word in names.items() if "train" in found else ():
+        if not (split_of(word) or is_joint(word)) and (split := split_like(word)) in lacking:
+            raise ValueError(
+                f"{where}: no val split, but {name}, which may be meant as {split}; rename it to "
+                f"{split}{name.removeprefix(word)}, or move it away"
+            )
 
 
 def is_joint(word: str) -> bool:
@@ -96,7 +111,9 @@ def check_names(names: Sequence[str], where: object) -> None:
     if same := _alike(names, lambda name: _seen(name).casefold()) + _alike(names, _number):
         logger.warning("%s: are these one class each? %s; each name is a class of its own", where, _pairs(same))
     if missing := [name for name in names if name.strip().casefold() in _MISSING]:
-        logger.warning("%s: a class is called %r; if that is a missing label, leave such entries out", where, missing[0])
+        logger.warning(
+            "%s: a class is called %r; if that is a missing label, leave such entries out", where, missing[0]
+        )
 
 
 def _alike(names: Iterable[str], key: Callable[[str], object]) -> list[tuple[str, str]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -86,16 +87,31 @@ class Named:
 
 
 def read_names(root: Path) -> Named | None:
-    """What classes.json, classes.txt or labelmap.txt in a folder say; None where there is none."""
-    for name, read in (
-        ("classes.json", from_json),
-        ("classes.txt", from_lines),
-        ("class_names.txt", from_lines),
-        ("labelmap.txt", from_labelmap),
-    ):
-        if (root / name).is_file():
-            return read(root / name)
-    return None
+    """What classes.json, classes.txt, labelmap.txt or class_dict.csv in a folder say; None where there is none.
+
+    Of several that agree the first counts, and masks in colours are read by the one that lists colours.
+    A ValueError if two of them do not agree.
+    """
+    found = [read(root / name) for name, read in FILES if os.path.lexists(root / name)]
+    for one in found[1:]:
+        check_same(found[0], one)
+    if not found:
+        return None
+    colours = next((one.colours for one in found[1:] if one.colours), None)
+    return replace(found[0], colours=replace(colours, everywhere=False)) if colours else found[0]
+
+
+def check_same(one: Named, other: Named) -> None:
+    """A ValueError if two files name other classes, or the same ones for other values."""
+    counted = [class_values(len(n.names), {*n.ignored, IGNORED}) if n.ignored else None for n in (one, other)]
+    first, second = one.values or counted[0], other.values or counted[1]
+    rising = tuple(range(len(one.names)))
+    if one.names != other.names or (first or rising) != (second or rising):
+        shown = [few([f"{value}: {name}" for value, name in zip(v or rising, n.names, strict=False)], 4)
+                 for n, v in ((one, first), (other, second))]  # fmt: skip
+        raise ValueError(
+            f"{one.where} and {other.where} do not agree ({shown[0]}; {shown[1]}); correct one of them, or remove it"
+        )
 
 
 def from_json(file: Path) -> Named:
@@ -160,17 +176,30 @@ def from_csv(file: Path) -> Named:
 
 def from_labelmap(file: Path) -> Named:
     """CVAT's labelmap.txt, NAME:RED,GREEN,BLUE:PARTS:ACTIONS a line: colours in masks; VOC's void is no class."""
+    lines = [(number, line.split(":")) for number, line in _lines(file) if not line.startswith("#")]
+    rows = [(number, parts[0], parts[1].split(",") if parts[1:] else []) for number, parts in lines]
+    return _by_colour(file, rows, "NAME:RED,GREEN,BLUE::")
+
+
+def from_class_dict(file: Path) -> Named:
+    """class_dict.csv, "name,r,g,b" and a class a line: colours in masks."""
+    rows = [(number, [cell.strip().strip('"') for cell in line.split(",")]) for number, line in _lines(file)]
+    if rows and [cell.casefold() for cell in rows[0][1]] == ["name", "r", "g", "b"]:
+        rows = rows[1:]
+    return _by_colour(file, [(number, name, colour) for number, (name, *colour) in rows], "NAME,RED,GREEN,BLUE")
+
+
+def _by_colour(file: Path, rows: Sequence[tuple[int, str, Sequence[str]]], form: str) -> Named:
+    """Classes from line numbers, names and colours; VOC's void is none."""
     faults, found = Faults(file), []
-    for number, line in _lines(file):
-        if line.startswith("#"):
-            continue
-        name, _, rest = line.partition(":")
+    for number, name, parts in rows:
         try:
-            colour = tuple(whole(part) for part in rest.partition(":")[0].split(","))
+            colour = tuple(whole(part) for part in parts)
         except Wrong:
             colour = ()
         if not name.strip() or len(colour) != 3 or not 0 <= min(colour) <= max(colour) < 256:
-            faults.add(f"line {number}: {line[:60]!r}; expected NAME:RED,GREEN,BLUE:: with colours of 0 to 255")
+            said = ",".join((name, *parts))
+            faults.add(f"line {number}: {said[:60]!r}; expected {form} with colours of 0 to 255")
         elif colour != VOID:
             found.append((number, name.strip(), colour))
     faults.check()
@@ -181,6 +210,16 @@ def from_labelmap(file: Path) -> Named:
     colours = Colours.of(table, file.name, everywhere=True)
     names = tuple(name for _, name, _ in found)
     return Named(str(file), names, tuple(range(len(names))), (IGNORED,), palette, colours)
+
+
+# in the order in which they count, with their readers
+FILES = (
+    ("classes.json", from_json),
+    ("classes.txt", from_lines),
+    ("class_names.txt", from_lines),
+    ("labelmap.txt", from_labelmap),
+    ("class_dict.csv", from_class_dict),
+)
 
 
 def ade20k(root: Path) -> Named:
@@ -264,6 +303,30 @@ def number_classes(named: Named | None, used: Collection[int], where: str) -> Cl
         ignored = tuple(sorted({*ignored, IGNORED}))
         values = class_values(len(named.names), ignored)
     return Classes(named.names, values, ignored, named.palette or voc_palette(len(values)))
+
+
+ADE20K = 150  # classes
+
+
+def say_zero(named: Named, used: Collection[int], where: str) -> Named:
+    """Names in ADE20K's layout, where 0 is no class in ADE20K and the first class in other sets.
+
+    used: values in the masks of train, which lie in `where`.  A ValueError where neither the number of names nor the
+    values say which of both is meant.
+    """
+    count, first = len(named.names), named.names[0]
+    fits = max(set(used) - {IGNORED}, default=0) == count and first.strip("_").casefold() not in BACKGROUND
+    if count != ADE20K and not fits:
+        raise ValueError(
+            f"{named.where}: {count} names, but nothing says what 0 is in the masks ({where}), which hold "
+            f"{few([str(value) for value in sorted(used)], 8)}; in ADE20K, whose folders these are, it is no class.  "
+            f'Write classes.json with {{"classes": [...], "ignore_index": 255}} if 0 is {first!r}, or with '
+            f'"ignore_index": 0 if 1 is'
+        )
+    return replace(named, ignored=(0,))
+
+
+BACKGROUND = ("background", "bg", "unlabeled", "unlabelled", "void", "none", "other")
 
 
 def class_values(count: int, ignored: Collection[int]) -> tuple[int, ...]:

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from secvit.fields import Faults
 from secvit.images import Images, View, seeded, upright_size
+from secvit.images.words import check_names
 from secvit.segmentation.augment import IGNORED, training_view
-from secvit.segmentation.classes import Classes, Named, Palette, check_used, number_classes
+from secvit.segmentation.classes import Classes, Named, Palette, check_used, number_classes, say_zero
 from secvit.segmentation.config import Augment
 from secvit.segmentation.layouts import Layout, find_layout, splits
 from secvit.segmentation.masks import MASKS, Colours, Indexed, clashing, palette_of, read_indexed, read_mask, values_of
@@ -31,7 +32,8 @@ __all__ = ["MASKS", "EvalView", "Split", "TrainView", "load", "read_mask", "spli
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-REMEDY = (
+REPAIR = "Repair or remove them"
+VALUES = (
     'Repair or remove them, or say in classes.json which values are classes: {"classes": {"0": "sky", "128": "road"}} '
     "(docs/segmentation.md)"
 )
@@ -103,16 +105,20 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
         for one in looked:
             if one.fault:
                 faults.add(one.fault)
-        faults.check(REMEDY)
+        faults.check(REPAIR)
     known, of_train = (train.labels, None) if train else number(layout, split, named, colours, used, masks[0].parent)
+    values = False
     for mask, one in zip(masks, looked, strict=True):
         if fault := one.fault or strange(mask, one.values, known):
+            values |= not one.fault
             faults.add(fault)
-    faults.check(REMEDY)
+    faults.check(VALUES if values else REPAIR)
     palettes = check_palettes(masks, looked, train.palettes if train else ())
     if not used & set(known.values):
         ignored = ", ".join(map(str, sorted(used))) or "nothing"
         raise ValueError(f"{masks[0].parent}: no pixel of any mask has a class; all hold {ignored}")
+    if not train:
+        check_names(known.names, named.where if named else masks[0].parent)
     if of_train is not None and named:
         check_used(known, named, of_train, str(masks[0].parent))
     if not (train or (named and named.palette)):
@@ -131,7 +137,10 @@ def number(
     used, folder: values in the masks of this split, and where they lie.
     """
     rising_pair = named is not None and named.values is None and len(named.names) == 2
-    if split != "train" and "train" in layout.splits and (named is None or (rising_pair and used <= {0, IGNORED})):
+    unsaid = layout.ade20k and named is not None and named.values is None and named.ignored is None
+    unknown = named is None or unsaid or (rising_pair and used <= {0, IGNORED})
+    from_train = unknown and "train" in layout.splits
+    if split != "train" and from_train:
         masks = layout.pairs("train").masks
         folder = masks[0].parent
         looked = over(lambda mask: values_in(mask, colours), masks, f"reading masks of {folder.name}")
@@ -139,12 +148,12 @@ def number(
         for one in looked:
             if one.fault:
                 faults.add(one.fault)
-        faults.check(REMEDY)
+        faults.check(REPAIR)
         check_palettes(masks, looked)
         used = {value for one in looked for value in one.values}
-    elif split != "train":
-        return number_classes(named, used, str(folder)), None
-    return number_classes(named, used, str(folder)), used
+    named = say_zero(named, used, str(folder)) if named and unsaid else named
+    known = number_classes(named, used, str(folder))
+    return known, used if split == "train" or from_train else None
 
 
 def look_at(image: Path, mask: Path, colours: Colours | None) -> Looked:

@@ -5,9 +5,10 @@ Names of folders count in any case, and the words for splits are those of all ta
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,11 @@ from pathlib import Path
 from secvit.fields import Faults, read_text
 from secvit.images.files import LeftOut, image_files, is_image, is_stray, kind_of
 from secvit.images.held_out import held_out
-from secvit.images.words import SPLITS, split_of
-from secvit.segmentation.classes import Named, ade20k, cityscapes, from_csv, read_names, voc, voc_colours
+from secvit.images.words import SPLITS, check_like, is_joint, joint_is_train, split_of
+from secvit.segmentation.classes import Named, ade20k, check_same, cityscapes, from_csv, read_names, voc, voc_colours
 from secvit.segmentation.masks import LOSSY, MASKS, Colours
+
+logger = logging.getLogger(__name__)
 
 # where pictures and masks of a split lie
 LAYOUTS = (
@@ -27,11 +30,14 @@ LAYOUTS = (
     ("img_dir/{}", "ann_dir/{}"),
     ("{}", "{}_label"),
     ("{}", "{}annot"),
+    ("{}", "{}_labels"),
+    ("{}", "{}_masks"),
     ("{}/images", "{}/masks"),
 )
-UNDIVIDED = (("images", "masks"), ("images", "annotations"), ("images", "labels"))
+PETS = ("images", "annotations/trimaps")
+UNDIVIDED = (PETS, ("images", "masks"), ("images", "annotations"), ("images", "labels"))
 ADE20K = ("images", "training", "annotations", "training")
-VOC, VOC_LISTS = ("jpegimages", "segmentationclass"), "imagesets/segmentation"
+VOC, VOC_LISTS = (("jpegimages", "segmentationclass"), ("jpegimages", "segmentationclasspng")), "imagesets/segmentation"
 ROBOFLOW, CSV = "_mask", "_classes.csv"  # x.jpg has x_mask.png beside it
 CITYSCAPES = (("leftimg8bit/{}", "gtfine/{}", "_gtFine"), ("leftimg8bit/{}", "gtcoarse/{}", "_gtCoarse"))
 LISTS = 1 << 28  # bytes that a list of names may have
@@ -49,6 +55,7 @@ class Place:
 
     ends: what names of pictures and of masks end with, before the ending, and which no name of the pair has.
     lists: files with the names that belong to it; all of them without.  partial: pictures may lack a mask.
+    columns: a list has further words behind a name.
     """
 
     images: Path
@@ -56,6 +63,7 @@ class Place:
     ends: tuple[str, str] = ("", "")
     lists: tuple[Path, ...] = ()
     partial: bool = False
+    columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,16 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Layout:
-    """Places by split, "" for a set that is not divided; what it says of its classes; what colours in masks mean."""
+    """Places by split, "" for a set that is not divided; what it says of its classes; what colours in masks mean.
+
+    ade20k: its folders are ADE20K's, where 0 is no class.
+    """
 
     root: Path
     places: dict[str, Place]
     named: Callable[[], Named | None]
     colours: Colours | None = None
+    ade20k: bool = False
 
     @property
     def undivided(self) -> bool:
@@ -92,7 +104,7 @@ class Layout:
         if split not in self.splits:
             there = ", ".join(self.splits)
             tried = ", ".join(LOOKED_FOR).replace("{}", split)
-            has = f"there is {there}" if there else f"looked for folders {tried}"
+            has = f"there is {there}" if there else f"looked for folders {tried}{_deeper(self.root)}"
             raise ValueError(f"{self.root}: no {split} split; {has} (docs/segmentation.md)")
         place = next(iter(self.places.values())) if self.undivided else self.places[split]
         pictures, masks, left_out = _files(place)
@@ -113,20 +125,93 @@ def splits(root: str | Path) -> tuple[str, ...]:
 
 
 def find_layout(root: Path) -> Layout:
-    """The layout of a folder, without places where it is none that is known."""
+    """The layout of a folder, without places where it is none that is known; a ValueError if it has two."""
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; check the path")
-    places = {split: place for split in SPLITS if (place := _place(root, LAYOUTS, split))}
-    if not places and (place := _place(root, UNDIVIDED, "")):
-        places = {"": place}
-    ade = "train" in places and _parts(places["train"]) == ADE20K
-    for find in (_voc, _roboflow, _cityscapes):
-        if not places and (layout := find(root)):
-            return layout
-    return Layout(root, places, partial(_ade20k_names, root) if ade else partial(read_names, root))
+    found = [layout for find in (_by_kind, _voc, _roboflow, _cityscapes) if (layout := find(root))]
+    if not found:
+        return Layout(root, {}, partial(read_names, root))
+    if len(found) > 1:
+        names = " and ".join(_shown(root, next(iter(layout.places.values()))) for layout in found)
+        raise ValueError(f"{root}: two sets in one folder, {names}; give each its own folder, or keep one")
+    _check_halves(root, found[0].places)
+    return found[0]
 
 
 # -- layouts -------------------------------------------------------------------------------------
+
+
+def _by_kind(root: Path) -> Layout | None:
+    """Folders of pictures and folders of masks."""
+    places = {split: place for split in SPLITS if (place := _place(root, LAYOUTS, split))}
+    if not places and (place := _place(root, UNDIVIDED, "")):
+        places = _pets(place) or {"": place}
+    if not places:
+        return None
+    ade = "train" in places and _parts(places["train"]) == ADE20K
+    return Layout(root, places, partial(_ade20k_names if ade else read_names, root), ade20k=ade)
+
+
+def _pets(place: Place) -> dict[str, Place]:
+    """The splits of Oxford-IIIT Pet, by annotations/trainval.txt and test.txt; {} without them."""
+    if place.masks.name.casefold() != "trimaps":
+        return {}
+    files = _by_split(place.masks.parent, sorted(place.masks.parent.glob("*.txt")))
+    return {split: replace(place, lists=(file,), columns=True) for split, file in files.items()}
+
+
+def _by_split(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
+    """The list of each split, by the words of all tasks; a ValueError for two of one."""
+    found: dict[str, Path] = {}
+    for file in files:
+        split = split_of(file.stem) or ("both" if is_joint(file.stem) else None)
+        if split in found:
+            what = "train and val" if split == "both" else split
+            raise ValueError(f"{found[split]} and {file.name} both list {what}; join them, or keep one")
+        if split:
+            found[split] = file
+    joint = found.pop("both", None)
+    if joint and joint_is_train(joint.name, found, folder):
+        found["train"] = joint
+    check_like({file.name: file.stem for file in files}, found, folder)
+    return found
+
+
+def _shown(root: Path, place: Place) -> str:
+    """ "images/train + masks/train"."""
+    return " + ".join(dict.fromkeys(str(folder.relative_to(root)) for folder in (place.images, place.masks)))
+
+
+def _deeper(root: Path) -> str:
+    """Where the data seem to lie, if that is a folder inside; "" if it is not."""
+    for inside in _folders(root):
+        if any(find(inside) for find in (_by_kind, _voc, _roboflow, _cityscapes)):
+            return f"; {inside} has them: give it as the data"
+    return ""
+
+
+def _check_halves(root: Path, places: Mapping[str, Place]) -> None:
+    """What is called like a split and is none, because its masks, pictures or what it links to are not there.
+
+    A ValueError where another split, or a part of train, would stand in for it; a warning for a test without masks.
+    """
+    if "train" not in places or any(place.lists for place in places.values()):
+        return
+    patterns = [pair for pair in (*LAYOUTS, *((images, masks) for images, masks, _ in CITYSCAPES), ("{}", "{}"))]
+    for split in ("val", "test"):
+        for images, masks in patterns if split not in places else ():
+            half = [*_matching(root, images, split, links=True), *_matching(root, masks, split, links=True)]
+            if half and (split == "val" or any(not path.is_dir() for path in half)):
+                raise ValueError(
+                    f"{half[0]}: called like a {split} split, but it has no pictures with masks that can be read; add "
+                    "them, or remove it"
+                )
+            if half:
+                logger.warning("%s: no masks of test, so it is not used", half[0])
+                break
+    train = places["train"].images
+    beside = train.parent.parent if train.name.casefold() == "images" else train.parent
+    check_like({path.name: path.name for path in _folders(beside)}, places, beside)
 
 
 def _place(root: Path, layouts: Sequence[tuple[str, str]], split: str) -> Place | None:
@@ -137,10 +222,16 @@ def _place(root: Path, layouts: Sequence[tuple[str, str]], split: str) -> Place 
     first, *others = [both for layout in layouts if (both := _both(root, layout, split))] or [None]
     if first is None:
         return None
-    for images, masks in (other for other in others if other and other[0] == first[0]):
-        if _names_of_masks(first[1]) & _names_of_masks(masks) & _names(images, image_files(images)):
+    for images, masks in others:
+        theirs = _names_of_masks(masks) & _names(images, image_files(images))
+        if images == first[0] and _names_of_masks(first[1]) & theirs:
             names = " and ".join(str(folder.relative_to(root)) for folder in (first[1], masks))
             raise ValueError(f"{root}: two folders of masks of {images.relative_to(root)}: {names}; keep one")
+        if images != first[0] and theirs:
+            names = f"{_shown(root, Place(*first))} and {_shown(root, Place(images, masks))}"
+            raise ValueError(
+                f"{root}: two folders of {split or 'pictures'} with masks: {names}; keep one, or join them"
+            )
     return Place(*first)
 
 
@@ -164,10 +255,12 @@ def _both(root: Path, layout: tuple[str, str], split: str = "") -> tuple[Path, P
     return images[0], masks[0]
 
 
-def _matching(root: Path, pattern: str, split: str) -> list[Path]:
+def _matching(root: Path, pattern: str, split: str, links: bool = False) -> list[Path]:
+    """The folders that a pattern means; with `links`, also links to nothing."""
     found = [root]
     for part in pattern.split("/"):
-        found = [folder for above in found for folder in _folders(above) if _means(folder.name, part, split)]
+        above = [folder for folder in found if folder.is_dir()]
+        found = [folder for one in above for folder in _folders(one, links) if _means(folder.name, part, split)]
     return found
 
 
@@ -184,26 +277,28 @@ def _means(name: str, part: str, split: str) -> bool:
     return name.endswith(after) and split_of(name[len(before) : len(name) - len(after)]) == split
 
 
-def _folders(above: Path) -> list[Path]:
+def _folders(above: Path, links: bool = False) -> list[Path]:
+    kinds = ("folder", "broken links") if links else ("folder",)
     try:
         entries = [entry for entry in os.scandir(above) if not is_stray(entry.name)]
-        return sorted(Path(entry.path) for entry in entries if kind_of(entry) == "folder")
+        return sorted(Path(entry.path) for entry in entries if kind_of(entry) in kinds)
     except OSError as error:
         raise ValueError(f"{above}: cannot be read ({error.strerror}); check its permissions") from None
 
 
 def _voc(root: Path) -> Layout | None:
-    """JPEGImages, SegmentationClass and lists in ImageSets/Segmentation: PASCAL VOC, and what CVAT writes like it."""
-    both = _both(root, VOC)
+    """JPEGImages, SegmentationClass and lists in ImageSets/Segmentation: PASCAL VOC, and what CVAT writes like it.
+
+    labelme's masks lie in SegmentationClassPNG, beside arrays in SegmentationClass.
+    """
+    some = [both for layout in VOC if (both := _both(root, layout))]
+    both = next((one for one in some if _names_of_masks(one[1])), some[0] if some else None)
     if not both:
         return None
     files = [file for folder in _matching(root, VOC_LISTS, "") for file in sorted(folder.glob("*.txt"))]
-    files = [file for file in files if file.is_file() and not is_stray(file.name)]
-    by_split: dict[str, tuple[Path, ...]] = {}
-    for file in files:
-        if split := split_of(file.stem):
-            by_split[split] = (*by_split.get(split, ()), file)
-    by_split = by_split or {"": tuple(files)}
+    files = [file for file in files if not is_stray(file.name)]
+    lists = _by_split(files[0].parent, files) if files else {}
+    by_split = {split: (file,) for split, file in lists.items()} or {"": tuple(files)}
     places = {split: Place(*both, lists=lists, partial=True) for split, lists in by_split.items()}
     return Layout(root, places, lambda: read_names(root) or voc(root), voc_colours())
 
@@ -226,7 +321,10 @@ def _roboflow(root: Path) -> Layout | None:
         for file, one in said.items():
             if (one.names, one.values) != (said[files[0]].names, said[files[0]].values):
                 raise ValueError(f"{file}: other classes than {files[0]}; export all splits together")
-        return read_names(root) or (said[files[0]] if files else None)
+        own, exported = read_names(root), said[files[0]] if files else None
+        if own and exported:
+            check_same(own, exported)
+        return own or exported
 
     return Layout(root, places, named)
 
@@ -247,11 +345,7 @@ def _cityscapes(root: Path) -> Layout | None:
 
 
 def _ade20k_names(root: Path) -> Named:
-    """ADE20K's, or those of a file, which ignores 0 too if it says nothing else."""
-    named = read_names(root)
-    if named and named.values is None and named.ignored is None:
-        named = replace(named, ignored=(0,))
-    return named or ade20k(root)
+    return read_names(root) or ade20k(root)
 
 
 def _cityscapes_names(root: Path, train_ids: bool) -> Named:
@@ -276,6 +370,9 @@ def _files(place: Place) -> tuple[dict[str, Path], dict[str, Path], LeftOut]:
         left_out.add(f"not ending in {masks}" if masks else "of a lossy format among the masks", len(others))
     drawn = [path for path in beside if _is_mask(path.name, masks)]
     found = _by_name(place.images, pictures, ours), _by_name(place.masks, drawn, masks)
+    if end := _common_end(*found) if not masks else "":
+        logger.info("%s: the names of masks end in %s, those of pictures do not", place.masks, end)
+        found = found[0], {name.removesuffix(end): path for name, path in found[1].items()}
     if (place.images / CSV).is_file():
         left_out.reasons -= Counter(["of another ending (.csv)"])  # it is read elsewhere
     if not found[0]:
@@ -287,8 +384,19 @@ def _files(place: Place) -> tuple[dict[str, Path], dict[str, Path], LeftOut]:
         found = {name: path for name, path in found[0].items() if name in found[1]}, found[1]
         if not found[0]:
             raise ValueError(f"{place.masks}: no mask has the name of a picture in {place.images}")
-    _check_lonely(place, *found, others)
+    _check_lonely(place, *found, [] if beside is files else others)
     return *found, left_out
+
+
+def _common_end(pictures: Collection[str], masks: Collection[str]) -> str:
+    """What all names of masks have behind the names of pictures, like "_mask"; "" if that is nothing or not sure."""
+    if not pictures or not masks or any(name in masks for name in pictures):
+        return ""
+    first = next((name for name in sorted(pictures) if any(mask.startswith(name) for mask in masks)), None)
+    ends = {mask.removeprefix(first) for mask in masks if mask.startswith(first)} if first is not None else set()
+    sure = [end for end in ends if not end[0].isalnum() and all(mask.endswith(end) for mask in masks)]
+    own = [end for end in sure if sum(name + end in masks for name in pictures) > len(masks) / 2]
+    return own[0] if len(own) == 1 else ""
 
 
 def _is_mask(name: str, end: str) -> bool:
@@ -317,6 +425,7 @@ def _listed(
         faults = Faults(file)
         for number, line in enumerate(read_text(file, LISTS).splitlines(), 1):
             name = line.strip().strip('"').replace("\\", "/")
+            name = name.partition(" ")[0] if place.columns else name
             name = os.path.splitext(name)[0] if name not in pictures and is_image(name) else name
             if name and name not in pictures:
                 faults.add(f"line {number}: {name[:80]!r} has no picture in {place.images}")

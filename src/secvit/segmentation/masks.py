@@ -85,6 +85,7 @@ def read_indexed(path: Path, colours: Colours | None = None) -> tuple[np.ndarray
                 raise ValueError(f"more than {limit // 10**6} million pixels")
             if opened.format in ("JPEG", "MPO"):
                 raise ValueError("it is a JPEG, which changes the values of pixels; export the masks anew as PNG")
+            _check_frames(opened)
             raw = opened.tile[0][3] if opened.tile else None
             stretch = STRETCHED.get(str(raw[0] if isinstance(raw, tuple) and raw else raw), 1)
             opened.load()
@@ -104,8 +105,22 @@ def read_indexed(path: Path, colours: Colours | None = None) -> tuple[np.ndarray
     return values.astype(np.uint8 if high < 256 else np.uint16), palette
 
 
+def _check_frames(opened: Image.Image) -> None:
+    """A ValueError for several pages or frames of one size: which of them is the mask, nobody says."""
+    count, size = getattr(opened, "n_frames", 1), opened.size
+    if count > 1:
+        opened.seek(1)  # a smaller one is a preview
+        if opened.size == size:
+            raise ValueError(f"it has {count} pages or frames, expected one; save the one that is the mask")
+        opened.seek(0)
+
+
 def _numbers(opened: Image.Image, colours: Colours | None) -> np.ndarray:
     """Whole numbers of any type, (H, W)."""
+    if opened.mode == "LA":
+        if opened.getchannel("A").getextrema() != (255, 255):
+            raise ValueError("its grey values are transparent in places; save them without transparency as a grey PNG")
+        opened = opened.convert("L")
     mode = opened.mode
     if colours and (mode in IN_COLOUR or (colours.everywhere and mode in ("P", "L", "1"))):
         return colours.read(np.asarray(opened.convert("RGB")))
