@@ -148,3 +148,14 @@ def test_only_regular_files_are_read(tmp_path):
     assert read_bytes(tmp_path / "a") == b"12345"
     with pytest.raises(ValueError, match="more than the 4"):
         read_bytes(tmp_path / "a", 4)
+
+
+def test_a_key_that_stands_twice_is_refused_with_both_values(tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('{"a": [1, {"b": 2, "c": 3, "b": 4}]}')
+    with pytest.raises(
+        ValueError, match=r"a.json: not readable JSON \('b' stands twice in one object, as 2 and 4; keep"
+    ):
+        read_json(file)
+    file.write_text('{"a": [1, {"b": 2, "c": {"b": 4}}, {"b": 4}]}')
+    assert read_json(file) == {"a": [1, {"b": 2, "c": {"b": 4}}, {"b": 4}]}

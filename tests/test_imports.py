@@ -48,7 +48,8 @@ LIBRARIES = {
     "ops": {"torch"},
     "connectors": {"torch"},
     "train": {"torch", "accelerate", "safetensors", "numpy", "tqdm", "yaml", "timm", "wandb"},  # timm.optim; a tracker
-    "images": {"PIL", "numpy", "torch", "tqdm", "timm", "sklearn", "datasets"},  # timm.data; the digits; hfds/
+    # timm.data; the digits; hfds/ and what it stands on
+    "images": {"PIL", "numpy", "torch", "tqdm", "timm", "sklearn", "datasets", "pyarrow"},
 }
 
 

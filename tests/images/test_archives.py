@@ -22,7 +22,7 @@ TABLES = [
     ("path,label\n1.png,a\n/dev/zero,b", r"1 of 2 files do not exist: /dev/zero \(line 3\)"),
     ("path,label\n1.png,a\n.,b", r"1 of 2 files do not exist: \S+ \(line 3\)"),
     ("path,label\n1.png,a\n2\0.png,b", r"line 3: path '2\\x00.png' has more than one line"),
-    ('path,label\n1.png,"a\n2.png,b\n', "not a table of text .unexpected end of data"),
+    ('path,label\n1.png,"a\n2.png,b\n', "not a table of text .line 3: unexpected end of data"),
     ('path,label\n1.png,"a\n2.png,b"\n2.png,b\n', r"line 3: label 'a\\n2.png,b' has more than one line; is a quote"),
     ("path,label\nmy,2.png,a\n1.png,b", "line 2: 3 cells below 2 columns; put quotes around a cell that has a comma"),
     ("path,label,label\n1.png,a,b\n2.png,b,a", "line 1: 2 columns are called 'label'; keep one"),

@@ -287,3 +287,54 @@ def test_a_test_split_alone_is_read_by_the_classes_of_a_network(tmp_path):
     for split, classes in (("test", ()), ("val", ("cat", "dog")), ("train", ("cat", "dog"))):
         with pytest.raises(ValueError, match="has test but no train"):
             load_split(tmp_path, split, classes)
+
+
+# -- splits that are there, but cannot be read ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["val", "Valid", "test", "val.csv", "val.npz"])
+def test_a_split_that_is_a_link_to_nothing_is_named(tmp_path, name):
+    folder(tmp_path / "train")
+    (tmp_path / name).symlink_to(tmp_path / "annex" / "x")
+    with pytest.raises(ValueError, match=rf"{name}: called like a (val|test) split, but a link to nothing"):
+        load_split(tmp_path)
+
+
+def test_a_folder_that_may_be_val_is_not_replaced_by_a_part_of_train(tmp_path):
+    folder(tmp_path / "train"), folder(tmp_path / "eval")
+    with pytest.raises(ValueError, match="no val split, but eval, which may be meant as val; rename it to val"):
+        load_split(tmp_path, "val")
+    folder(tmp_path / "val", count=2)
+    assert len(load_split(tmp_path, "val")) == 4
+
+
+def test_trainval_is_train_where_there_is_none(tmp_path):
+    folder(tmp_path / "trainval"), folder(tmp_path / "test", count=2)
+    assert splits(tmp_path) == ("train", "test") and len(load_split(tmp_path)) == 8
+    folder(tmp_path / "train", count=3)
+    with pytest.raises(ValueError, match="trainval is train and val together, and train is beside it, but no val"):
+        load_split(tmp_path)
+    folder(tmp_path / "val", count=1)
+    assert len(load_split(tmp_path)) == 6 and len(load_split(tmp_path, "val")) == 2
+
+
+def test_data_one_folder_deeper_are_pointed_at(tmp_path):
+    folder(tmp_path / "photos" / "train"), folder(tmp_path / "photos" / "val")
+    with pytest.raises(ValueError, match=r"1 class folders; .*photos has train, val: give it as the data"):
+        load_split(tmp_path)
+
+
+def test_a_flat_test_without_labels_can_be_moved_away(tmp_path):
+    folder(tmp_path / "train"), save(tmp_path / "test" / "0.png")
+    with pytest.raises(ValueError, match=rf"if they have no labels, move test out of {tmp_path}"):
+        load_split(tmp_path, "test")
+
+
+def test_an_image_with_two_classes_in_the_solution_is_refused_with_both_lines(tmp_path):
+    folder(tmp_path / "train", ("n1", "n2")), save(tmp_path / "val" / "v_1.png"), save(tmp_path / "val" / "v_2.png")
+    lines = ["ImageId,PredictionString", "v_1,n1 1 2 3 4", "v_2,n2 1 2 3 4", "v_1,n1 5 6 7 8"]
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(lines))
+    assert load_split(tmp_path, "val").labels.tolist() == [0, 1]
+    (tmp_path / "LOC_val_solution.csv").write_text("\n".join([*lines, "v_1,n2 1 2 3 4"]))
+    with pytest.raises(ValueError, match="LOC_val_solution.csv: v_1 is n1 in line 2 and n2 in line 5; keep one"):
+        load_split(tmp_path, "val")

@@ -141,3 +141,21 @@ def test_labels_of_another_type_are_refused(tmp_path):
     part = rows([0, 1], None).cast_column("label", datasets.Value("float32"))
     with pytest.raises(ValueError, match=r"train\[0\]: label 0.0; expected a class number or a name"):
         load_split(parquet(tmp_path, train=part, test=part), "train")
+
+
+@needs_datasets
+def test_files_that_name_the_classes_in_other_orders_are_refused_with_both(tmp_path):
+    where = parquet(tmp_path, train=rows([0, 1] * 2), validation=rows([0, 1], ("dog", "cat")))
+    message = r'validation-\S+parquet: the classes of .label. are \["dog", "cat"\], but \["cat", "dog"\] in \S+train-'
+    with pytest.raises(ValueError, match=message):
+        load_split(where)
+
+
+@needs_datasets
+def test_images_that_metadata_does_not_name_are_counted(tmp_path, caplog):
+    for i in range(5):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        picture(i).save(tmp_path / "train" / f"{i}.png")
+    (tmp_path / "train" / "metadata.csv").write_text("file_name,label\n0.png,cat\n1.png,dog\n2.png,cat\n")
+    assert sum(len(load_split(f"hfds/{tmp_path}", split)) for split in ("train", "val")) == 3
+    assert "train: used 3 of 5 images; left out: 2 not named in metadata.csv" in caplog.text

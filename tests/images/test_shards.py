@@ -189,3 +189,24 @@ def test_what_is_only_called_a_tar_is_named(tmp_path, pack, message):
     path.write_bytes(pack(path.read_bytes()))
     with pytest.raises(ValueError, match=message):
         load_split(f"wds/{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["val-000000.tar", "val"])
+def test_a_split_that_is_a_link_to_nothing_is_named(tmp_path, name):
+    shard(tmp_path / "train-000000.tar", samples([0, 1] * 4))
+    (tmp_path / name).symlink_to(tmp_path / "annex" / "x")
+    with pytest.raises(ValueError, match=f"{name}: a link to nothing; fetch what it links to"):
+        load_split(f"wds/{tmp_path}")
+
+
+def test_a_list_of_classes_that_is_a_link_to_nothing_is_named(tmp_path):
+    shard(tmp_path / "train-000000.tar", samples([0, 1] * 4))
+    (tmp_path / "classes.txt").symlink_to(tmp_path / "annex" / "x")
+    with pytest.raises(ValueError, match="classes.txt: cannot be read"):
+        load_split(f"wds/{tmp_path}")
+
+
+def test_numbers_that_are_written_in_two_ways_are_refused(tmp_path):
+    shard(tmp_path / "train-000000.tar", samples(["0", "1", "00", "1.0"]))
+    with pytest.raises(ValueError, match="classes under two names each: '0' and '00', '1' and '1.0'"):
+        load_split(f"wds/{tmp_path}")

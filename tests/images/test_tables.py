@@ -56,7 +56,10 @@ def test_table_saved_by_a_spreadsheet_is_read(tmp_path):
 
 BAD = [
     ("label\na", r"x.csv, line 1: no column 'path', only 'label'; the first line must name path, label"),
-    ("path;label\n1.png;a", r"line 1: no column 'path', only 'path;label'.*separated by commas"),
+    ("path|label\n1.png|a", r"line 1: no column 'path', only 'path\|label'.*separated by commas"),
+    ("path,label;split\n1.png,a;train", r"line 1: no column 'label', only 'path', 'label;split'"),
+    ("path,Label,LABEL\n1.png,a,b", r"line 1: 2 columns are called 'label'; keep one"),
+    ("sep=;\npath;label\n1.png;a\n2.png;", r"x.csv, line 4: empty label"),
     ("", r"line 1: no column 'path', only nothing"),
     ("path,label\n", r"x.csv: no rows"),
     ("path,label\n1.png,a\n2.png,", r"x.csv, line 3: empty label; fill it in or remove"),
@@ -122,3 +125,46 @@ def test_lines_of_other_splits_in_the_table_of_a_split_are_counted(tmp_path, cap
     table(tmp_path / "val.csv", ["4.png,a,val"], "path,label,split")
     assert len(load_split(tmp_path)) == 3
     assert "1 of 3 lines are val by the column 'split', but all are read as train" in caplog.text
+
+
+SHEETS = {
+    "semicolons": "path;label\n1.png;a\n2.png;b,c\n",
+    "tabs": "path\tlabel\n1.png\ta\n2.png\tb,c\n",
+    "sep": 'sep=;\r\npath;label\r\n1.png;a\r\n2.png;"b,c"\r\n',
+    "headings": 'ID,Path,LABEL\n7,1.png,a\n8,2.png,"b,c"\n',
+    "empty rows": 'path,label,\n1.png,a,\n,,\n\n2.png,"b,c",\n,,\n',
+    "long cell": f'path,label,caption\n1.png,a,{"x" * 200_000}\n2.png,"b,c",y\n',
+}
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_what_spreadsheets_write_is_read(name, tmp_path):
+    save(tmp_path / "1.png"), save(tmp_path / "2.png"), save(tmp_path / "3.png")
+    (tmp_path / "train.csv").write_text(SHEETS[name], newline="")
+    (tmp_path / "val.csv").write_text("path,label\n3.png,a\n")
+    images = load_split(tmp_path)
+    assert images.classes == ("a", "b,c") and images.labels.tolist() == [0, 1]
+    assert [name.rpartition("/")[2] for name in images.names] == ["1.png", "2.png"]
+
+
+def test_backslashes_mean_folders_where_there_is_such_a_file(tmp_path):
+    data = table(
+        tmp_path / "x.csv", ["a\\1.png,x,train", "2\\3.png,y,train", "a/1.png,x,train"], "path,label,split", False
+    )
+    save(tmp_path / "a" / "1.png"), save(tmp_path / "2\\3.png")
+    table(tmp_path / "x.csv", [*data.read_text().split()[1:], "a/4.png,x,val"], "path,label,split", False)
+    save(tmp_path / "a" / "4.png")
+    assert list(load_split(data).names) == [str(tmp_path / "a/1.png"), str(tmp_path / "2\\3.png")]
+
+
+def test_two_tables_of_one_split_are_refused_with_both_names(tmp_path):
+    table(tmp_path / "train.csv", ["1.png,a", "2.png,b"])
+    (tmp_path / "train.tsv").write_text("path\tlabel\n1.png\tb\n2.png\ta\n")
+    with pytest.raises(ValueError, match=r"train.tsv is a second train; keep one of them \(train.csv, train.tsv\)"):
+        load_split(tmp_path)
+
+
+def test_a_table_that_speaks_against_the_folders_is_said(tmp_path, caplog):
+    table(tmp_path / "x.csv", ["cat/1.png,dog", "dog/2.png,dog", "cat/3.png,cat", "dog/4.png,dog"])
+    load_split(tmp_path / "x.csv")
+    assert "1 of 4 files lie in a folder of another class" in caplog.text and "is 'dog' in line 2" in caplog.text

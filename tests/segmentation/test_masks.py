@@ -87,7 +87,7 @@ def test_a_mask_is_turned_exactly_as_its_picture(tmp_path, orientation, kind):
     assert np.array_equal(read_mask(mask), np.asarray(read_image(picture))[..., 0])
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "PA", "CMYK", "LAB"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "PA", "CMYK", "LAB"])
 def test_colours_are_refused_with_that_reason(tmp_path, mode):
     picture = Image.fromarray(np.stack([VALUES, 0 * VALUES, 9 * VALUES], -1)).convert("L" if mode == "PA" else "RGB")
     path = written(tmp_path, picture.convert(mode), "0.tif")

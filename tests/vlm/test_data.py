@@ -317,7 +317,12 @@ BYTES = {
     "cut off": (b'[{"id": "a"},\n{"id', "entry 1, line 2: Unterminated string"),
     "no end": (b'[{"id": "a"}', "after entry 0, line 1, the list is cut off"),
     "two lists": (b'[{"id": "a"}]\n[]', "line 2: text after the list"),
-    "lines": (b'{"id": "a"}\n{"id": "b"}', "JSON Lines: put them into one list"),
+    "lines": (b'{"id": "a"}\n{"id": "b"', "entry 1, line 2: Expecting"),
+    "an object": (b'{"data": [], "n": 3}', r"found one object; of the lists in it \('data'\)"),
+    "a key twice": (
+        b'[{"id": "a"},\n{"id": "b", "id": "c"}]',
+        "entry 1: .*'id' stands twice in one object, as 'b' and 'c'",
+    ),
     "latin": ('[{"id": "\xe9"}]'.encode("latin-1"), "not UTF-8 text .* at byte 9"),
     "digits": (b"[" + b"9" * 5000 + b"]", "entry 0: not readable JSON"),
 }
@@ -458,3 +463,21 @@ def test_lengths_count_what_a_picture_becomes(made, tmp_path):
     assert chat.image_tokens == 10 and all(
         sum(t == chat.image_id for t in chat.encode(one).ids) == 10 * len(one.images) for one in samples
     )
+
+
+@pytest.mark.parametrize(("name", "value"), [("images", ["0.png", "1.png"]), ("video", "x.mp4"), ("videos", ["x.mp4"])])
+def test_pictures_or_videos_beside_the_picture_are_not_dropped(tmp_path, name, value):
+    samples = [entry("a", "0.png"), {**entry("b", "0.png"), name: value}, {**entry("c", "0.png"), "images": ["0.png"]}]
+    (tmp_path / "a.json").write_text(json.dumps(samples))
+    found, faults = read_samples(tmp_path / "a.json")
+    assert [one.id for one in found] == ["a", "c"]
+    assert len(faults) == 1 and f"entry 1, sample 'b': has {name!r} beside '0.png' in 'image'" in faults[0]
+
+
+def test_json_lines_are_read_as_a_list_is(tmp_path):
+    samples = [entry("a", "0.png"), entry("b", "1.png")]
+    (tmp_path / "a.json").write_text(json.dumps(samples))
+    (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, samples)) + "\n")
+    assert read_samples(tmp_path / "b.jsonl") == read_samples(tmp_path / "a.json")
+    (tmp_path / "a.json").rename(tmp_path / "val.json")
+    assert files(tmp_path, Samples()) == (tmp_path / "b.jsonl", tmp_path / "val.json")

@@ -20,13 +20,12 @@ import torch
 from PIL import Image
 
 from secvit.extras import needs
-from secvit.fields import Wrong, read_text, text
+from secvit.fields import Wrong, read_text, shown, text
 from secvit.images.files import LeftOut, image_names
 from secvit.images.labelled import Images, Source, number_labels
 from secvit.images.names import Names
 from secvit.images.read import read_image
 from secvit.images.words import SPLITS, check_like, class_names, is_joint, joint_is_train, split_of
-from secvit.weights import few
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -88,8 +87,8 @@ def _check_parquet(folder: str) -> None:
             other, before = first.setdefault(column, (file, names))
             if names != before:
                 raise ValueError(
-                    f"{file}: the classes of {column!r} are {few(list(map(repr, names)), 5)}, but "
-                    f"{few(list(map(repr, before)), 5)} in {other}; export both with the same list"
+                    f"{file}: the classes of {column!r} are {shown(names)}, but {shown(before)} in {other}; export "
+                    "both with the same list"
                 )
 
 

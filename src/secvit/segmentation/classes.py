@@ -176,30 +176,31 @@ def from_csv(file: Path) -> Named:
 
 def from_labelmap(file: Path) -> Named:
     """CVAT's labelmap.txt, NAME:RED,GREEN,BLUE:PARTS:ACTIONS a line: colours in masks; VOC's void is no class."""
-    lines = [(number, line.split(":")) for number, line in _lines(file) if not line.startswith("#")]
-    rows = [(number, parts[0], parts[1].split(",") if parts[1:] else []) for number, parts in lines]
+    lines = [(number, line) for number, line in _lines(file) if not line.startswith("#")]
+    rows = [(number, line, line.split(":")[0], "".join(line.split(":")[1:2]).split(",")) for number, line in lines]
     return _by_colour(file, rows, "NAME:RED,GREEN,BLUE::")
 
 
 def from_class_dict(file: Path) -> Named:
     """class_dict.csv, "name,r,g,b" and a class a line: colours in masks."""
-    rows = [(number, [cell.strip().strip('"') for cell in line.split(",")]) for number, line in _lines(file)]
-    if rows and [cell.casefold() for cell in rows[0][1]] == ["name", "r", "g", "b"]:
-        rows = rows[1:]
-    return _by_colour(file, [(number, name, colour) for number, (name, *colour) in rows], "NAME,RED,GREEN,BLUE")
+    rows = []
+    for number, line in _lines(file):
+        name, *colour = (cell.strip().strip('"') for cell in line.split(","))
+        if rows or [cell.casefold() for cell in (name, *colour)] != ["name", "r", "g", "b"]:
+            rows.append((number, line, name, colour))
+    return _by_colour(file, rows, "NAME,RED,GREEN,BLUE")
 
 
-def _by_colour(file: Path, rows: Sequence[tuple[int, str, Sequence[str]]], form: str) -> Named:
-    """Classes from line numbers, names and colours; VOC's void is none."""
+def _by_colour(file: Path, rows: Sequence[tuple[int, str, str, Sequence[str]]], form: str) -> Named:
+    """Classes from numbers of lines, lines, and names and colours in them; VOC's void is none."""
     faults, found = Faults(file), []
-    for number, name, parts in rows:
+    for number, line, name, parts in rows:
         try:
             colour = tuple(whole(part) for part in parts)
         except Wrong:
             colour = ()
         if not name.strip() or len(colour) != 3 or not 0 <= min(colour) <= max(colour) < 256:
-            said = ",".join((name, *parts))
-            faults.add(f"line {number}: {said[:60]!r}; expected {form} with colours of 0 to 255")
+            faults.add(f"line {number}: {line[:60]!r}; expected {form} with colours of 0 to 255")
         elif colour != VOID:
             found.append((number, name.strip(), colour))
     faults.check()

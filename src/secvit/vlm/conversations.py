@@ -171,12 +171,10 @@ def _json_lines(file: Path, content: _Text) -> Iterator[Any]:
     number = 0
     while content.peek():
         entry = content.value(f"entry {number}")
-        if number == 0 and isinstance(entry, dict) and "conversations" not in entry:
-            keys = ", ".join(repr(key) for key, value in entry.items() if isinstance(value, list)) or "none"
-            raise ValueError(
-                f"{file}: an object, expected a list [...] of LLaVA's conversations or an object a line; lists in it: "
-                f"{keys}; write the one of the conversations to a file"
-            )
+        if number == 0 and not content.peek() and isinstance(entry, dict) and "conversations" not in entry:
+            lists = ", ".join(repr(key) for key, value in entry.items() if isinstance(value, list))
+            inside = f"; of the lists in it ({lists}), write that of the conversations to a file" if lists else ""
+            raise ValueError(f"{file}: expected a list [...] of LLaVA's conversations, found one object{inside}")
         yield entry
         number += 1
 
