@@ -259,3 +259,91 @@ def test_classes_in_another_order_are_the_same_classes(tmp_path):
     swapped = np.array([1, 2, 0, *[255] * 253], np.uint8)[first.mask(0)]
     assert np.array_equal(same.mask(0), swapped) and np.array_equal(other.mask(0), first.mask(0))
     assert same.palette[0] == first.palette[2] and same.labels.values == (2, 0, 1)
+
+
+# -- names that do not say enough, or too much -----------------------------------------------------
+
+
+def ade(root, *values, names=None, val=None, json_names=None):
+    for split, held in (("training", values), ("validation", val or values)):
+        for i in range(3):
+            save(root / "images" / split / f"{i}.png", scene(i)[0][:30, :40])
+            save(root / "annotations" / split / f"{i}.png", striped(*held))
+    if names:
+        (root / "classes.txt").write_text("\n".join(names))
+    if json_names:
+        (root / "classes.json").write_text(json.dumps(json_names))
+    return root
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ((0, 1, 2), ("background", "crack", "spall", "rust", "rebar")),
+        ((0, 1, 2), ("sky", "road", "tree")),
+        ((1, 2), ("sky", "road", "tree", "car")),
+        ((0, 1, 2, 3), ("background", "crack", "spall")),
+    ],
+)
+def test_names_in_ade20ks_folders_that_do_not_say_what_0_is_are_refused(tmp_path, values, names, split):
+    ade(tmp_path, *values, names=names, val=(*values, 4))
+    with pytest.raises(ValueError, match=rf"classes.txt: {len(names)} names, but nothing says what 0 is") as found:
+        load(tmp_path, split)
+    assert '"ignore_index": 255} if 0 is ' in str(found.value)
+
+
+def test_names_in_ade20ks_folders_that_fit_or_say_what_0_is_are_read(tmp_path):
+    found = load(ade(tmp_path / "fit", 0, 1, 2, 3, names=("sky", "road", "tree")), "train")
+    assert found.labels.values == (1, 2, 3) and found.labels.ignored == (0, 255)
+    for ignored, values in ((255, (0, 1, 2, 3)), (0, (1, 2, 3, 4)), (None, (0, 1, 2, 3))):
+        said = {"classes": ["background", "crack", "spall", "rust"], "ignore_index": ignored}
+        found = load(ade(tmp_path / str(ignored), 0, 1, 2, json_names=said), "train")
+        assert found.labels.values == values
+    full = tuple(f"class {i}" for i in range(150))
+    assert load(ade(tmp_path / "full", 0, 1, 2, names=full), "train").labels.values == tuple(range(1, 151))
+
+
+PAIRS = {
+    "order": ("classes.txt", "a\nb\nc", "classes.json", '{"classes": ["a", "c", "b"]}'),
+    "values": ("classes.txt", "0: a\n1: b\n2: c", "classes.json", '{"classes": {"0": "a", "2": "b", "1": "c"}}'),
+    "ignored": ("labelmap.txt", "a:0,0,0::\nb:1,1,1::\nc:2,2,2::", "classes.json",
+                '{"classes": ["a", "b", "c"], "ignore_index": 0}'),
+    "colours": ("class_dict.csv", "name,r,g,b\nb,0,0,0\na,1,1,1\nc,2,2,2", "class_names.txt", "a\nb\nc"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_two_lists_of_classes_that_do_not_agree_are_refused_with_both(tmp_path, name):
+    first, one, second, other = PAIRS[name]
+    folder(tmp_path, 0, 1, 2)
+    (tmp_path / first).write_text(one), (tmp_path / second).write_text(other)
+    with pytest.raises(ValueError, match="do not agree .*; correct one of them, or remove it") as found:
+        load(tmp_path, "train")
+    assert first in str(found.value) and second in str(found.value)
+
+
+def test_two_lists_of_classes_that_agree_are_read(tmp_path):
+    folder(tmp_path, 0, 1, 2, names="a\nb\nc")
+    (tmp_path / "classes.json").write_text('{"classes": {"0": "a", "1": "b", "2": "c"}, "ignore_index": 255}')
+    (tmp_path / "labelmap.txt").write_text("a:0,0,0::\nb:128,0,0::\nc:0,128,0::\n")
+    assert load(tmp_path, "train").classes == ("a", "b", "c")
+    colours = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
+    save(tmp_path / "masks" / "train" / "0.png", colours[striped(0, 1, 2)])
+    assert np.array_equal(load(tmp_path, "train").mask(0), striped(0, 1, 2))
+
+
+def test_a_list_of_classes_that_is_a_link_to_nothing_is_named(tmp_path):
+    folder(tmp_path, 0, 1, 2)
+    (tmp_path / "classes.json").symlink_to(tmp_path / "annex" / "x")
+    with pytest.raises(ValueError, match="classes.json: .*cannot be read"):
+        load(tmp_path, "train")
+
+
+def test_classes_under_two_names_are_told_or_refused(tmp_path, caplog):
+    folder(tmp_path, 0, 1, 2, names="a\nA\nb")
+    assert load(tmp_path, "train").classes == ("a", "A", "b")
+    assert "classes.txt: are these one class each? 'a' and 'A'" in caplog.text
+    folder(tmp_path, 0, 1, 2, names="1: 1\n0: 01\n2: b")
+    with pytest.raises(ValueError, match="classes.txt: classes under two names each: '01' and '1'"):
+        load(tmp_path, "train")

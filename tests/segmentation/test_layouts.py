@@ -12,6 +12,7 @@ from secvit.segmentation.classes import CITYSCAPES, VOC_NAMES
 from secvit.segmentation.data import load, splits
 from tests.segmentation import exports
 from tests.segmentation.make import mask_folder, save, scene
+from tests.segmentation.test_classes import striped
 
 CITY = tuple(name for name, _, _ in CITYSCAPES)
 # maker, classes, pictures of train and of val, whether two rows are ignored
@@ -230,3 +231,168 @@ def test_a_colour_that_no_label_has_is_named(tmp_path):
     save(tmp_path / "SegmentationClass" / "Train 1.png", mask)
     with pytest.raises(ValueError, match=r"Train 1.png: .*it holds the colour 1,2,3, which labelmap.txt does not list"):
         load(tmp_path, "train")
+
+
+# -- sets that speak against themselves -----------------------------------------------------------
+
+
+def pairs(root, images, masks, count=4, ends=".png", values=(0, 1, 2), first=0):
+    """Pictures in one folder, masks of stripes in another."""
+    for i in range(first, first + count):
+        save(root / images / f"{i}.png", scene(i)[0][:30, :40])
+        save(root / masks / f"{i}{ends}", striped(*values))
+    return root
+
+
+def voc_lists(root, **lists):
+    pairs(root, "JPEGImages", "SegmentationClass", 8)
+    for name, numbers in lists.items():
+        file = root / "ImageSets" / "Segmentation" / f"{name}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("\n".join(map(str, numbers)))
+    (root / "classes.txt").write_text("a\nb\nc\n")
+    return root
+
+
+def test_two_lists_of_one_split_are_refused_with_both(tmp_path):
+    voc_lists(tmp_path, train=range(4), val=(4, 5), valid=(6, 7))
+    with pytest.raises(ValueError, match=r"val.txt and valid.txt both list val; join them, or keep one"):
+        load(tmp_path, "train")
+
+
+def test_trainval_is_train_where_there_is_none(tmp_path):
+    voc_lists(tmp_path / "a", trainval=range(6), test=(6, 7))
+    assert splits(tmp_path / "a") == ("train", "test")
+    assert [len(load(tmp_path / "a", split)) for split in ("train", "test")] == [6, 2]
+    voc_lists(tmp_path / "b", trainval=range(6), train=range(4), val=(4, 5))
+    assert [len(load(tmp_path / "b", split)) for split in ("train", "val")] == [4, 2]
+    voc_lists(tmp_path / "c", trainval=range(6))
+    assert splits(tmp_path / "c") == ("train", "val") and len(load(tmp_path / "c", "val")) == 1
+    voc_lists(tmp_path / "d", trainval=range(6), val=(4, 5))
+    with pytest.raises(ValueError, match="trainval.txt is train and val together, and val is beside it, but no train"):
+        load(tmp_path / "d", "train")
+
+
+def test_a_list_that_is_a_link_to_nothing_is_named(tmp_path):
+    voc_lists(tmp_path, train=range(4))
+    (tmp_path / "ImageSets" / "Segmentation" / "val.txt").symlink_to(tmp_path / "annex" / "x")
+    with pytest.raises(ValueError, match="val.txt: cannot be read"):
+        load(tmp_path, "val")
+
+
+HALVES = {
+    "pictures alone": lambda root: save(root / "images" / "val" / "9.png", scene(9)[0]),
+    "masks alone": lambda root: save(root / "masks" / "Validation" / "9.png", striped(0, 1)),
+    "another layout": lambda root: save(root / "val" / "9.png", scene(9)[0]),
+    "broken link": lambda root: (root / "images" / "val").symlink_to(root / "annex"),
+    "broken link of test": lambda root: (root / "masks" / "test").symlink_to(root / "annex"),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_a_split_that_is_half_there_is_not_replaced_by_a_part_of_train(tmp_path, name):
+    pairs(tmp_path, "images/train", "masks/train")
+    assert len(load(tmp_path, "val")) == 1
+    HALVES[name](tmp_path)
+    for split in ("train", "val"):
+        with pytest.raises(ValueError, match="called like a (val|test) split, but it has no pictures with masks"):
+            load(tmp_path, split)
+
+
+def test_a_folder_that_may_be_val_is_not_replaced_by_a_part_of_train(tmp_path):
+    pairs(tmp_path, "images/train", "masks/train"), pairs(tmp_path, "images/eval", "masks/eval")
+    with pytest.raises(ValueError, match="no val split, but eval, which may be meant as val; rename it to val"):
+        load(tmp_path, "train")
+
+
+def test_a_test_without_masks_is_told_and_not_used(tmp_path, caplog):
+    pairs(tmp_path, "images/train", "masks/train"), save(tmp_path / "images" / "test" / "9.png", scene(9)[0])
+    assert splits(tmp_path) == ("train", "val")
+    assert f"{tmp_path}/images/test: no masks of test, so it is not used" in caplog.text
+
+
+def test_two_sets_in_one_folder_are_refused_with_both(tmp_path):
+    pairs(tmp_path / "a", "images/train", "masks/train"), pairs(tmp_path / "a", "train/images", "train/masks")
+    with pytest.raises(ValueError, match=r"of train with masks: images/train \+ masks/train and train/images \+ train"):
+        load(tmp_path / "a", "train")
+    pairs(tmp_path / "b", "images", "masks"), pairs(tmp_path / "b", "JPEGImages", "SegmentationClass")
+    with pytest.raises(ValueError, match=r"two sets in one folder, images \+ masks and JPEGImages \+ Segm"):
+        load(tmp_path / "b", "train")
+
+
+def test_data_one_folder_deeper_are_pointed_at(tmp_path):
+    pairs(tmp_path / "inside", "images", "masks")
+    with pytest.raises(ValueError, match=f"{tmp_path}/inside has them: give it as the data"):
+        load(tmp_path, "train")
+
+
+# -- layouts of well-known sets -------------------------------------------------------------------
+
+
+def camvid(root):
+    colours = np.array([(0, 0, 0), (128, 0, 0), (0, 128, 0)], np.uint8)
+    for split in ("train", "val"):
+        for i in range(3):
+            save(root / split / f"{i}.png", scene(i)[0][:30, :40])
+            save(root / f"{split}_labels" / f"{i}_L.png", colours[striped(0, 1, 2)])
+    (root / "class_dict.csv").write_text("name,r,g,b\nVoid,0,0,0\nCar,128,0,0\nTree,0,128,0\n")
+
+
+def pets(root):
+    pairs(root, "images", "annotations/trimaps", 10, values=(1, 2, 3))
+    (root / "annotations" / "xmls").mkdir()
+    for name, numbers in (("trainval", range(6)), ("test", (6, 7)), ("list", range(8))):
+        (root / "annotations" / f"{name}.txt").write_text("".join(f"{i} 1 2 1\n" for i in numbers))
+
+
+def labelme(root):
+    pairs(root, "JPEGImages", "SegmentationClassPNG")
+    (root / "SegmentationClass").mkdir()
+    np.save(root / "SegmentationClass" / "0.npy", striped(0, 1, 2))
+    (root / "class_names.txt").write_text("_background_\ncat\ndog\n")
+
+
+KNOWN = {
+    "camvid": (camvid, ("Void", "Car", "Tree"), ("train", "val"), [3, 3]),
+    "pets": (pets, ("1", "2", "3"), ("train", "test"), [6, 2]),
+    "labelme": (labelme, ("_background_", "cat", "dog"), ("train", "val"), [3, 1]),
+    "carvana": (lambda root: pairs(root, "train", "train_masks", ends="_mask.gif"), ("0", "1", "2"), ("train", "val"),
+                [3, 1]),
+    "masks that end in _mask": (lambda root: pairs(root, "images", "masks", ends="_mask.png"), ("0", "1", "2"),
+                                ("train", "val"), [3, 1]),
+    "mmsegmentation": (lambda root: pairs(root, "img_dir/train", "ann_dir/train", ends="_labelTrainIds.png"),
+                       ("0", "1", "2"), ("train", "val"), [3, 1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_well_known_sets_are_read_as_they_come(tmp_path, name):
+    make, classes, parts, counts = KNOWN[name]
+    make(tmp_path)
+    assert splits(tmp_path) == parts
+    found = [load(tmp_path, split) for split in parts]
+    assert [len(split) for split in found] == counts and {split.classes for split in found} == {classes}
+    for split in found:
+        for i in range(len(split)):
+            assert np.array_equal(split.mask(i), striped(0, 1, 2))
+
+
+def test_masks_with_several_endings_stay_unpaired(tmp_path):
+    pairs(tmp_path, "images", "masks", ends="_mask.png"), pairs(tmp_path, "images", "masks", ends="_color.png")
+    with pytest.raises(ValueError, match="4 pictures without a mask of that name"):
+        load(tmp_path, "train")
+
+
+def test_one_missing_mask_of_masks_with_an_ending_is_named(tmp_path):
+    pairs(tmp_path, "images", "masks", ends="_mask.png")
+    (tmp_path / "masks" / "2_mask.png").unlink()
+    with pytest.raises(ValueError, match="1 pictures without a mask of that name in .*masks: 2$"):
+        load(tmp_path, "train")
+
+
+def test_a_photo_beside_its_missing_mask_is_not_taken_for_a_lossy_mask(tmp_path):
+    exports.roboflow(tmp_path)
+    next((tmp_path / "train").glob("*_mask.png")).unlink()
+    with pytest.raises(ValueError, match="1 pictures without a mask") as found:
+        load(tmp_path, "train")
+    assert "JPG" not in str(found.value)

@@ -289,3 +289,31 @@ def test_bytes_that_are_no_mask_end_in_an_error_that_names_the_file(tmp_path):
             assert str(path) in str(error)
         except (ResourceWarning, UserWarning):
             pass  # Pillow's own, of odd metadata; errors only under this suite's filters
+
+
+def test_grey_values_without_transparency_are_read_others_are_refused(tmp_path):
+    opaque = Image.merge("LA", [Image.fromarray(VALUES), Image.new("L", (4, 3), 255)])
+    assert np.array_equal(read_mask(written(tmp_path, opaque)), VALUES)
+    opaque.putpixel((0, 0), (1, 254))
+    with pytest.raises(ValueError, match="0.png: .*transparent in places; save them without transparency"):
+        read_mask(written(tmp_path, opaque))
+
+
+@pytest.mark.parametrize("kind", ["tif", "gif", "png"])
+def test_a_mask_of_several_pages_or_frames_is_refused(tmp_path, kind):
+    pages = [indexed(VALUES), indexed(VALUES[:, ::-1].copy())]
+    path = written(tmp_path, pages[0], f"0.{kind}", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match=rf"0.{kind}: .*it has 2 pages or frames, expected one"):
+        read_mask(path)
+
+
+def test_a_mask_with_a_smaller_preview_is_read(tmp_path):
+    path = written(tmp_path, Image.fromarray(VALUES), "0.tif", save_all=True, append_images=[Image.new("L", (2, 1))])
+    assert np.array_equal(read_mask(path), VALUES)
+
+
+def test_the_remedy_of_a_wrong_size_does_not_speak_of_values(tmp_path):
+    mask_folder(tmp_path)
+    Image.new("L", (40, 32)).save(tmp_path / "train_label" / "0.png")
+    with pytest.raises(ValueError, match="0.png is 40x32 px, 0.png is 80x64 px upright\nRepair or remove them$"):
+        load(tmp_path, "train")

@@ -112,7 +112,7 @@ def _in_folder(where: Path) -> list[Path]:
 
 def _check_links(folder: Path) -> None:
     """A ValueError for a shard, or a folder of a split, that is a link to nothing: its split would not be whole."""
-    for entry in os.scandir(folder):
+    for entry in list(os.scandir(folder)):
         named = entry.name.lower().endswith(".tar") or split_of(entry.name)
         if named and not is_stray(entry.name) and kind_of(entry) == "broken links":
             raise ValueError(f"wds/{entry.path}: a link to nothing; fetch what it links to, or remove it")

@@ -111,9 +111,7 @@ def check_names(names: Sequence[str], where: object) -> None:
     if same := _alike(names, lambda name: _seen(name).casefold()) + _alike(names, _number):
         logger.warning("%s: are these one class each? %s; each name is a class of its own", where, _pairs(same))
     if missing := [name for name in names if name.strip().casefold() in _MISSING]:
-        logger.warning(
-            "%s: a class is called %r; if that is a missing label, leave such entries out", where, missing[0]
-        )
+        logger.warning("%s: class %r: if that is a missing label, leave such entries out", where, missing[0])
 
 
 def _alike(names: Iterable[str], key: Callable[[str], object]) -> list[tuple[str, str]]:
