@@ -210,3 +210,13 @@ def test_numbers_that_are_written_in_two_ways_are_refused(tmp_path):
     shard(tmp_path / "train-000000.tar", samples(["0", "1", "00", "1.0"]))
     with pytest.raises(ValueError, match="classes under two names each: '0' and '00', '1' and '1.0'"):
         load_split(f"wds/{tmp_path}")
+
+
+def test_two_lists_of_classes_that_differ_are_refused_with_both(tmp_path):
+    shard(tmp_path / "train-000000.tar", samples([0, 1] * 4))
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "_info.json").write_text('{"classes": ["cat", "dog"]}')
+    assert load_split(f"wds/{tmp_path}").classes == ("cat", "dog")
+    (tmp_path / "_info.json").write_text('{"classes": ["dog", "cat"]}')
+    with pytest.raises(ValueError, match="classes.txt and .*_info.json list other classes"):
+        load_split(f"wds/{tmp_path}")

@@ -72,7 +72,7 @@ def test_a_longer_name_speaks_of_one_split_and_of_something_else(name, found):
 def test_classes_that_look_the_same_are_refused_with_both_names(names):
     with pytest.raises(ValueError, match="DATA: classes under two names each: ") as found:
         check_names(("x", *names), "DATA")
-    assert f"{names[0]!r} and {names[1]!r}" in str(found.value)
+    assert f"{names[0]!a} and {names[1]!a}" in str(found.value)
 
 
 @pytest.mark.parametrize("names", [("a", "A"), ("True", "TRUE"), ("1.1", "1.10"), ("dog ", "Dog")])

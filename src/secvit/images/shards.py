@@ -23,7 +23,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from secvit.fields import Entry, Wrong, items, once, read_json, read_text, text
+from secvit.fields import Entry, Wrong, items, once, read_json, read_text, shown, text
 from secvit.images.files import EXTENSIONS, LeftOut, is_image, is_stray, kind_of
 from secvit.images.folders import contents
 from secvit.images.labelled import Images, Source, number_labels
@@ -152,8 +152,11 @@ def _classes(shards: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _listed_classes(shards: Sequence[Path]) -> tuple[str, ...]:
-    """Class names by number from classes.txt or _info.json ("classes") beside the shards or above; () if none."""
-    folder = shards[0].parent
+    """Class names by number from classes.txt or _info.json ("classes") beside the shards or above; () if none.
+
+    A ValueError for two lists that differ.
+    """
+    folder, said = shards[0].parent, dict[Path, tuple[str, ...]]()
     for place in (folder, folder.parent) if split_of(folder.name) else (folder,):
         for path in (place / name for name in ("classes.txt", *INFO) if os.path.lexists(place / name)):
             names = _lines(path) if path.suffix == ".txt" else _info_classes(path)
@@ -161,8 +164,11 @@ def _listed_classes(shards: Sequence[Path]) -> tuple[str, ...]:
                 twice = next(name for i, name in enumerate(names) if name in names[:i])
                 raise ValueError(f"{path}: class {twice!r} occurs twice; give each class its own name")
             if names or path.suffix == ".txt":
-                return names
-    return ()
+                said[path] = names
+    for path, names in said.items():
+        if names != (first := next(iter(said.items())))[1]:
+            raise ValueError(f"{first[0]} and {path} list other classes ({shown(first[1])}; {shown(names)}); keep one")
+    return next(iter(said.values()), ())
 
 
 def _lines(path: Path) -> tuple[str, ...]:

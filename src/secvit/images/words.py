@@ -135,8 +135,10 @@ def _whole(name: str) -> Decimal | None:
 
 
 def _pairs(same: Sequence[tuple[str, str]], most: int = 5) -> str:
+    """The pairs; names that look the same as ASCII, which shows how they differ."""
+    shown = [(ascii if _seen(one) == _seen(other) else repr, one, other) for one, other in same[:most]]
     more = f" and {len(same) - most} more" if len(same) > most else ""
-    return ", ".join(f"{one!r} and {other!r}" for one, other in same[:most]) + more
+    return ", ".join(f"{show(one)} and {show(other)}" for show, one, other in shown) + more
 
 
 def match_classes(

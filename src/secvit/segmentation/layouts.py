@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -392,10 +393,16 @@ def _common_end(pictures: Collection[str], masks: Collection[str]) -> str:
     """What all names of masks have behind the names of pictures, like "_mask"; "" if that is nothing or not sure."""
     if not pictures or not masks or any(name in masks for name in pictures):
         return ""
-    first = next((name for name in sorted(pictures) if any(mask.startswith(name) for mask in masks)), None)
-    ends = {mask.removeprefix(first) for mask in masks if mask.startswith(first)} if first is not None else set()
-    sure = [end for end in ends if not end[0].isalnum() and all(mask.endswith(end) for mask in masks)]
-    own = [end for end in sure if sum(name + end in masks for name in pictures) > len(masks) / 2]
+    order, ends = sorted(masks), set[str]()
+    for name in sorted(pictures):
+        start = end = bisect_left(order, name)
+        while end < len(order) and order[end].startswith(name):
+            end += 1
+        if end > start:  # of the first picture that has some
+            ends = {mask.removeprefix(name) for mask in order[start:end]}
+            break
+    sure = [one for one in ends if not one[0].isalnum() and all(mask.endswith(one) for mask in masks)]
+    own = [one for one in sure if sum(name + one in masks for name in pictures) > len(masks) / 2]
     return own[0] if len(own) == 1 else ""
 
 
