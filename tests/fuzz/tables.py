@@ -30,7 +30,8 @@ def make(rng: random.Random, folder: Path) -> Case:
     line = f"line {rows.index(row) + 2}"
     if kind == "form":
         change = rng.choice(["BOM", "CRLF", "more columns", "other order", "absolute paths", "a link", "upper-case ending",
-                             "split words", "quoted", "./ before paths"])  # fmt: skip
+                             "split words", "quoted", "./ before paths", "semicolons", "sep=", "headings",
+                             "empty rows", "backslashes"])  # fmt: skip
         encoding, end = ("utf-8-sig" if change == "BOM" else "utf-8"), ("\r\n" if change == "CRLF" else "\n")
         if change == "more columns":
             columns.insert(rng.randrange(len(columns) + 1), "note")
@@ -40,6 +41,9 @@ def make(rng: random.Random, folder: Path) -> Case:
             row["path"] = str(folder / row["path"])
         elif change == "./ before paths":
             row["path"] = f"./{row['path']}"
+        elif change == "backslashes":
+            for one in rows:
+                one["path"] = one["path"].replace("/", "\\")
         elif change == "upper-case ending":
             path = path.with_suffix(path.suffix.upper())
         elif change == "split words":
@@ -51,7 +55,7 @@ def make(rng: random.Random, folder: Path) -> Case:
         meant = "wrong"
         change = rng.choice(["no path", "no label", "no such image", "another label", "a column less", "UTF-16",
                              "not UTF-8", "no rows", "header alone", "other columns", "an image is a folder",
-                             "an image is /dev/zero", "NUL", "another split word", "semicolons", "label -1"])  # fmt: skip
+                             "an image is /dev/zero", "NUL", "another split word", "label -1"])  # fmt: skip
         if change in ("no path", "no label"):
             row[change.split()[1]], entries = rng.choice(["", "  "]), (line,)
         elif change == "no such image":
@@ -79,22 +83,25 @@ def make(rng: random.Random, folder: Path) -> Case:
             row["split"], entries = rng.choice(["trian", "", "train val", "2"]), (line,)
         elif change == "label -1":
             row["label"], entries = "-1", (line,)
-        elif change not in ("NUL", "semicolons"):
+        elif change != "NUL":
             change, meant = "as it is", "harmless"
     elif kind == "odd":
         value, column = rng.choice(ODD), rng.choice(columns)
         row[column] = value if isinstance(value, str) else str(value)
         change, meant, known = f"odd {column}", "either", False
     text = io.StringIO()
-    table = csv.DictWriter(text, columns, delimiter="\t" if tabs else ",", lineterminator=end, extrasaction="ignore",
-                           restval="more", quoting=csv.QUOTE_ALL if change == "quoted" else csv.QUOTE_MINIMAL)  # fmt: skip
+    sign = ";" if change in ("semicolons", "sep=") else "\t" if tabs else ","
+    table = csv.DictWriter(text, columns, delimiter=sign, lineterminator=end, extrasaction="ignore", restval="more",
+                           quoting=csv.QUOTE_ALL if change == "quoted" else csv.QUOTE_MINIMAL)  # fmt: skip
+    if change == "sep=":
+        text.write(f"sep=;{end}")
     if columns:
-        table.writeheader()
+        table.writerow({name: name.title() if change == "headings" else name for name in columns})
     table.writerows(rows)
+    if change == "empty rows":
+        text.write(f"{sign * (len(columns) - 1)}{end}" * 3)
     data = text.getvalue().encode(encoding, "replace" if encoding == "latin-1" else "surrogatepass")
-    if change == "semicolons":
-        data = data.replace(b"\t" if tabs else b",", b";")
-    elif change == "NUL":
+    if change == "NUL":
         at = data.index(Path(row["path"]).name.encode())
         data = data[:at] + b"\0" + data[at:]
     elif kind == "bytes":
