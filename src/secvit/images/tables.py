@@ -110,8 +110,8 @@ def _read(path: Path, name: str, rows: Sequence[Row], classes: tuple[str, ...] |
 def _tell_other_folders(path: Path, rows: Sequence[Row]) -> None:
     """Warn of files that lie in a folder called like another class."""
     classes = {row.label for row in rows}
-    folders = (os.path.basename(os.path.dirname(row.file)) for row in rows)
-    other = [row for row, folder in zip(rows, folders, strict=True) if folder in classes and folder != row.label]
+    folders = (f"{os.sep}{row.file}".rsplit(os.sep, 2)[1] for row in rows)  # faster than os.path
+    other = [row for row, folder in zip(rows, folders, strict=True) if folder != row.label and folder in classes]
     if other:
         row = other[0]
         logger.warning(
@@ -163,7 +163,7 @@ class _Cells:
     def __iter__(self) -> Iterator[list[str]]:
         try:
             for cells in self.rows:
-                if any(map(str.strip, cells)):  # spreadsheets write rows of nothing
+                if cells and (cells[0].strip() or any(map(str.strip, cells))):  # spreadsheets write rows of nothing
                     yield cells
         except csv.Error as error:
             raise ValueError(f"{self.path}: not a table of text (line {self.line}: {error})") from None
