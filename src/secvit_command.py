@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "train": "train by a recipe, and score on what was held out",
+    "compare": "train variants of a recipe with the same seeds, and say whether their scores differ",
     "evaluate": "score a run on a split",
     "predict": "say what is in photos: classes, objects, pixels or answers, as the run was trained for",
     "cluster": "draw what each stage of a network puts together in photos",

@@ -55,16 +55,18 @@ def test_the_demo_compares_draws_and_says_where(tmp_path, warnings_of_this_run):
     pytest.importorskip("sklearn", reason="the digits and the photograph come with scikit-learn")
     done = demo(tmp_path, warnings_of_this_run, "--epochs", "0.05", "--output", "here")
     assert done.returncode == 0, done.stderr
-    for words in ("majority", "SEC", "window", "random", "One seed"):
-        assert words in done.stdout.replace("most frequent class", "majority")
-    for file in ("clusters.png", "digit_clusters.png", "curves.png", "comparison.json", "sec/model.safetensors"):
+    for words in ("most frequent class", "sec", "window", "random", "One seed", "no claim"):
+        assert words in done.stdout
+    pictures = ("clusters.png", "digit_clusters.png", "curves.png", "comparison.png")
+    for file in (*pictures, "comparison.md", "comparison.json", "sec/seed_0/model.safetensors"):
         assert (tmp_path / "here" / file).is_file()
         assert str(Path("here") / file) in done.stdout
-    results = json.loads((tmp_path / "here" / "comparison.json").read_text())
-    same = [{**r["recipe"], "model": {**r["recipe"]["model"], "args": None}} for r in results.values()]
+    results = [run["result"] for run in json.loads((tmp_path / "here" / "comparison.json").read_text())["runs"]]
+    same = [{**r["recipe"], "model": {**r["recipe"]["model"], "args": None}} for r in results]
     assert same[0] == same[1] == same[2]
-    assert {r["parameters"] for r in results.values()} == {results["sec"]["parameters"]}
-    assert not list((tmp_path / "here").glob(".run_*"))
+    assert len({r["parameters"] for r in results}) == 1
+    again = demo(tmp_path, warnings_of_this_run, "--epochs", "0.05", "--output", "here")
+    assert again.returncode == 0 and "3 finished before" in again.stdout
 
 
 @pytest.mark.slow

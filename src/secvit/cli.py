@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -223,9 +224,7 @@ def export(words: Sequence[str]) -> int:
 def push(words: Sequence[str]) -> int:
     from secvit.runs import push as work
 
-    examples = (
-        "secvit push runs/mine USER/NAME\nsecvit push runs/mine USER/NAME --to folder      what would be uploaded"
-    )
+    examples = "secvit push runs/mine USER/NAME\nsecvit push runs/mine USER/NAME --to folder   what would be uploaded"
     print(work(**parse("secvit push", words, [work], ("run", "name"), examples=examples)[0]))
     return 0
 
@@ -275,6 +274,7 @@ def convert(words: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
+    "compare": lambda words: import_module("secvit.compare.options").work(words, STOPPED),
     "evaluate": evaluate,
     "predict": predict,
     "cluster": cluster,

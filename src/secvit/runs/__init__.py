@@ -23,8 +23,9 @@ from secvit.models.convert import check_name
 from secvit.models.saved import config_beside, has_weights, load_model, saved_config
 from secvit.runs.trained import Made, Trained
 from secvit.train.checkpoint import latest
+from secvit.train.job import Job
 
-__all__ = ["Made", "Trained", "kind_of", "network", "open", "push", "task_of", "train"]
+__all__ = ["Made", "Trained", "kind_of", "network", "open", "prepare", "push", "task_of", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +100,22 @@ def train(
     """
     if isinstance(recipe, str):
         recipe, name = recipes.find(recipe)(), recipe
-    training = import_module(f"secvit.{type(recipe).__module__.split('.')[1]}.training")
+    return prepare(recipe, data, output, resume, name).run(Path(output), resume)
+
+
+def prepare(
+    recipe: Any, data: str | os.PathLike[str], output: str | os.PathLike[str], resume: str = "auto", name: str = ""
+) -> Job:
+    """What `train` would run: data and network are there and fit, and nothing is trained yet."""
+    training = import_module(f"secvit.{task_of_recipe(recipe)}.training")
     job = training.prepare(recipe, str(data), Path(output), resume)
     job.about = {"recipe": name, **job.about}
-    return job.run(Path(output), resume)
+    return job
+
+
+def task_of_recipe(recipe: Any) -> str:
+    """The task that a recipe is for, by the slice that it comes from."""
+    return type(recipe).__module__.split(".")[1]
 
 
 def push(run: str, name: str, *, private: bool = False, to: str | None = None) -> str:
