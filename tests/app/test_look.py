@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import tempfile
 from dataclasses import replace
 
 import numpy as np
@@ -132,7 +133,7 @@ def test_without_gradio_the_pip_line_is_named(monkeypatch, tmp_path):
     for name in ("GRADIO_TEMP_DIR", "MPLCONFIGDIR"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.setattr(app.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(ImportError, match=r'pip install "secvit\[app\]"'):
         app.serve()
     assert not list(tmp_path.iterdir())

@@ -232,7 +232,7 @@ def test_a_split_is_scored_as_in_training(tmp_path, run, folder, capsys, monkeyp
     ("words", "message"),
     [
         (["segment", "RUN", "/nowhere/x.jpg"], "cannot be read .No such file"),
-        (["evaluate", "--data", "DATA"], "a folder without weights or checkpoints"),
+        (["evaluate", "--data", "DATA"], "which run.  Give the folder"),
         (["evaluate", "RUN", "--max_dets", "7"], "--max_dets is no option .*; it belongs to runs of detection"),
         (
             ["evaluate", "RUN", "--data", "DATA", "--split", "test"],

@@ -230,7 +230,7 @@ def test_what_a_killed_run_left_is_swept(output):
         (output / name).write_text("half")
     (output / ".notes.part").write_text("mine")
     run(output)
-    assert sorted(p.name for p in output.iterdir()) == [".notes.part", "checkpoints", "log.csv"]
+    assert sorted(p.name for p in output.iterdir()) == [".notes.part", "checkpoints", "config.yaml", "log.csv"]
     assert all(".part" not in p.name and ".tmp" not in p.name for p in output.rglob("*") if p.name != ".notes.part")
 
 

@@ -177,7 +177,7 @@ def test_the_command_answers_and_scores_and_scores_again(llava, pope, tmp_path, 
     assert main([*words, str(answers)]) == 0
     assert capsys.readouterr().out == first
     assert main(words) == 2
-    assert "a folder without weights" in capsys.readouterr().err
+    assert "which run?" in capsys.readouterr().err
 
 
 def test_llavas_own_prompt_and_squares_are_asked_for_by_template(llava, pope, tmp_path):

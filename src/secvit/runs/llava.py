@@ -131,8 +131,10 @@ class Answers(Trained):
 
     task = "answers"
 
-    def __init__(self, path: Path | str, *, device: str | None = None) -> None:
+    def __init__(self, path: Path | str, *, model: str | None = None, device: str | None = None) -> None:
         super().__init__(path)
+        if model or device:
+            raise ValueError(f"{path} holds answers; --model and --device belong to the run that gave them")
 
     def evaluate(self, data: str, split: str = "val", *, benchmark: str) -> dict[str, Any]:
         """The benchmark's scores of the answers.

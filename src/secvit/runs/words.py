@@ -60,7 +60,7 @@ def taken_run(words: Sequence[str], default: str | None = None) -> tuple[str, li
         return words[at + 1], [*words[:at], *words[at + 2 :]]
     at = _run_in(words)
     if at is None and default is None:
-        at = next((at for at, word in enumerate(words) if not word.startswith("-")), None)
+        at = next((at for at, word in enumerate(words) if word[0] != "-" and (not at or words[at - 1][0] != "-")), None)
         if at is None:
             raise ValueError("which run?  Give the folder of `secvit train`, or secvit_nano.clothing10")
     if at is None:
