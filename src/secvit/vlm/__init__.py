@@ -7,6 +7,7 @@ with needs("secvit.vlm", "transformers", "vlm"):
 
 from secvit.vlm.adapt import load_connector, restore_connector, save_connector, use_connector
 from secvit.vlm.asking import ask, load_trained
+from secvit.vlm.config import Recipe
 from secvit.vlm.llava import SecLlavaConfig, SecLlavaForConditionalGeneration, SecLlavaModel, SecLlavaProcessor
 from secvit.vlm.next import (
     SecLlavaNextConfig,
@@ -15,9 +16,11 @@ from secvit.vlm.next import (
     SecLlavaNextProcessor,
 )
 from secvit.vlm.recipes import tiny
+from secvit.vlm.task import VlmTask
 from secvit.vlm.training import train
 
 __all__ = [
+    "Recipe",
     "SecLlavaConfig",
     "SecLlavaForConditionalGeneration",
     "SecLlavaModel",
@@ -26,6 +29,7 @@ __all__ = [
     "SecLlavaNextModel",
     "SecLlavaNextProcessor",
     "SecLlavaProcessor",
+    "VlmTask",
     "ask",
     "load_connector",
     "load_trained",
