@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -208,23 +208,27 @@ def _lines(path: Path, content: str) -> Iterator[tuple[str | None, Row]]:
         if len(found := _called(column, columns)) > 1:
             raise ValueError(f"{path}, line {table.line}: {len(found)} columns are called {column!r}; keep one")
     words: dict[str, str] = {}  # the word that each split is called by
+    width, folder = len(columns), path.parent
     for cells in table:
-        at = f"{path}, line {table.line}"
-        if any(cells[len(columns) :]):
+        if len(cells) > width and any(cells[width:]):
             raise ValueError(
-                f"{at}: {len(cells)} cells below {len(columns)} columns; put quotes around a cell that has a {sign} "
-                "in it"
+                f"{path}, line {table.line}: {len(cells)} cells below {width} columns; put quotes around a cell that "
+                f"has a {sign} in it"
             )
         entry = {column: cells[i].strip() if i < len(cells) else "" for column, i in place.items()}
-        for column in ("path", "label"):
-            if not entry[column]:
-                raise ValueError(f"{at}: empty {column}; fill it in or remove the line")
-            if not entry[column].isprintable() and any(c in entry[column] for c in "\0\n\r"):
-                raise ValueError(f"{at}: {column} {entry[column][:80]!r} has more than one line; is a quote missing?")
-        yield (
-            _split(entry["split"], words, at) if "split" in place else None,
-            Row(table.line, _file(path.parent, entry["path"]), entry["label"]),
-        )
+        file, label = entry["path"], entry["label"]
+        if not (file and label and file.isprintable() and label.isprintable()):
+            _check_entry(entry, f"{path}, line {table.line}")
+        split = _split(entry["split"], words, f"{path}, line {table.line}") if "split" in place else None
+        yield split, Row(table.line, _file(folder, file), label)
+
+
+def _check_entry(entry: Mapping[str, str], at: str) -> None:
+    for column in ("path", "label"):
+        if not entry[column]:
+            raise ValueError(f"{at}: empty {column}; fill it in or remove the line")
+        if any(c in entry[column] for c in "\0\n\r"):
+            raise ValueError(f"{at}: {column} {entry[column][:80]!r} has more than one line; is a quote missing?")
 
 
 def _file(folder: Path, path: str) -> str:
