@@ -58,7 +58,7 @@ def test_difference_names_a_symbol_that_exists(symbol):
 
 
 def test_readme_tree_is_true():
-    tree = re.search(r"```\n(secvit/\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    tree = re.search(r"```text\n(secvit/\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     folders = [ROOT]
     for line in tree.splitlines()[1:]:
         indent = (len(line) - len(line.lstrip())) // 2

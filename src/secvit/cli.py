@@ -178,7 +178,7 @@ CLUSTER = """\
 secvit cluster photo.jpg                                     photo_clusters.png
 secvit cluster RUN photo.jpg -o clusters.png --gradcam       a network you trained; what speaks for the likeliest class
 secvit cluster photos/ more/*.png -o pictures --gif          a folder; animations through all blocks, too
-secvit cluster photo.jpg --stage 3 --block all --head all --style outlined
+secvit cluster photo.jpg --stage 2 --block all --head all --style outlined
 secvit cluster photo.jpg --compare --num_clusters 8          window, k-means and SEC, sizes and times
 secvit cluster photos/ --page -o page.png                    one page: clusters and Grad-CAM of all photos
 secvit cluster photos/ --metrics --masks masks/              do clusters follow objects, and do they stay?

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from secvit.classification import ClassificationTask, recipes, tiny, train
 from secvit.classification.config import Model, Recipe
 from secvit.models.saved import load_model
+from secvit.models.small import HALF_WIDTH
 from secvit.ops.partitions import SCORES
 from secvit.recipes import of as recipes_of
 from secvit.train.config import Schedule
@@ -126,9 +127,9 @@ def test_layer_decay_lowers_the_rate_towards_the_input():
 
 def test_finetuning_starts_from_the_backbone_with_a_new_head(tmp_path):
     torch.manual_seed(0)
-    model = timm.create_model("secvit_nano", num_classes=7, **recipes.HALF_WIDTH)
+    model = timm.create_model("secvit_nano", num_classes=7, **HALF_WIDTH)
     (tmp_path / "w.safetensors").write_bytes(weight_bytes(model.state_dict()))
-    other = timm.create_model("secvit_nano", num_classes=10, **recipes.HALF_WIDTH)
+    other = timm.create_model("secvit_nano", num_classes=10, **HALF_WIDTH)
     fresh = {k: v.clone() for k, v in other.state_dict().items()}
     assert load_backbone(other, tmp_path / "w.safetensors") == ["head.fc.bias", "head.fc.weight"]
     for key, value in other.state_dict().items():
@@ -137,7 +138,7 @@ def test_finetuning_starts_from_the_backbone_with_a_new_head(tmp_path):
 
 
 def test_weights_of_another_backbone_are_refused(tmp_path):
-    model = timm.create_model("secvit_nano", **recipes.HALF_WIDTH)
+    model = timm.create_model("secvit_nano", **HALF_WIDTH)
     (tmp_path / "w.safetensors").write_bytes(weight_bytes(model.state_dict()))
     with pytest.raises(ValueError, match="does not fit SECViT without its head"):
         load_backbone(timm.create_model("secvit_nano"), tmp_path / "w.safetensors")
@@ -156,7 +157,7 @@ def test_frozen_parts_stay_as_they_were_statistics_included(tmp_path):
 
 
 def test_a_part_that_does_not_exist_cannot_be_frozen():
-    model = timm.create_model("secvit_nano", **recipes.HALF_WIDTH)
+    model = timm.create_model("secvit_nano", **HALF_WIDTH)
     with pytest.raises(ValueError, match="frozen='neck' is no part of SECViT; its parts are stem, stages, head"):
         ClassificationTask(model, frozen=("neck",))
 
@@ -192,3 +193,10 @@ def test_a_recipe_holds_a_partition_by_its_name(monkeypatch):
         monkeypatch.setitem(SCORES, "own_name", own)
         assert getattr(Model(**{place: {"partition": own}}), place) == {"partition": "own_name"}
         monkeypatch.delitem(SCORES, "own_name")
+
+
+def test_a_tiny_run_of_simmim_begins_a_tiny_run_of_classification():
+    import secvit.simmim.recipes as masked
+
+    first, then = masked.tiny(masked.folder()).model, tiny(recipes.folder()).model
+    assert first.name == then.name and {**then.args, **first.args} == {**then.args, "stem_stride": 4}

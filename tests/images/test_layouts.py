@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 
 import pytest
 from PIL import Image
@@ -67,7 +68,7 @@ def test_layout_of_the_page_is_read_by_its_command(title, tmp_path, monkeypatch)
         monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     build(tmp_path, body)
     monkeypatch.chdir(tmp_path)
-    recipe, data = re.search(r"secvit train (\S+) --data (\S+)", block("console", body)).groups()
+    _, _, recipe, _, data = shlex.split(block("console", body))
     assert callable(recipes.find(recipe))
     said = re.search(r"^Splits: (.+)\.$", body, re.MULTILINE)[1].split(", ")
     assert list(splits(data)) == said

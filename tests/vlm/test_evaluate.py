@@ -189,3 +189,12 @@ def test_llavas_own_prompt_and_squares_are_asked_for_by_template(llava, pope, tm
         assert evaluate.evaluate_checkpoint(tmp_path / "run", "pope", pope, **options)["answered"] == 10
     own, v1 = ({row["metadata"]["made_with"] for row in read_lines(path)} for path in paths)
     assert own != v1
+
+
+def test_a_file_of_answers_is_scored_by_the_command_without_a_network(pope, tmp_path, capsys):
+    asked = benchmarks.load("pope", pope)
+    rows = [{"question_id": one.id, "prompt": one.prompt, "text": "Yes"} for one in asked]
+    file = tmp_path / "theirs.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert main(["evaluate", str(file), "--benchmark", "pope", "--data", str(pope)]) == 0
+    assert "yes_ratio            1.0000" in capsys.readouterr().out

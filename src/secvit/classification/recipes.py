@@ -11,6 +11,7 @@ from typing import Any
 
 from secvit.classification.augment import Augment
 from secvit.classification.config import Model, Recipe
+from secvit.models.small import HALF_WIDTH, small
 from secvit.train.config import Loop, Schedule
 from secvit.train.optim import Optim
 
@@ -19,8 +20,7 @@ def tiny(recipe: Recipe) -> Recipe:
     """The same recipe for a few small steps of a small network: to see that it runs, not what it reaches."""
     model = replace(recipe.model, image_size=min(recipe.model.image_size, 64))
     if not model.pretrained:
-        family = next((name for name in SMALL if model.name.startswith(name)), "")
-        model = replace(model, args={**model.args, **SMALL.get(family, {})})
+        model = replace(model, args={**model.args, **small(model.name)})
     return replace(
         recipe,
         model=model,
@@ -84,20 +84,6 @@ def head_only() -> Recipe:
 
 
 # -- small data sets -----------------------------------------------------------------------------
-
-HALF_WIDTH: dict[str, Any] = {
-    "depths": [1, 1, 2, 1],
-    "embed_dims": [32, 64, 96, 128],
-    "num_heads": [2, 4, 6, 8],
-    "head_hidden_size": 256,
-}
-
-
-SMALL: dict[str, dict[str, Any]] = {  # what `tiny` makes of a network, by family
-    "secvit_": HALF_WIDTH,
-    "sec_swin_": {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [2, 2, 4, 8]},
-    "sec_deit_": {"embed_dim": 48, "depth": 2, "num_heads": 4},
-}
 
 
 def digits() -> Recipe:

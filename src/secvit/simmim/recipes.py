@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from secvit.models.small import HALF_WIDTH, small
 from secvit.ops import written
 from secvit.simmim.data import Augment, Masking
 from secvit.train.config import Loop, Schedule
@@ -55,11 +56,12 @@ class Recipe:
 
 
 def tiny(recipe: Recipe) -> Recipe:
-    """The same recipe for a few small steps: to see that it runs, not what it reaches."""
+    """The same recipe for a few small steps of a small network: to see that it runs, not what it reaches."""
+    args = {**recipe.model.args, **small(recipe.model.name)}
     size = min(recipe.model.image_size, 2 * max(recipe.masking.patch, 32))
     return replace(
         recipe,
-        model=replace(recipe.model, image_size=size),
+        model=replace(recipe.model, args=args, image_size=size),
         schedule=recipe.schedule.tiny(),
         loop=recipe.loop.tiny(),
     )
@@ -73,15 +75,8 @@ def digits() -> Recipe:
     Reached once (seed 0): L1 0.333 on the hidden pixels of 269 held-out digits, where each image's
     mean visible colour gives 1.360; two minutes of one shared CPU core.
     """
-    half_width = {
-        "stem_stride": 4,
-        "depths": [1, 1, 2, 1],
-        "embed_dims": [32, 64, 96, 128],
-        "num_heads": [2, 4, 6, 8],
-        "head_hidden_size": 256,
-    }
     return Recipe(
-        model=Model("secvit_nano", half_width, image_size=64),
+        model=Model("secvit_nano", {"stem_stride": 4, **HALF_WIDTH}, image_size=64),
         masking=Masking(patch=16),
         augment=Augment(flip=0.0),
         optim=Optim(lr=2e-3),
