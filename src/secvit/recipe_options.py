@@ -45,7 +45,7 @@ def read(words: Sequence[str]) -> Order:
     parser = parser_of(name, recipe, make, any_data)
     # before jsonargparse reads them, without a limit
     files = {file: _config(file) for _, file in _given(words, "--config")}
-    parser.files = tuple(files)
+    parser.files, parser.words = tuple(files), words
     try:
         parsed = parser.parse_args(words)
     except (OverflowError, RecursionError) as error:  # a number of hundreds of digits, brackets in brackets

@@ -18,7 +18,7 @@ INNER = ("self", "tell", "progress", "path")  # parameters that are not for a co
 def new_parser(prog: str, description: str = "", usage: str | None = None) -> Any:
     """A parser of jsonargparse's for which what cannot be used is a ValueError.
 
-    Its `files` name where options came from; its `elsewhere` tells whose an option is that does not belong here.
+    Its `words` are what is parsed, its `files` name where options came from; its `elsewhere` tells whose an option is that does not belong here.
     """
     return _classes()(prog=prog, description=description, usage=usage)
 
@@ -35,14 +35,14 @@ def _classes() -> Any:
             return "\n".join(indent + line for line in text.splitlines())
 
     class Parser(ArgumentParser):
+        words: Sequence[str] = ()
         files: tuple[str, ...] = ()
         elsewhere: Callable[[str], str] | None = None
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             known = [option for action in self._actions for option in action.option_strings]
-            for word in re.findall(r"--[\w.]+", message) if "nrecognized" in message else ():
-                if word in known:
-                    continue
+            words = [word.partition("=")[0] for word in self.words if word.startswith("--")]
+            for word in (word for word in words if "nrecognized" in message and word not in known):
                 near = get_close_matches(word, known, 1)
                 owner = self.elsewhere(word.lstrip("-")) if self.elsewhere else ""
                 whose = f"; it belongs to {owner}" if owner else ""
@@ -75,7 +75,7 @@ def parse(
     """
     text = description or summary(functions[-1])
     parser = new_parser(prog, f"{text}\n\n{examples}".rstrip())
-    parser.elsewhere = elsewhere
+    parser.elsewhere, parser.words = elsewhere, words
     names = [{**parameters(function, skip)} for function in functions]
     merged: dict[str, tuple[inspect.Parameter, Any, str]] = {}
     for function, own in zip(functions, names, strict=True):

@@ -180,7 +180,7 @@ def test_the_papers_speeds_stand_beside_ours():
 def test_the_command_writes_the_numbers(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(measured.SHAPES, "tiny", TINY)
     target = tmp_path / "out.json"
-    words = f"bench connector --models tiny --timed tiny --tokens 16 8 --rounds 1 --new 3 --no-progress --json {target}"
+    words = f"bench connector --models tiny --timed tiny --tokens 16 8 --rounds 1 --new 3 --json {target}"
     assert main(words.split()) == 0
     assert "| 8 + 1" in capsys.readouterr().out
     assert json.loads(target.read_text())["recipe"]["tokens"] == [16, 8]
@@ -199,7 +199,7 @@ def test_the_command_writes_the_numbers(tmp_path, capsys, monkeypatch):
 def test_what_cannot_be_is_said_in_one_line(words, reason, capsys):
     assert main(["bench", "connector", "--timed", "none", *words.split()]) == 2
     said = capsys.readouterr().err.strip()
-    assert said.startswith("secvit bench connector: ") and reason in said
+    assert said.startswith("secvit bench: ") and reason in said
     assert len(said.splitlines()) == 1
 
 

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from secvit import runs
 from secvit.cli import main
 from secvit.train import latest
 from secvit.train.progress import Progress, brief, busy, duration, reading
@@ -211,15 +212,10 @@ def test_counts_and_steps_are_said_before_the_first_step(tmp_path, caplog):
     ],
 )
 def test_the_later_of_epochs_and_steps_counts(tmp_path, monkeypatch, words, epochs, steps):
-    import secvit.classification
-
     (tmp_path / "steps.yaml").write_text("loop: {steps: 7}")
     monkeypatch.chdir(tmp_path)
     got = []
-    monkeypatch.setattr(
-        secvit.classification,
-        "train",
-        lambda recipe, *_: got.append(recipe.loop) or {"stopped": "time limit", "steps": 1},
-    )
+    done = {"stopped": "time limit", "steps": 1}
+    monkeypatch.setattr(runs, "train", lambda recipe, *_, **__: got.append(recipe.loop) or done)
     assert main(["train", "classification.digits", *words]) == 75
     assert (got[0].epochs, got[0].steps) == (epochs, steps)
