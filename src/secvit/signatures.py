@@ -18,7 +18,8 @@ INNER = ("self", "tell", "progress", "path")  # parameters that are not for a co
 def new_parser(prog: str, description: str = "", usage: str | None = None) -> Any:
     """A parser of jsonargparse's for which what cannot be used is a ValueError.
 
-    Its `words` are what is parsed, its `files` name where options came from; its `elsewhere` tells whose an option is that does not belong here.
+    Its `words` are what is parsed, its `files` name where options came from, and its `elsewhere` tells whose an option
+    is that does not belong here.
     """
     return _classes()(prog=prog, description=description, usage=usage)
 
@@ -48,7 +49,8 @@ def _classes() -> Any:
                 whose = f"; it belongs to {owner}" if owner else ""
                 meant = f"; did you mean {near[0]}?" if near and not whose else ""
                 raise ValueError(f"{word} is no option of {self.prog}{whose}{meant}; {self.prog} --help lists them")
-            raise ValueError(message + said_in(self.files))
+            more = f"; {self.prog} --help says more" if "required" in message else ""
+            raise ValueError(message + more + said_in(self.files))
 
     return functools.partial(Parser, formatter_class=Formatter)
 
