@@ -10,10 +10,11 @@ SECONDS = 5.0  # to wait for an answer
 
 
 @contextlib.contextmanager
-def hub(name: str) -> Iterator[None]:
+def hub(name: str, option: str = "") -> Iterator[None]:
     """Around what loads `name`, a folder or a name of the hub: without a network, from the cache or not at all.
 
     ValueError at once if the hub cannot be reached and the cache lacks something of `name`.
+    option: that names it, for the message.
     """
     if Path(name).exists() or not (reason := unreachable()):
         yield
@@ -25,7 +26,7 @@ def hub(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(
-            f"{name}: not on this machine, and {constants.ENDPOINT} cannot be reached ({reason}); give a file or "
+            f"{f'{option} {name}'.strip()}: not on this machine, and {constants.ENDPOINT} cannot be reached ({reason}); give a file or "
             "folder that is here, or run it once with a network"
         ) from error
     finally:

@@ -65,7 +65,7 @@ def start(
 def from_transformers(base: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """A LLaVA as it was saved, in float32."""
     try:
-        with hub(base):
+        with hub(base, "--model.base"):
             return (
                 AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32),
                 AutoProcessor.from_pretrained(base),
@@ -95,10 +95,10 @@ def connected(
 def from_parts(language: str, vision: str) -> tuple[PreTrainedModel, ProcessorMixin]:
     """LLaVA-1.5 before stage 1: a language model, a CLIP tower, and a projector of new weights."""
     try:
-        with hub(language):
+        with hub(language, "--model.language"):
             tokenizer = read_tokenizer(language)
             speaker = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
-        with hub(vision):
+        with hub(vision, "--model.vision"):
             tower = CLIPVisionModel.from_pretrained(vision, dtype=torch.float32)
             images = AutoImageProcessor.from_pretrained(vision)
     except OSError as error:
