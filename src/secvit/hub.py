@@ -26,8 +26,8 @@ def hub(name: str, option: str = "") -> Iterator[None]:
         yield
     except OSError as error:
         raise ValueError(
-            f"{f'{option} {name}'.strip()}: not on this machine, and {constants.ENDPOINT} cannot be reached ({reason}); give a file or "
-            "folder that is here, or run it once with a network"
+            f"{' '.join(filter(None, (option, name)))}: not on this machine, and {constants.ENDPOINT} cannot be reached "
+            f"({reason}); give a file or folder that is here, or run it once with a network"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline
