@@ -25,8 +25,9 @@ def hub(name: str, option: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = f"{option} {name}".strip()
         raise ValueError(
-            f"{' '.join(filter(None, (option, name)))}: not on this machine, and {constants.ENDPOINT} cannot be reached "
+            f"{where}: not on this machine, and {constants.ENDPOINT} cannot be reached "
             f"({reason}); give a file or folder that is here, or run it once with a network"
         ) from error
     finally:
