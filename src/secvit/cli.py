@@ -42,7 +42,10 @@ def run(command: str, words: Sequence[str], debug: bool = False) -> int:
 
 def _run_first(words: Sequence[str]) -> list[str]:
     """The words with the run that --run names in front."""
-    return [*taken_run(words)[:1], *taken_run(words)[1]] if "--run" in words else list(words)
+    if "--run" not in words:
+        return list(words)
+    run, others = taken_run(words)
+    return [run, *others]
 
 
 def _asks_for_help(words: Sequence[str]) -> bool:
@@ -194,9 +197,8 @@ def cluster(words: Sequence[str]) -> int:
     chosen, words = taken_run(words, DEFAULT)
     found = parse("secvit cluster [RUN]", words, [show_clusters], ("photos",), examples=CLUSTER, skip=("run",))[0]
     made = show_clusters(**found, run=chosen)
-    print(
-        "".join([f"wrote {path}\n" for path in made.written] + [f"replaced {path}\n" for path in made.replaced]), end=""
-    )
+    for done, paths in (("wrote", made.written), ("replaced", made.replaced)):
+        print("".join(f"{done} {path}\n" for path in paths), end="")
     code = _made("cluster", made)
     if made.rows:
         print(metrics_table(made.rows), end="")

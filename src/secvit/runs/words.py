@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from secvit.runs import is_run
 
-# what options were called once, and now; None: the value comes first, without an option
 WITH_RUN = ("evaluate", "predict", "detect", "segment", "ask", "cluster", "app", "patch-report")
+# what options were called once, and now; None: the value comes first, without an option
 FORMER = {
     "--checkpoint": None,
     "--weights": None,
