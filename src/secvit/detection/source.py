@@ -12,17 +12,11 @@ from urllib.parse import unquote
 
 from secvit.fields import Faults
 from secvit.images.files import LeftOut, is_image, is_stray
-from secvit.images.words import split_of
+from secvit.images.words import is_joint, split_of, splits_like
 
 BOTH = "trainval"  # the images of train and val, as Pascal VOC has it
 UNREADABLE = ("broken links", "that are no regular files")
 FOLDERS = ("images", "data", "JPEGImages")  # of images
-_BOTH = re.compile(r"train(?:ing)?[-_+ ]?(?:val|valid|validation|dev)[-_ ]?(?:19|20)?\d{0,2}")
-_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
-_LIKE = re.compile(
-    r"(?:mini|sub|small|tiny|my|new|old)?(train|val|valid|validat(?:e|ion)|eval|evaluat(?:e|ion)|dev|test|holdout)"
-    r"(?:ing|set|split|data|dev|s|minus\w*)?"
-)
 
 
 class Content(NamedTuple):
@@ -83,19 +77,14 @@ class Candidate(NamedTuple):
 
 def split_word(word: str) -> str | None:
     """The split that a name means: "train", "val", "test" or BOTH."""
-    return BOTH if _BOTH.fullmatch(word.strip().casefold()) else split_of(word)
+    return BOTH if is_joint(word) else split_of(word)
 
 
 def speaks_of(name: str) -> str | None:
     """The split that a longer or another name speaks of: "minival", "seg_val", "eval" -> "val"; None if none."""
     if word := split_word(name):
         return word
-    found = set()
-    for part in map(str.casefold, _PART.findall(name)):
-        if _BOTH.fullmatch(part):
-            found |= {"train", "val"}
-        elif like := _LIKE.fullmatch(part):
-            found.add(like[1] if like[1] in ("train", "test") else "val")
+    found = splits_like(name)
     return BOTH if found == {"train", "val"} else found.pop() if len(found) == 1 else None
 
 

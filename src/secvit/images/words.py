@@ -19,8 +19,11 @@ SPLIT_WORDS = {
 }  # fmt: skip
 SPLITS = ("train", "val", "test")
 # words that people use for a split and that others use for something else: never read as one, never passed over
-_LIKE = {**SPLIT_WORDS, "validate": "val", "eval": "val", "evaluation": "val", "minival": "val", "holdout": "val",
-         "heldout": "val"}  # fmt: skip
+_LIKE = re.compile(
+    r"(?:mini|sub|small|tiny|my|new|old)?"
+    r"(train|val|valid|validat(?:e|ion)|eval|evaluat(?:e|ion)|dev|test|hold-?out|held-?out)"
+    r"(?:ing|set|split|data|dev|s|minus\w*)?"
+)
 _JOINT = re.compile(r"train(?:ing)?[-_+ ]?(?:val|valid|validation|dev)[-_ ]?(?:19|20)?\d{0,2}")
 _PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _WORD = re.compile(r"([a-z]+)[-_ ]?(?:19|20)?\d{0,2}")
@@ -41,9 +44,20 @@ def split_inside(name: str) -> tuple[str, str] | None:
     return (found.pop(), rest) if len(found) == 1 else None
 
 
+def splits_like(name: str) -> set[str]:
+    """The splits that parts of a name may be meant for, words for them or not: "eval", "val_images" -> {"val"}."""
+    found = set()
+    for part in map(str.casefold, _PART.findall(name)):
+        if is_joint(part):
+            found |= {"train", "val"}
+        elif like := _LIKE.fullmatch(part):
+            found.add(like[1] if like[1] in ("train", "test") else "val")
+    return found
+
+
 def split_like(name: str) -> str | None:
-    """The split that a name may be meant for, though it is no word for one: "eval", "val_images" -> "val"."""
-    found = {_LIKE[part] for part in map(str.casefold, _PART.findall(name)) if part in _LIKE}
+    """The one split that a name may be meant for; None if there is none, or several."""
+    found = splits_like(name)
     return found.pop() if len(found) == 1 else None
 
 
