@@ -42,10 +42,8 @@ def run(command: str, words: Sequence[str], debug: bool = False) -> int:
 
 def _run_first(words: Sequence[str]) -> list[str]:
     """The words with the run that --run names in front."""
-    if "--run" not in words:
-        return list(words)
-    run, others = taken_run(words)
-    return [run, *others]
+    run, others = taken_run(words) if "--run" in words else ("", list(words))
+    return [run, *others] if run else others
 
 
 def _asks_for_help(words: Sequence[str]) -> bool:
