@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
 from secvit.vis import cluster_maps, clusters, draw_clusters, panels
@@ -99,13 +100,23 @@ def test_later_ranks_are_brighter(num_clusters):
 @pytest.mark.parametrize("style", ["blended", "side_by_side"])
 @pytest.mark.parametrize("size", [(48, 32), (20, 64), (200, 8)])
 def test_panels_of_a_figure_do_not_overlap(size, style, thumbnails):
-    maps = cluster_maps(secvit_nano(), torch.randn(3, size[1], size[0]), stages=[0, 1])
+    maps = cluster_maps(secvit_nano(), torch.randn(3, size[1], size[0]), stages=[0, 1], num_clusters=2)
     figure = draw_clusters(Image.new("RGB", size), maps, "title", "note", style=style)
     boxes = [axes.get_position() for axes in figure.axes]
     assert len(boxes) == (4 if style == "blended" else 3)  # image, two stages, legend
     assert all(box.x0 >= 0 and box.y0 >= 0 and box.x1 <= 1 and box.y1 <= 1 for box in boxes)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_layers_of_full_attention_are_named_and_not_drawn():
+    labels = torch.tensor([[0, 1]])
+    some, full = ClusterMap(labels, 2, 0, 0, 0, 1, stages=4), ClusterMap(labels * 0, 1, 3, 0, 0, 8, stages=4)
+    figures = [draw_clusters(photo(60, 40), maps) for maps in ([some, full], [full])]
+    texts = [[text.get_text() for text in figure.findobj(Text)] for figure in figures]
+    assert any("Full attention, nothing to draw:\nstage 4" in text for text in texts[0])
+    assert not any("full attention: 1 ×" in text for text in texts[0])
+    assert any("There are no clusters to draw" in text for text in texts[1])
 
 
 # -- from a photo to a network's input -----------------------------------------------------------

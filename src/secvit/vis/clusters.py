@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -143,7 +144,11 @@ def draw_clusters(
 
     Colours mean the same in all panels: dark = least like the mean key, bright = most like it.
     style: see `overlay`.  more: panels to follow, as large as the photo's; of Grad-CAM, for example.
+    Layers of full attention have no clusters: without `more`, and if others have some, the legend names them.
     """
+    explanation = legend(maps)
+    if not more:
+        maps = [found for found in maps if found.num_clusters > 1] or maps
     size = width, height = panel_size(image)
     photo = image.resize(size, Image.Resampling.LANCZOS)
     panels: list[Panel | Legend] = []
@@ -153,18 +158,22 @@ def draw_clusters(
         size = (2 * width + BETWEEN, height)
     panels += [Panel(overlay(photo, found, opacity, style), str(found)) for found in maps]
     if len(more) == len(maps) == len(panels):  # each to the right of its map
-        return draw_panels([*zip(panels, more, strict=True), (legend(maps),)], size, title, note)
+        return draw_panels([*zip(panels, more, strict=True), (explanation,)], size, title, note)
     if len(more) == len(maps):  # each below its map
-        return draw_panels([panels, [legend(maps), *more]], size, title, note)
-    return draw_panels(in_rows([*panels, *more, legend(maps)], size[0] / size[1]), size, title, note)
+        return draw_panels([panels, [explanation, *more]], size, title, note)
+    return draw_panels(in_rows([*panels, *more, explanation], size[0] / size[1]), size, title, note)
 
 
 def legend(maps: Sequence[ClusterMap]) -> Legend:
-    """What the colours mean."""
+    """What the colours mean, and which layers have none."""
+    full = [place(found) for found in maps if found.num_clusters == 1]
+    if len(full) == len(maps):
+        return Legend(FULL)
+    rest = "" if not full else "\n\nFull attention, nothing to draw:\n" + textwrap.fill(" · ".join(full), 50)
     rival = next((found.partition for found in maps if found.partition != "sec"), None)
     if rival:
-        return Legend(f"Partition: {rival.replace('_', ' ')}. Tokens of one\ncolour attend to each other.")
-    return Legend(RANKS, rank_colours(256), ("least like the mean key", "most like it"))
+        return Legend(f"Partition: {rival.replace('_', ' ')}. Tokens of one\ncolour attend to each other.{rest}")
+    return Legend(RANKS + rest, rank_colours(256), ("least like the mean key", "most like it"))
 
 
 RANKS = """\
@@ -172,6 +181,10 @@ Each head ranks its tokens by the cosine of their
 keys to the mean key, and cuts the ranking into
 clusters of equal size. Tokens of one colour
 attend to each other."""
+FULL = """\
+Full attention: each token attends to all others.
+There are no clusters to draw. Choose other stages,
+or cut the keys into clusters with num_clusters."""
 BETWEEN = 8  # px between two pictures side by side
 
 
