@@ -100,3 +100,39 @@ def test_a_loading_process_that_hangs_ends_the_run(tmp_path):
         run(tmp_path, loop(workers=1, data_timeout_minutes=0.05), data=Broken(hang))
     assert time.monotonic() - began < 60 and not multiprocessing.active_children()
     assert latest(tmp_path).name == f"step_{step_of_key(70):08d}"
+
+
+class Slow(Data):
+    """Tells who loads it, and takes its time."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def __getitem__(self, key):
+        self.file.write_text(str(os.getpid()))
+        time.sleep(0.05)
+        return super().__getitem__(key)
+
+
+def train_slowly(folder, method):
+    multiprocessing.set_start_method(method, force=True)
+    run(folder / "run", loop(workers=1, steps=2000), data=Slow(folder / "pid"))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="asks Linux whether a process lives")
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_killed_run_leaves_no_loading_process(tmp_path, method):
+    process = multiprocessing.get_context("spawn").Process(target=train_slowly, args=(tmp_path, method))
+    process.start()
+    file, pid, deadline = tmp_path / "pid", "", time.monotonic() + 100
+    try:
+        while not pid:
+            assert process.is_alive() and time.monotonic() < deadline
+            time.sleep(0.05)
+            pid = file.read_text() if file.exists() else ""
+    finally:
+        process.kill()
+    while os.path.isdir(f"/proc/{pid}"):
+        assert time.monotonic() < deadline, "still loads"
+        time.sleep(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import pickle
 import signal
 import threading
@@ -67,7 +68,7 @@ def read(
         collate_fn=reader.collate if workers else getattr(dataset, "collate", None),
         pin_memory=pin,
         generator=torch.Generator(),
-        worker_init_fn=_leave_signals_to_the_main_process,
+        worker_init_fn=_follow_the_main_process,
         timeout=60 * timeout_minutes if workers else 0,
     )
     if not workers:
@@ -239,6 +240,13 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def _follow_the_main_process(worker: int) -> None:
+    """Leave signals to it, and end with it: torch asks for the parent, which a fork server outlives."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # schedulers send it to all processes; the main one still saves
+    threading.Thread(target=_end_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_after(process: Any) -> None:
+    process.join()
+    os._exit(1)
