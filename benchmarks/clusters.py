@@ -25,7 +25,7 @@ from tqdm import tqdm
 from secvit import detection, segmentation
 from secvit.images import read_image
 from secvit.models.saved import load_model
-from secvit.train.provenance import provenance, result_name
+from secvit.provenance import provenance, result_name
 from secvit.vis.clusters import sized
 from secvit.vis.metrics import CHANGES, RIVALS, cluster_metrics
 

@@ -23,7 +23,7 @@ from secvit.connectors import create
 from secvit.connectors.stability import stability
 from secvit.images import read_image
 from secvit.models.saved import load_model
-from secvit.train.provenance import provenance, result_name
+from secvit.provenance import provenance, result_name
 from secvit.vis.clusters import normalised
 from secvit.vis.connectors import deepest_tokens
 

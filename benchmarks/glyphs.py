@@ -34,8 +34,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from secvit import connectors
-from secvit.train.provenance import provenance, result_name
-from secvit.weights import load_weights, weight_bytes, write_atomically
+from secvit.files import write_atomically
+from secvit.provenance import provenance, result_name
+from secvit.weights import load_weights, weight_bytes
 
 RESULTS = Path(__file__).parent / "results"
 QUESTION_ONLY = "question only"

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from gpu_report import GATHERED, report
 from torch import Tensor
 
 import secvit.ops.attention as attention
-from secvit.measure.gpu import GATHERED, report
 from secvit.measure.macs import count_macs
 from secvit.measure.rounds import Clock, interleave, is_quiet, speed_ratio
 from secvit.measure.speed import (
@@ -43,7 +43,7 @@ from secvit.models import SECViT
 from secvit.ops import Plan, reference, sec_attention, sec_attention_packed
 from secvit.ops.attention import token_order
 from secvit.ops.order import sec_scores
-from secvit.train.provenance import provenance
+from secvit.provenance import provenance
 
 HERE = Path(__file__).parent
 # |found - true| / |true|, as in tests/ops/test_triton.py: tf32 three times for float32, else 11 and 8 bits

@@ -25,7 +25,7 @@ from secvit.classification import evaluate, recipes, train
 from secvit.classification.scoring import eval_view
 from secvit.images import load_split
 from secvit.models.saved import load_model
-from secvit.train.provenance import provenance, result_name
+from secvit.provenance import provenance, result_name
 
 RESULTS = Path(__file__).parent / "results"
 PARTITIONS = ("sec", "window", "random")

@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from secvit.draw.picture import new_figure, save
 from secvit.images import EXTENSIONS, read_image
-from secvit.vis.picture import new_figure, save
 
 Box = tuple[float, float, float, float]  # x, y, x, y in px
 Thing = tuple[Box, int, int]  # and its symbol and colour, or shape and colour, as numbers from 0

@@ -18,8 +18,8 @@ import yaml
 from timm.models import save_for_hf
 
 from secvit.classification import evaluate_checkpoint
+from secvit.draw.curves import draw_curves
 from secvit.models.saved import create, load_model
-from secvit.vis import draw_curves
 
 SHIPPED = Path(__file__).parents[1] / "src" / "secvit" / "pretrained"
 LARGEST = 12_000_000  # bytes of a weight file

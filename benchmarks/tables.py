@@ -7,16 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gpu_report
 import torch
 
 from secvit import detection
-from secvit.measure import gpu
+from secvit.measure.bench_picture import draw_speeds
 from secvit.measure.connectors import connector_markdown
 from secvit.measure.detectors import detector_macs
 from secvit.measure.patching import patch_markdown
 from secvit.measure.report import report
 from secvit.measure.scaling import growth
-from secvit.vis import draw_speeds
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
@@ -111,7 +111,7 @@ def goals() -> str:
 def on_a_gpu() -> str:
     """What was aimed at on a GPU, and the tables of the latest run there, if there is one."""
     found = next((result for _, result in results("secvit bench-gpu") if not result["tiny"]), None)
-    return gpu.goals(found) + (f"\n{gpu.report(found)}" if found else "")
+    return gpu_report.goals(found) + (f"\n{gpu_report.report(found)}" if found else "")
 
 
 def trainings() -> str:

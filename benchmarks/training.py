@@ -14,9 +14,9 @@ from typing import Any
 
 from secvit import segmentation
 from secvit.classification import evaluate_checkpoint
+from secvit.draw.curves import draw_curves
+from secvit.provenance import result_name
 from secvit.segmentation.data import splits
-from secvit.train.provenance import result_name
-from secvit.vis import draw_curves
 
 RESULTS = Path(__file__).parent / "results"
 SHARED = ("model", "parameters", "images", "hardware", "versions", "date", "commit", "recipe")

@@ -12,11 +12,11 @@ import sys
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from secvit.draw.picture import save
 from secvit.images import read_image
 from secvit.models.saved import load_model
 from secvit.vis import cluster_maps, draw_clusters
 from secvit.vis.clusters import normalised
-from secvit.vis.picture import save
 
 if len(sys.argv) > 1:
     photo = read_image(sys.argv[1])

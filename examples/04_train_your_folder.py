@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from secvit.classification import train
 from secvit.classification.recipes import digits
-from secvit.vis import draw_curves
+from secvit.draw.curves import draw_curves
 
 data = sys.argv[1] if len(sys.argv) > 1 else "digits"
 output = Path("runs/mine")

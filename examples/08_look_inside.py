@@ -12,6 +12,7 @@ import sys
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from secvit.draw.picture import save
 from secvit.images import read_image
 from secvit.models.saved import load_model
 from secvit.vis import (
@@ -26,7 +27,6 @@ from secvit.vis import (
 from secvit.vis.clusters import normalised, sized
 from secvit.vis.metrics import metrics_table
 from secvit.vis.pages import Row
-from secvit.vis.picture import save
 
 photo = read_image(sys.argv[1]) if len(sys.argv) > 1 else Image.fromarray(load_sample_image("flower.jpg"))
 photo = sized(photo, 224)

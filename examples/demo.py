@@ -28,10 +28,11 @@ from secvit import runs
 from secvit.classification import load_split
 from secvit.classification.recipes import digits
 from secvit.compare import compare, markdown
+from secvit.draw.curves import draw_curves
+from secvit.draw.picture import check_output, save
 from secvit.images import read_image
-from secvit.vis import cluster_maps, cluster_photo, draw_clusters, draw_curves
+from secvit.vis import cluster_maps, cluster_photo, draw_clusters
 from secvit.vis.clusters import normalised
-from secvit.vis.picture import check_output, save
 
 NAME, ENTRY = "classification.digits", "model.args.partition"
 PARTITIONS = ("sec", "window", "random")

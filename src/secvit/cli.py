@@ -65,7 +65,7 @@ def train(words: Sequence[str]) -> int:
         from torch.distributed.elastic.multiprocessing.errors import record
 
         work = record(work)
-    from secvit.vis import draw_curves  # before the work: it may be missing
+    from secvit.draw.curves import draw_curves
 
     output = Path(order.output)
     try:
@@ -97,7 +97,7 @@ def evaluate(words: Sequence[str]) -> int:
         """json: also write the numbers to this file."""
 
     trained, found, more = _opened("evaluate", words, "evaluate", extra=score)
-    from secvit.weights import check_target, write_atomically
+    from secvit.files import check_target, write_atomically
 
     if more["json"]:
         check_target(more["json"])

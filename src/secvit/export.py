@@ -30,7 +30,7 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from secvit.extras import needs
-from secvit.weights import fsync, write_atomically, write_through
+from secvit.files import fsync, write_atomically, write_through
 
 logger = logging.getLogger(__name__)
 

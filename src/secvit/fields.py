@@ -9,7 +9,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, TypeVar
 
 import yaml
@@ -197,6 +197,12 @@ def shown(value: Any, most: int = 60) -> str:
     except (ValueError, RecursionError):
         return f"a {type(value).__name__}"
     return said if len(said) <= most else f"{said[:most]}..."
+
+
+def few(names: Sequence[str], most: int = 3, show: Callable[[str], str] = str) -> str:
+    """The first of many names, and how many more there are."""
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(show, names[:most])) + more
 
 
 class Faults:

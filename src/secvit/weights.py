@@ -1,4 +1,4 @@
-"""Weight files: read without running code, compared before loading, written whole or not at all."""
+"""Weight files: read without running code, compared before loading."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import argparse
 import logging
 import os
 import re
-import tempfile
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
+
+from secvit.fields import few
 
 logger = logging.getLogger(__name__)
 
@@ -160,12 +161,6 @@ def _type(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def few(names: Sequence[str], most: int = 3) -> str:
-    """The first of many names, and how many more there are."""
-    more = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load weights that fit exactly; otherwise a ValueError reports what differs."""
     found = read_weights(path)
@@ -200,53 +195,3 @@ def weight_bytes(state: Mapping[str, Tensor]) -> bytes:
     """A state dict as safetensors bytes; tied tensors are written once per name."""
     copies = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     return to_safetensors(copies, metadata={"format": "pt"})
-
-
-def check_target(path: str | os.PathLike[str]) -> Path:
-    """The path of a file to come, or a ValueError that says why it cannot be written: ask before the work."""
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent}: no such folder; make it first")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent) as file:
-            file.write(b"\0" * 4096)
-    except OSError as error:
-        raise ValueError(f"{path.parent}: cannot write there ({error.strerror}); choose another folder") from None
-    return path
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The whole new file or the old one, never a half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write_through(temporary, content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync(path.parent)
-
-
-def write_through(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on the disk; an OSError names the file and what to do."""
-    try:
-        with open(path, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        size = f"{len(content) / 1e6:.1f} MB" if len(content) >= 1e5 else f"{len(content):,} bytes"
-        remedy = f"{error.strerror} ({size} to write); make room there or choose another folder, then run it again"
-        raise OSError(error.errno, remedy, str(path)) from None
-
-
-def fsync(folder: Path) -> None:
-    """Make the folder's own entries durable (not possible, and not needed, on Windows)."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

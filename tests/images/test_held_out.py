@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from secvit.images.held_out import held_out
+from secvit.splits import held_out
 
 
 @pytest.mark.parametrize(("total", "count"), [(1, 0), (2, 1), (3, 1), (10, 2), (100, 15)])

@@ -5,16 +5,8 @@ from __future__ import annotations
 import pytest
 
 from secvit.detection.data import load
-from secvit.images.words import (
-    check_like,
-    check_names,
-    class_names,
-    is_joint,
-    joint_is_train,
-    match_classes,
-    split_inside,
-    split_of,
-)
+from secvit.images.classes import check_names, class_names, match_classes
+from secvit.splits import check_like, is_joint, joint_is_train, split_inside, split_of
 from tests.detection.make import coco_folder, edit
 
 

@@ -13,8 +13,8 @@ from secvit.cli import main
 from secvit.measure import count_macs, patching, peak, variants
 from secvit.measure.parts import PARTS, forward_parts, timed_parts
 from secvit.measure.patching import break_even, patch_markdown, patch_report
+from secvit.measure.patching_picture import draw_patch_report
 from secvit.ops.order import Plan, partition_sizes
-from secvit.vis.patching import draw_patch_report
 
 TIMM = {
     "vit": ("vit_tiny_patch16_224", {}),
@@ -289,7 +289,7 @@ def test_a_peak_is_what_the_call_holds():
 
 
 def test_a_killed_process_is_no_number(monkeypatch):
-    killed = subprocess.CompletedProcess([], -9, "", "")
+    killed = subprocess.CompletedProcess([], -9, b"", b"")
     monkeypatch.setattr(peak.subprocess, "run", lambda *args, **kwargs: killed)
     assert peak.peak_memory(Holder(), "original", 32, {}) is None
 

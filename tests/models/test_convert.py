@@ -226,7 +226,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_part(step, suffix, tmp_pa
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(secvit.weights.os, step, full)
+    monkeypatch.setattr(secvit.files.os, step, full)
     with pytest.raises(ValueError, match=f"cannot write .*ours{re.escape(suffix)}: No space left on device"):
         convert.convert(source, target, NAME)
     assert target.read_bytes() == b"old"

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from secvit import runs
 from secvit.cli import main
 from secvit.segmentation import evaluate_checkpoint, recipes, train
+from secvit.segmentation.pictures import numbered
 from secvit.segmentation.prediction import load_trained
 from secvit.segmentation.training import start
-from secvit.vis.segmentation import numbered
 from tests.segmentation import exports
 from tests.segmentation.make import mask_folder, save, scene
 from tests.segmentation.test_classes import folder

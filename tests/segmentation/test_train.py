@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from secvit.cli import main
+from secvit.draw.confusion import draw_confusion
 from secvit.recipes import of as recipes_of
 from secvit.segmentation import evaluate_checkpoint, recipes, scoring, semantic_fpn, train, upernet
 from secvit.segmentation.config import Model
+from secvit.segmentation.pictures import overlay
 from secvit.segmentation.task import SegmentationTask
 from secvit.segmentation.training import start
-from secvit.vis.confusion import draw_confusion
-from secvit.vis.segmentation import overlay
 from tests.segmentation.make import mask_folder, save, scene
 from tests.train.launch import launch, train_on_one_and_on_two
 

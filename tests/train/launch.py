@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from secvit.cli import main
-from secvit.train.log import read_csv
+from secvit.files import read_csv
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")

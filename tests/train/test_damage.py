@@ -11,10 +11,10 @@ import sys
 import pytest
 import torch
 
+from secvit.files import read_csv
 from secvit.train import Schedule, latest
 from secvit.train import checkpoint as files
 from secvit.train.lock import Lock
-from secvit.train.log import read_csv
 from tests.train import small
 from tests.train.small import Net, Task, loop
 

@@ -189,7 +189,7 @@ def test_shares_hold_each_index_once_and_sums_are_exact(tmp_path):
     """Three processes and seven indices; eight processes would leave one of them without any."""
     code = (
         "import torch, torch.distributed as dist, sys\n"
-        "from secvit.train.shares import share, sum_over_processes\n"
+        "from secvit.processes import share, sum_over_processes\n"
         "dist.init_process_group('gloo')\n"
         "for count in (0, 1, 2, 7):\n"
         "    found = torch.zeros(8)\n"

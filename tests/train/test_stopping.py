@@ -14,8 +14,8 @@ import pytest
 
 from secvit import runs
 from secvit.cli import main
+from secvit.progress import Progress, brief, busy, duration, reading
 from secvit.train import latest
-from secvit.train.progress import Progress, brief, busy, duration, reading
 from tests.train.launch import ROOT
 from tests.train.small import Data, loop, run
 
@@ -140,7 +140,7 @@ def test_a_score_that_was_taken_is_not_taken_again(tmp_path):
 
 def test_lines_come_by_time_with_the_time_left(caplog, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("secvit.train.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("secvit.progress.time.monotonic", lambda: now[0])
     progress = Progress(0, 100, silent=False)
     with caplog.at_level(logging.INFO):
         for step in range(1, 101):
@@ -154,8 +154,8 @@ def test_lines_come_by_time_with_the_time_left(caplog, monkeypatch):
 
 
 def test_what_takes_long_says_so_and_for_how_long(caplog, monkeypatch):
-    monkeypatch.setattr("secvit.train.progress.FIRST", 0.2)
-    monkeypatch.setattr("secvit.train.progress.EVERY", 0.1)
+    monkeypatch.setattr("secvit.progress.FIRST", 0.2)
+    monkeypatch.setattr("secvit.progress.EVERY", 0.1)
 
     @reading
     def load(data, split, much=0):

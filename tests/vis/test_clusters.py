@@ -9,7 +9,8 @@ import torch
 from matplotlib.text import Text
 from PIL import Image
 
-from secvit.vis import cluster_maps, clusters, draw_clusters, panels
+from secvit.draw import panels
+from secvit.vis import cluster_maps, clusters, draw_clusters
 from secvit.vis.clusters import BETWEEN, ClusterMap, input_size, normalised, overlay, sized
 from tests.vis.make import patched, photo, secvit_nano
 

@@ -3,16 +3,8 @@
 import pytest
 import torch
 
-from secvit.vis import (
-    cluster_maps,
-    compare_partitions,
-    draw_page,
-    draw_partitions,
-    grad_cam,
-    pages,
-    panels,
-    record_keys,
-)
+from secvit.draw import panels
+from secvit.vis import cluster_maps, compare_partitions, draw_page, draw_partitions, grad_cam, pages, record_keys
 from secvit.vis.clusters import normalised
 from tests.vis.make import photo, secvit_nano
 

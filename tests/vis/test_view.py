@@ -7,9 +7,10 @@ import pytest
 import timm
 from PIL import Image
 
-from secvit import runs, weights
+from secvit import files, runs
 from secvit.cli import main
-from secvit.vis import View, cluster_page, cluster_photo, cluster_photos, pages, panels, view
+from secvit.draw import panels
+from secvit.vis import View, cluster_page, cluster_photo, cluster_photos, pages, view
 from secvit.vis.clusters import UNTRAINED
 from tests.vis.make import photo, secvit_nano
 
@@ -129,7 +130,7 @@ def test_a_failed_save_keeps_the_old_picture_and_leaves_nothing(small, file, tmp
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(ValueError, match="No space left"):
         cluster_photo(file, output)
     assert output.read_bytes() == b"old"
@@ -139,7 +140,7 @@ def test_a_failed_save_keeps_the_old_picture_and_leaves_nothing(small, file, tmp
 def test_the_temporary_name_is_beside_the_picture(small, file, tmp_path, monkeypatch):
     moved = []
     real = os.replace
-    monkeypatch.setattr(weights.os, "replace", lambda a, b: (moved.append((a, b)), real(a, b)))
+    monkeypatch.setattr(files.os, "replace", lambda a, b: (moved.append((a, b)), real(a, b)))
     output = cluster_photo(file, tmp_path / "out.png")
     assert moved[0][0].parent == output.parent and moved[0][1] == output
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessor, CLIPVisionModel
 
 from secvit.cli import main
+from secvit.files import read_csv
 from secvit.recipes import of as recipes_of
-from secvit.train.log import read_csv
 from secvit.vlm import ask, load_connector, load_trained, recipes, train
 from secvit.vlm.chat import Chat, prepare
 from secvit.vlm.config import Model

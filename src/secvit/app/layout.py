@@ -20,9 +20,9 @@ from PIL import Image
 
 from secvit.app.files import use
 from secvit.app.look import AS_IT_IS, COUNTED, MAX_CLUSTERS, PARTITIONS, Seen, Setting, draw, extent, look, open_photo
+from secvit.draw.picture import save
 from secvit.models.saved import has_weights, saved_config
 from secvit.vis.clusters import UNTRAINED
-from secvit.vis.picture import save
 
 SHIPPED = ("secvit_nano.clothing10", "secvit_nano.cifar10")
 MIN_SIDE, MAX_SIDE = 64, 640  # px that a network sees

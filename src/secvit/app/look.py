@@ -19,11 +19,11 @@ from PIL import Image
 from torch import nn
 
 from secvit.classification import predict
+from secvit.draw.panels import Panel, draw_panels, panel_size
 from secvit.images import read_image, upright_size
 from secvit.models.saved import has_weights, load_model
 from secvit.vis.clusters import UNTRAINED, maps_of, normalised, overlay, sized
 from secvit.vis.gradcam import grad_cam, heat_overlay
-from secvit.vis.panels import Panel, draw_panels, panel_size
 from secvit.vis.record import Layer, layers, record_keys
 
 PARTITIONS = {"SEC": "sec", "window": "window", "k-means": "kmeans", "random": "random"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secvit.classification.data import EvalView
 from secvit.images import Images, Transform, load_split, middle
 from secvit.models.saved import class_names_of, device_of, load_model, name_of
-from secvit.train.shares import of_all_processes
+from secvit.processes import of_all_processes
 
 logger = logging.getLogger(__name__)
 

@@ -16,16 +16,16 @@ from secvit.classification.config import Model, Recipe
 from secvit.classification.data import TrainView
 from secvit.classification.scoring import eval_view, evaluate
 from secvit.classification.task import ClassificationTask
+from secvit.files import check_writable, write_atomically
 from secvit.images import load_checked, skipped_in
+from secvit.images.classes import match_classes
 from secvit.images.names import Names
-from secvit.images.words import match_classes
 from secvit.models import SECDeiT, SECSwin
 from secvit.models.saved import class_names_in, class_names_of, create, load_pretrained, patched
-from secvit.train import checkpoint as files
 from secvit.train.job import Job, save_weights
 from secvit.train.optim import create_optimizer
 from secvit.train.result import Result
-from secvit.weights import load_backbone, write_atomically
+from secvit.weights import load_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def train(
 
 def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto") -> Job:
     """What a recipe and a place with images make of the loop."""
-    files.check_writable(output)
+    check_writable(output)
     train_images, val_images, held_out = load_checked(data)
     model = start(recipe, train_images.classes)
     chosen = recipe.model

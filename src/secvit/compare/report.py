@@ -13,7 +13,7 @@ from typing import Any
 from secvit.compare.figures import MAIN, Figure, choose
 from secvit.compare.paired import CONFIDENCE, FEWEST, difference
 from secvit.fields import Entry, items, mapping, read_json, said, text, whole
-from secvit.weights import write_atomically
+from secvit.files import write_atomically
 
 JSON, PAGE, PICTURE = "comparison.json", "comparison.md", "comparison.png"
 SHOWN_SEEDS = 5  # up to which a table has each seed's score
@@ -33,7 +33,7 @@ def write(output: Path, comparison: Mapping[str, Any], wanted: str | None = None
     made = {**comparison, **_told(comparison, figure), "notes": _notes(output, comparison, figure)}
     made |= {key: results[-1].get(key) for key in (*MADE_WITH, "date")}
     if first_process():
-        from secvit.vis.comparison import draw_comparison
+        from secvit.compare.picture import draw_comparison
 
         write_atomically(output / JSON, json.dumps(made, indent=2).encode())
         write_atomically(output / PAGE, _page(made).encode())

@@ -17,9 +17,9 @@ from typing import Any
 from secvit import runs
 from secvit.compare import report
 from secvit.fields import read_json, read_yaml
+from secvit.progress import duration
 from secvit.train import latest
 from secvit.train.config import changes
-from secvit.train.progress import duration
 
 logger = logging.getLogger(__name__)
 FREE = {  # entries of a recipe that do not change what a run ends with
@@ -207,7 +207,7 @@ def _check_same(run: Run, data: str) -> None:
 
 
 def _draw(folder: Path) -> None:
-    from secvit.vis import draw_curves
+    from secvit.draw.curves import draw_curves
 
     if not report.first_process():
         return

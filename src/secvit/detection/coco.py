@@ -17,8 +17,8 @@ from secvit.detection.shapes import LIMIT, REAL
 from secvit.detection.source import Content, Source, resolve_all
 from secvit.fields import Entry, Faults, Wrong, flag, identity, number, shown, text, whole
 from secvit.images import upright_size
-from secvit.images.held_out import held_out
-from secvit.train.shares import is_first
+from secvit.processes import is_first
+from secvit.splits import held_out
 
 BROKEN, ELSEWHERE = -1, -2  # for an image's place: left out, of the other part
 Id = int | str

@@ -38,15 +38,14 @@ from secvit.detection.masks import decode, encode
 from secvit.detection.objects import ByNumber, Objects, Rows, ends, frozen
 from secvit.detection.shapes import check_boxes, check_masks, read_masks
 from secvit.detection.source import Content, Source
-from secvit.fields import Faults
+from secvit.fields import Faults, few
 from secvit.images import View, read_image, seeded
+from secvit.images.classes import check_names, match_classes
 from secvit.images.files import LeftOut
 from secvit.images.names import Names
-from secvit.images.words import check_names, match_classes
-from secvit.train.progress import reading
+from secvit.processes import is_first
+from secvit.progress import reading
 from secvit.train.sampler import mix
-from secvit.train.shares import is_first
-from secvit.weights import few
 
 __all__ = ["Coco", "TrainView", "decode", "encode", "find", "load", "splits"]
 

@@ -18,7 +18,7 @@ from secvit.detection.prediction import as_results, predict
 from secvit.detection.saved import load_detector
 from secvit.images import View, skipped_in
 from secvit.models.saved import saved_config
-from secvit.train.shares import is_first, of_all_processes, share
+from secvit.processes import is_first, of_all_processes, share
 
 FIGURES = (
     "AP",

@@ -30,7 +30,7 @@ from secvit.detection.voc import voc_splits
 from secvit.detection.yolo import yolo_splits
 from secvit.fields import Entry, Faults, items, read_json
 from secvit.images.files import is_image
-from secvit.images.words import SPLITS, split_inside, split_of
+from secvit.splits import SPLITS, split_inside, split_of
 
 UNDIVIDED = ("default", "all", "")  # what CVAT and others call a set without splits, after "instances_"
 FILES = ("_annotations.coco.json", "annotations.json", "labels.json", "result.json", "instances.json", "coco.json")

@@ -12,9 +12,10 @@ from torch import nn
 
 from secvit.detection import models
 from secvit.detection.config import Model
+from secvit.fields import few
 from secvit.models.features import start_from
 from secvit.models.saved import device_of, saved_config
-from secvit.weights import few, load_weights
+from secvit.weights import load_weights
 
 logger = logging.getLogger(__name__)
 

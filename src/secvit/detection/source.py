@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from secvit.fields import Faults
 from secvit.images.files import LeftOut, is_image, is_stray
-from secvit.images.words import is_joint, split_of, splits_like
+from secvit.splits import is_joint, split_of, splits_like
 
 BOTH = "trainval"  # the images of train and val, as Pascal VOC has it
 UNREADABLE = ("broken links", "that are no regular files")

@@ -17,11 +17,11 @@ from secvit.detection.data import Coco, TrainView, find, load, splits
 from secvit.detection.evaluate import average_precision, detect
 from secvit.detection.saved import create
 from secvit.detection.task import DetectionTask
+from secvit.files import check_writable
 from secvit.images import skipped_in
+from secvit.images.classes import match_classes
 from secvit.images.names import Names
-from secvit.images.words import match_classes
 from secvit.models.saved import saved_config
-from secvit.train import checkpoint as files
 from secvit.train.job import Job
 from secvit.train.optim import create_optimizer
 from secvit.train.result import Result
@@ -51,7 +51,7 @@ def prepare(
     recipe: Recipe, data: str | Path, output: Path, resume: str = "auto", transform: Callable[..., Any] | None = None
 ) -> Job:
     """What a recipe and a folder of annotated images make of the loop."""
-    files.check_writable(output)
+    check_writable(output)
     masks = recipe.model.detector != "retinanet" and recipe.model.args.get("masks", True)
     scored = "val" if "val" in (known := splits(data)) or "test" not in known else "test"
     find(data, scored, divide=True)

@@ -28,9 +28,10 @@ from secvit.detection.source import (
     unreadable_images,
 )
 from secvit.fields import Faults, Wrong, flag, number, read_bytes, read_text, shown
+from secvit.images.classes import class_names
 from secvit.images.files import LeftOut, image_files, is_image
 from secvit.images.read import upright_size
-from secvit.images.words import SPLITS, class_names
+from secvit.splits import SPLITS
 
 FOLDERS = ("JPEGImages", "images")
 MOST = 1 << 24  # bytes of an XML file

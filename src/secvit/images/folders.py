@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from secvit.fields import read_text
+from secvit.images.classes import class_names
 from secvit.images.files import EXTENSIONS, HIDDEN, LeftOut, image_names, is_image, is_stray, kind_of
 from secvit.images.labelled import Images, number_labels
 from secvit.images.names import Names
-from secvit.images.words import class_names, split_inside, split_of
+from secvit.splits import split_inside, split_of
 
 SOLUTION = "LOC_val_solution.csv"
 

@@ -21,11 +21,12 @@ from PIL import Image
 
 from secvit.extras import needs
 from secvit.fields import Wrong, read_text, shown, text
+from secvit.images.classes import class_names
 from secvit.images.files import LeftOut, image_names
 from secvit.images.labelled import Images, Source, number_labels
 from secvit.images.names import Names
 from secvit.images.read import read_image
-from secvit.images.words import SPLITS, check_like, class_names, is_joint, joint_is_train, split_of
+from secvit.splits import SPLITS, check_like, is_joint, joint_is_train, split_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

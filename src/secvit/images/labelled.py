@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from secvit.images.classes import class_names, match_classes
 from secvit.images.names import Names
 from secvit.images.read import read_image
-from secvit.images.words import class_names, match_classes
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from secvit.files import write_atomically
 from secvit.images.files import EXTENSIONS, is_image, is_stray
 from secvit.images.read import read_image
-from secvit.train.shares import is_first
-from secvit.weights import write_atomically
+from secvit.processes import is_first
 
 Photos = Iterable[str | os.PathLike[str]]
 

@@ -24,12 +24,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from secvit.fields import Entry, Wrong, items, once, read_json, read_text, shown, text
+from secvit.images.classes import class_names
 from secvit.images.files import EXTENSIONS, LeftOut, is_image, is_stray, kind_of
 from secvit.images.folders import contents
 from secvit.images.labelled import Images, Source, number_labels
 from secvit.images.names import Names
 from secvit.images.read import LARGEST, LFS, read_image
-from secvit.images.words import SPLITS, class_names, split_of
+from secvit.splits import SPLITS, split_of
 
 BLOCK = 512  # of a tar: headers and contents begin at multiples of it
 PLACE = re.compile(r"(?P<shard>.+\.tar)@(?P<offset>\d+)\+(?P<size>\d+)/")

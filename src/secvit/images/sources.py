@@ -24,17 +24,17 @@ from pathlib import Path
 
 import numpy as np
 
+from secvit.images.classes import check_names
 from secvit.images.digits import DIGITS, read_digits
 from secvit.images.files import is_stray
 from secvit.images.folders import contents, flat_classes, folder_classes, is_flat, read_flat, read_folder
-from secvit.images.held_out import held_out
 from secvit.images.hfds import hfds_sources
 from secvit.images.labelled import Images, Source
 from secvit.images.npz import npz_classes, read_npz
 from secvit.images.shards import shard_sources
 from secvit.images.tables import SUFFIXES, check_labels, table_source, table_sources
-from secvit.images.words import SPLITS, check_like, check_names, is_joint, joint_is_train, split_of
-from secvit.train.progress import reading
+from secvit.progress import reading
+from secvit.splits import SPLITS, check_like, held_out, is_joint, joint_is_train, split_of
 
 logger = logging.getLogger(__name__)
 

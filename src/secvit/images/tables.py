@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from secvit.fields import read_text
+from secvit.images.classes import class_names
 from secvit.images.files import LeftOut, kind_of
 from secvit.images.labelled import Images, Source, number_labels
-from secvit.images.words import SPLIT_WORDS, SPLITS, class_names, split_of
+from secvit.splits import SPLIT_WORDS, SPLITS, split_of
 
 logger = logging.getLogger(__name__)
 

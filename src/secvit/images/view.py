@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from secvit.images.labelled import Images, check_skipped
-from secvit.train.loading import read
-from secvit.train.shares import is_first, share, sum_over_processes
+from secvit.loading import read
+from secvit.processes import is_first, share, sum_over_processes
 
 logger = logging.getLogger(__name__)
 

@@ -6,21 +6,19 @@ outputs of a model and its literal twin differ.
 
 from __future__ import annotations
 
-import json as jsonlib
 import os
-import platform
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torch
 
+from secvit.draw.picture import check_output
+from secvit.measure.bench_picture import draw_speeds
 from secvit.measure.parts import forward_parts
 from secvit.measure.report import report
-from secvit.measure.rounds import clock_for
+from secvit.measure.results import head, save_result, using_threads
+from secvit.measure.rounds import clock_for, clock_name
 from secvit.measure.scaling import bench_attention, bench_operation
 from secvit.measure.speed import (
     MODELS,
@@ -31,11 +29,6 @@ from secvit.measure.speed import (
     is_ours,
     pictures,
 )
-from secvit.train.provenance import provenance
-from secvit.vis.picture import check_output
-from secvit.vis.speeds import draw_speeds
-
-MATTERS = ("MALLOC_", "OMP_", "MKL_", "KMP_")  # prefixes of variables that change speed
 
 __all__ = ["bench_attention", "bench_models", "bench_operation", "bench_parts", "report", "run"]
 
@@ -88,11 +81,7 @@ def run(
         check_output(plot)
     twins = find_literal(literal)
     result: dict[str, Any] = {
-        "kind": "secvit bench", "recipe": recipe, **provenance(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": cpu(threads), "load_before": os.getloadavg()[0],
-        "clock": "processor time" if threads == 1 else "wall clock",
-        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(MATTERS)},
+        **head("secvit bench", recipe, threads), "load_before": os.getloadavg()[0], "clock": clock_name(threads),
         "notes": [] if twins else ["no literal twins: no benchmarks/literal.py under the current folder (--literal)"],
         "models": [], "parts": [], "operation": [], "attention": [],
     }  # fmt: skip
@@ -122,7 +111,7 @@ def run(
             ]
     result["load_after"] = os.getloadavg()[0]
     if json is not None:
-        Path(json).write_text(jsonlib.dumps(result, indent=1) + "\n")
+        save_result(result, json)
     if plot is not None:
         draw_speeds(result, plot)
     return result
@@ -146,27 +135,3 @@ def bench_parts(
     title = f"shares of {name} at {size[0]}x{size[1]}" if progress else None
     shares = forward_parts(model, pictures(batch_size, size), rounds, clock_for(threads), title)
     return {"name": name, "size": size, "batch_size": batch_size, "cluster_size": cluster_size, "shares": shares}
-
-
-# -- the machine -------------------------------------------------------------------------------
-
-
-def cpu(threads: int) -> str:
-    """The processor and how much of it is used; no name of the machine."""
-    name = platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, {threads} of {os.cpu_count()} threads"
-
-
-@contextmanager
-def using_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

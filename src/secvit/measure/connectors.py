@@ -7,12 +7,8 @@ within a round (see `rounds`) of a model of random weights, scaled down where th
 from __future__ import annotations
 
 import inspect
-import json as jsonlib
-import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,12 +18,10 @@ from torch import Tensor, nn
 
 from secvit import connectors
 from secvit.hub import hub
-from secvit.measure.bench import MATTERS, cpu, using_threads
 from secvit.measure.macs import count_macs
-from secvit.measure.report import _ratio, _table
-from secvit.measure.rounds import NULL, clock_for, interleave, is_quiet, speed_ratio
+from secvit.measure.results import environment_lines, head, save_result, shown_ratio, table, using_threads
+from secvit.measure.rounds import NULL, clock_for, clock_name, interleave, is_quiet, speed_ratio
 from secvit.measure.speed import DTYPES, check_settings
-from secvit.train.provenance import hardware, provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -265,10 +259,9 @@ def times(
         "answer": {count: partial(timed.answer, connector) for count, connector in ready.items()},
     }
     calls["first token"]["vision"] = timed.features
-    on_gpu = torch.device(device).type == "cuda"
-    clock = _gpu_clock if on_gpu else clock_for(threads)
+    clock = clock_for(threads, device)
     found: dict[str, Any] = {"shape": asdict(shape), "base": base, "dtype": dtype, "parts": {}}
-    found["clock"] = "processor time" if threads == 1 and not on_gpu else "wall clock"
+    found["clock"] = clock_name(threads, device)
     for part, candidates in calls.items():
         title = f"{part}, {shape.name}" if progress else None
         seconds = interleave(candidates, base, rounds, clock, title=title)
@@ -278,11 +271,6 @@ def times(
             "seconds": seconds,
         }  # fmt: skip
     return found
-
-
-def _gpu_clock() -> float:
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 # -- the report ----------------------------------------------------------------------------------------
@@ -328,19 +316,16 @@ def connector_report(
     extra = None if extra_token == "none" else extra_token
     shapes = [shape_of(model) for model in models]
     counts = sorted({*tokens}, reverse=True)
-    on_gpu = torch.device(device).type == "cuda"
-    result: dict[str, Any] = {
-        "kind": "secvit bench connector",
-        "recipe": {
-            "models": [shape.name for shape in shapes], "connector": connector, "tokens": counts,
-            "extra_token": extra, "text": text, "new": new, "rounds": rounds, "threads": threads, "dtype": dtype,
-        },
-        **provenance(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware() if on_gpu else cpu(threads),
-        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(MATTERS)},
-        "models": [], "timed": None, "notes": [],
+    recipe = {
+        "models": [shape.name for shape in shapes], "connector": connector, "tokens": counts,
+        "extra_token": extra, "text": text, "new": new, "rounds": rounds, "threads": threads, "dtype": dtype,
     }  # fmt: skip
+    result: dict[str, Any] = {
+        **head("secvit bench connector", recipe, threads, device),
+        "models": [],
+        "timed": None,
+        "notes": [],
+    }
     for shape in shapes:
         rows, notes = work(shape, connector, counts, extra, text, new)
         result["models"].append({"shape": asdict(shape), "rows": rows})
@@ -353,7 +338,7 @@ def connector_report(
                 shape, connector, possible, extra, text, new, rounds, threads, dtype, device, progress
             )
     if json is not None:
-        Path(json).write_text(jsonlib.dumps(result, indent=1) + "\n")
+        save_result(result, json)
     return result
 
 
@@ -390,7 +375,7 @@ def _work_table(model: dict[str, Any], extra: str) -> list[str]:
             f"{total / 1e9:,.0f}", f"{most / total:.2f}", f"{row['kv_bytes'] / 2**20:,.0f}", *reads,
             f"{printed}" if printed else "",
         ])  # fmt: skip
-    return [f"### {name}: work and memory, from its numbers", "", *_table(columns, cells), ""]
+    return [f"### {name}: work and memory, from its numbers", "", *table(columns, cells), ""]
 
 
 def _time_table(result: dict[str, Any], extra: str) -> list[str]:
@@ -401,19 +386,18 @@ def _time_table(result: dict[str, Any], extra: str) -> list[str]:
     rows = []
     for count in counts:
         printed = PAPER["LLaVA-1.5-7B"].get(int(count))
-        speeds = [_ratio(part["speeds"][count]) for part in parts.values()]
+        speeds = [shown_ratio(part["speeds"][count]) for part in parts.values()]
         rows.append([f"{count}{extra}", *speeds, f"{printed}" if printed else ""])
     first = parts["first token"]["seconds"]
     vision = sorted(v / t for v, t in zip(first["vision"], first[base], strict=True))[len(first[base]) // 2]
     nulls = ", ".join(f"{part['null']['median']:.2f}" for part in parts.values())
-    environment = ", ".join(f"{name}={value}" for name, value in result["environment"].items())
     noisy = [name for name, part in parts.items() if not part["quiet"]]
     return [
         f"### {found['shape']['name']}, random weights: speed, {base}{extra} tokens = 1", "",
         f"{result['hardware']}; {found['dtype']}, {found['clock']}, {result['recipe']['rounds']} rounds.",
-        *([f"Environment: {environment}."] if environment else []),
+        *environment_lines(result),
         *([f"**Too noisy to quote**: {', '.join(noisy)}."] if noisy else []), "",
-        *_table(columns, rows), "",
+        *table(columns, rows), "",
         f"Null pair ({base} twice): {nulls}. The tower takes {100 * vision:.0f} % of the time to the first token at "
         f"{base}, and is not made faster.",
     ]  # fmt: skip

@@ -5,12 +5,9 @@ Speeds are ratios within a round, see `rounds`; memory is that of fresh processe
 
 from __future__ import annotations
 
-import json as jsonlib
 import math
 import os
-import time
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from secvit.measure.bench import MATTERS, cpu, using_threads
 from secvit.measure.macs import count_macs
 from secvit.measure.parts import PARTS, forward_parts
 from secvit.measure.peak import peak_memory
-from secvit.measure.report import _ratio, _table
-from secvit.measure.rounds import NULL, Clock, clock_for, interleave, is_quiet, speed_ratio
+from secvit.measure.results import environment_lines, head, made_with, save_result, shown_ratio, table, using_threads
+from secvit.measure.rounds import NULL, Clock, clock_for, clock_name, interleave, is_quiet, speed_ratio
 from secvit.measure.speed import DTYPES, check_settings, inference, pictures, training_step
 from secvit.measure.variants import clustering, features, load, num_heads, photographs, variant
 from secvit.ops import PARTITIONS
-from secvit.train.provenance import hardware, provenance
 
 BASES = ("original", "patched")
 
@@ -85,7 +80,7 @@ def patch_report(
     Raises ValueError for models that cannot be patched and for sizes that their patches do not fill.
     """
     if plot:
-        from secvit.vis.picture import check_output
+        from secvit.draw.picture import check_output
 
         check_output(plot)
     if not size or rounds < 1 or batch_size < 1:
@@ -104,27 +99,21 @@ def patch_report(
     for size in sizes:  # whatever cannot be should be said before minutes of work
         variant(original, "patched", size, options)
         photographs(images, size, original) if images else None
-    on_gpu = torch.device(device).type == "cuda"
     setting = {
         "options": options, "batch_size": batch_size, "dtype": dtype, "device": device, "threads": threads,
     }  # fmt: skip
+    recipe = {
+        "sizes": sizes, **options, "batch_size": batch_size, "rounds": rounds, "threads": threads,
+        "dtype": dtype, "device": device, "training": training, "unfused": unfused, "pretrained": pretrained,
+        "images": [Path(path).name for path in images],
+    }  # fmt: skip
     result: dict[str, Any] = {
-        "kind": "secvit patch-report",
+        **head("secvit patch-report", recipe, threads, device),
         "model": type(run).__name__ if isinstance(run, nn.Module) else Path(run).name,
-        "recipe": {
-            "sizes": sizes, **options, "batch_size": batch_size, "rounds": rounds, "threads": threads,
-            "dtype": dtype, "device": device, "training": training, "unfused": unfused, "pretrained": pretrained,
-            "images": [Path(path).name for path in images],
-        },
-        **provenance(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware() if on_gpu else cpu(threads),
-        "load_before": os.getloadavg()[0],
-        "clock": "processor time" if threads == 1 and not on_gpu else "wall clock",
-        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(MATTERS)},
+        "load_before": os.getloadavg()[0], "clock": clock_name(threads, device),
         "weights": weights, "notes": [], "sizes": [],
     }  # fmt: skip
-    clock = _gpu_clock if on_gpu else clock_for(threads)
+    clock = clock_for(threads, device)
     with using_threads(threads), tqdm(total=len(sizes) * 4, desc="patch-report", disable=not progress) as bar:
         for size in sizes:
             found, note = _at_size(original, size, setting, rounds, clock, training, unfused, images, bar)
@@ -143,17 +132,12 @@ def patch_report(
     }
     result["load_after"] = os.getloadavg()[0]
     if json is not None:
-        Path(json).write_text(jsonlib.dumps(result, indent=1) + "\n")
+        save_result(result, json)
     if plot:
-        from secvit.vis import draw_patch_report
+        from secvit.measure.patching_picture import draw_patch_report
 
         draw_patch_report(result, plot)
     return result
-
-
-def _gpu_clock() -> float:
-    torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _at_size(
@@ -278,17 +262,15 @@ def _and(sizes: Sequence[int]) -> str:
 
 def patch_markdown(result: dict[str, Any]) -> str:
     """What `patch_report` returned, as the tables and sentences of a page or a terminal."""
-    recipe, versions, found = result["recipe"], result["versions"], result["sizes"]
-    made_with = ", ".join(f"{name} {versions[name]}" for name in ("secvit", "torch", "timm") if name in versions)
-    environment = ", ".join(f"{name}={value}" for name, value in result["environment"].items())
+    recipe, found = result["recipe"], result["sizes"]
     batch = "one image" if recipe["batch_size"] == 1 else f"{recipe['batch_size']} images"
     lines = [
         f"## {result['model']}, patched: {_patched_how(recipe)}",
         "",
-        f"{result['hardware']}; {made_with}; commit {result['commit'] or 'unknown'}; {result['date'][:10]}.",
+        made_with(result),
         f"{batch}, {recipe['dtype']}; {recipe['rounds']} rounds, {result['clock']}; median (least .. greatest) of the "
         "ratios within a round; above 1 the patched model is the faster one.",
-        *([f"Environment: {environment}."] if environment else []),
+        *environment_lines(result),
     ]
     verdict = [f"**{mode}: {at['sentence']}.**" for mode, at in result["break_even"].items()]
     verdict += [line for at in found for line in _advice(at, result["break_even"])]
@@ -335,8 +317,8 @@ def _speed_table(result: dict[str, Any]) -> list[str]:
         cosines = [f"{at['cosine'][name]:.3f}" for name in ("tokens", "pooled")]
         rows.append(
             [str(at["size"]), f"{at['prefix_tokens']} + {at['tokens']}", str(at["clusters"]), *macs]
-            + [_ratio(at[mode]["speeds"]["patched"]) for mode in modes]
-            + ([_ratio(speeds["unfused"]) if "unfused" in speeds else "not run"] if unfused else [])
+            + [shown_ratio(at[mode]["speeds"]["patched"]) for mode in modes]
+            + ([shown_ratio(speeds["unfused"]) if "unfused" in speeds else "not run"] if unfused else [])
             + [", ".join(nulls), *cosines]
         )
     photos = result["recipe"]["images"]
@@ -344,7 +326,7 @@ def _speed_table(result: dict[str, Any]) -> list[str]:
     remark = f"Cosine of patched to original features on {seen}"
     if result["weights"] == "random":
         remark += "; the weights are random, so it says little about a trained model"
-    return ["### Work, speed and features", "", *_table(columns, rows), "", remark + "."]
+    return ["### Work, speed and features", "", *table(columns, rows), "", remark + "."]
 
 
 def _memory_table(found: list[dict[str, Any]]) -> list[str]:
@@ -366,7 +348,7 @@ def _memory_table(found: list[dict[str, Any]]) -> list[str]:
         rows.append(row)
     over = "Over what weights (in training also their gradients) and images take, each in a fresh process; "
     over += "the fused attention of the original holds no L x L weights either."
-    return ["### Peak memory, MiB", "", *_table(columns, rows), "", over]
+    return ["### Peak memory, MiB", "", *table(columns, rows), "", over]
 
 
 def memory_ratio(at: dict[str, Any], mode: str) -> float | None:
@@ -384,4 +366,4 @@ def _parts_table(found: list[dict[str, Any]]) -> list[str]:
     for at in found:
         rows.append([str(at["size"]), *(f"{100 * at['parts'][part]:.1f} %" for part in ("partition", *PARTS))])
     columns = ["px", "all but the attention", *PARTS]
-    return ["### Share of a patched forward pass", "", *_table(columns, rows)]
+    return ["### Share of a patched forward pass", "", *table(columns, rows)]

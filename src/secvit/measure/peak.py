@@ -10,9 +10,9 @@ import ctypes
 import gc
 import importlib
 import os
+import pickle
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,18 +53,17 @@ def peak_bytes(
     and is not measured.  None is returned if the process was killed, as it is for want of memory.
     """
     job = {"make": make, "arguments": arguments, "warm": warm, "threads": threads, "device": device}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "job.pt")
-        try:
-            torch.save(job, path)
-        except (AttributeError, TypeError) as error:
-            raise ValueError(f"the arguments of {make} cannot be sent to another process ({error})") from None
-        command = [sys.executable, "-m", "secvit.measure.peak", str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **ALLOCATOR}, check=False)
-    if done.returncode < 0 or "out of memory" in done.stderr:
+    try:
+        sent = pickle.dumps(job)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise ValueError(f"the arguments of {make} cannot be sent to another process ({error})") from None
+    command = [sys.executable, "-m", "secvit.measure.peak"]
+    done = subprocess.run(command, input=sent, capture_output=True, env={**os.environ, **ALLOCATOR}, check=False)
+    message = done.stderr.decode(errors="replace").strip()
+    if done.returncode < 0 or "out of memory" in message:
         return None
     if done.returncode:
-        raise RuntimeError(f"measuring memory failed: {done.stderr.strip().splitlines()[-1]}")
+        raise RuntimeError(f"measuring memory failed: {message.splitlines()[-1]}")
     return int(done.stdout)
 
 
@@ -137,4 +136,4 @@ def _resident(name: str) -> int:
 
 
 if __name__ == "__main__":
-    print(measure(torch.load(sys.argv[1], weights_only=False)))
+    print(measure(pickle.load(sys.stdin.buffer)))

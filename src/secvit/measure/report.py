@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from secvit.measure.parts import PARTS
+from secvit.measure.results import environment_lines, made_with, shown_ratio, table
 from secvit.measure.rounds import NULL
 from secvit.measure.scaling import growth
 from secvit.measure.speed import FUSED
@@ -23,13 +23,11 @@ THROUGHPUT = {
 
 def report(result: dict[str, Any]) -> str:
     """What `secvit.measure.bench.run` returned, as Markdown."""
-    recipe, versions = result["recipe"], result["versions"]
-    made_with = ", ".join(f"{name} {versions[name]}" for name in ("secvit", "torch", "timm") if name in versions)
-    environment = ", ".join(f"{name}={value}" for name, value in result["environment"].items())
     lines = [
-        f"{result['hardware']}; {made_with}; commit {result['commit'] or 'unknown'}; {result['date'][:10]}.",
-        f"{recipe['rounds']} rounds, {result['clock']}; median (least .. greatest) of the ratios within a round.",
-        *([f"Environment: {environment}."] if environment else []),
+        made_with(result),
+        f"{result['recipe']['rounds']} rounds, {result['clock']}; "
+        "median (least .. greatest) of the ratios within a round.",
+        *environment_lines(result),
         *result["notes"],
     ]
     blocks = ["\n".join(lines)]
@@ -54,15 +52,15 @@ def _models(found: dict[str, Any]) -> str:
     once = [row for row in found["rows"] if not row["name"].endswith(NULL)]
     for row in sorted(once, key=lambda row: -row["vs_base"]["median"]):
         twin = row.get("vs_literal")
-        speed = "1" if row["name"] == found["base"] else _ratio(row["vs_base"])
+        speed = "1" if row["name"] == found["base"] else shown_ratio(row["vs_base"])
         paper = THROUGHPUT.get(row["name"].removeprefix(FUSED), 0) / THROUGHPUT.get(found["base"], 1)
         printed = f"{paper:.2f}" if paper and found["base"] in THROUGHPUT and found["mode"] != "training" else ""
-        cells = [row["name"], f"{row['macs'] / 1e9:.2f}", speed, printed, _ratio(twin) if twin else ""]
+        cells = [row["name"], f"{row['macs'] / 1e9:.2f}", speed, printed, shown_ratio(twin) if twin else ""]
         rows.append(cells + ([f"{100 * row['of_matrix_rate']:.0f} %"] if with_rate else []))
-    lines = [title, "", *_table(columns + (["of the matrix product's rate"] if with_rate else []), rows), ""]
+    lines = [title, "", *table(columns + (["of the matrix product's rate"] if with_rate else []), rows), ""]
     null = next(row for row in found["rows"] if row["name"].endswith(NULL))
     verdict = "" if found["quiet"] else ": **too noisy to quote**"
-    lines.append(f"Null pair ({found['base']} twice): {_ratio(null['vs_base'])}{verdict}.")
+    lines.append(f"Null pair ({found['base']} twice): {shown_ratio(null['vs_base'])}{verdict}.")
     for name, off in found["differences"].items():
         lines.append(
             f"{name} and its twin, max |dlogit| / max |logit|: {off['float64']:.0e} in float64; from that, "
@@ -81,7 +79,7 @@ def _parts(parts: list[dict[str, Any]]) -> str:
         shares = [f"{100 * found['shares'][part]:.1f} %" for part in ("partition", *PARTS)]
         rows.append([found["name"], f"{found['batch_size']} x {height}x{width}", clusters, *shares])
     title = "### Share of a forward pass, float32, eager"
-    return "\n".join([title, "", *_table(columns, rows)])
+    return "\n".join([title, "", *table(columns, rows)])
 
 
 def _scaling(title: str, found: list[dict[str, Any]]) -> str:
@@ -90,7 +88,7 @@ def _scaling(title: str, found: list[dict[str, Any]]) -> str:
     memory = {name: None for one in found for name in one.get("peak_bytes", {})}
     rows = []
     for one in found:
-        cells = [_ratio(one["times_sec"][name]) if name in one["times_sec"] else "not run" for name in names]
+        cells = [shown_ratio(one["times_sec"][name]) if name in one["times_sec"] else "not run" for name in names]
         peaks = [_mebibytes(one["peak_bytes"].get(name)) for name in memory]
         clusters = f" ({one['num_clusters']})" if "num_clusters" in one else ""
         rows.append([f"{one['length']:,}{clusters}", *cells, *peaks])
@@ -100,20 +98,8 @@ def _scaling(title: str, found: list[dict[str, Any]]) -> str:
         rows.append([f"time ~ L^e, sec: e = {exponents['sec']:.2f}", *cells, *("" for _ in memory)])
     length = "L (M)" if "num_clusters" in found[0] else "L"
     columns = [length, *names, *(f"{name}, peak" for name in memory)]
-    return "\n".join([title, "", *_table(columns, rows)])
+    return "\n".join([title, "", *table(columns, rows)])
 
 
 def _mebibytes(count: int | None) -> str:
     return "not run" if count is None else f"{count / 2**20:.0f} MiB"
-
-
-def _ratio(ratio: dict[str, float]) -> str:
-    values = (ratio[key] for key in ("low", "median", "high"))
-    low, middle, high = (f"{value:.2f}" if value < 100 else f"{value:.0f}" for value in values)
-    return f"{middle} ({low} .. {high})"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
-    lines = [columns, ["-" * width for width in widths], *rows]
-    return ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]

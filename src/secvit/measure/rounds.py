@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
+import torch
 from tqdm import tqdm
 
 Clock = Callable[[], float]
@@ -20,12 +21,24 @@ NULL = " (again)"
 NULL_TOLERANCE = 0.03
 
 
-def clock_for(threads: int) -> Clock:
+def clock_for(threads: int, device: str = "cpu") -> Clock:
     """Processor time of this process for one thread, which other load hardly moves; else wall clock.
 
-    With more threads processor time would count their waiting for each other.
+    With more threads processor time would count their waiting for each other; of a GPU it is what has come out.
     """
+    if torch.device(device).type == "cuda":
+        return _gpu_clock
     return time.process_time if threads == 1 else time.perf_counter
+
+
+def clock_name(threads: int, device: str = "cpu") -> str:
+    """What results call the clock of `clock_for`."""
+    return "processor time" if clock_for(threads, device) is time.process_time else "wall clock"
+
+
+def _gpu_clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def interleave(

@@ -17,7 +17,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from secvit.weights import misfit, read_weights, weight_bytes, write_atomically
+from secvit.files import write_atomically
+from secvit.weights import misfit, read_weights, weight_bytes
 
 RENAMES = (  # authors' name, ours
     ("patch_embed.proj.", "stem."),

@@ -8,8 +8,9 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
+from secvit.fields import few
 from secvit.models.saved import check_name, fetching
-from secvit.weights import few, misfit, read_weights
+from secvit.weights import misfit, read_weights
 
 BODY = "backbone.body."
 

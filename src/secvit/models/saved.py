@@ -15,12 +15,12 @@ from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from secvit.adapt import patch
-from secvit.fields import Entry, Wrong, items, mapping, number, read_yaml, text, whole
+from secvit.fields import Entry, Wrong, few, items, mapping, number, read_yaml, text, whole
 from secvit.hub import hub
 from secvit.models import sec_swin
 from secvit.models.convert import check_name, checkpoint_filter_fn, fitting_models
 from secvit.models.secvit import SECViT
-from secvit.weights import few, misfit, read_weights
+from secvit.weights import misfit, read_weights
 
 # arguments of timm.create_model that would make another kind of network, or load weights that nobody compares
 OURS = {

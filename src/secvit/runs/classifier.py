@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from secvit.classification.prediction import predict_all
 from secvit.classification.scoring import accuracy_by_class, answers, figures, seen_by, split_view, view_of
+from secvit.files import check_target, write_atomically
 from secvit.images.photos import listed, opened
 from secvit.models.saved import class_names_of, device_of, load_model
 from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, check_pictures, pictures
-from secvit.weights import check_target, write_atomically
 
 WRONG = 24  # pictures on the page of the most wrong ones
 MATRIX = 200  # classes up to which result files hold the whole confusion
@@ -91,11 +91,11 @@ class Classifier(Trained):
         if matrix is not None and len(names) <= MATRIX:
             found["confusion"] = matrix.tolist()
         if confusion:
-            from secvit.vis.confusion import draw_confusion
+            from secvit.draw.confusion import draw_confusion
 
             draw_confusion(matrix.tolist(), names, confusion, list(per_class.values()), "accuracy")  # type: ignore[union-attr]
         if wrong:
-            from secvit.vis.wrong import draw_wrong
+            from secvit.classification.pictures import draw_wrong
 
             rows = said.most_wrong(WRONG)
             shown = [

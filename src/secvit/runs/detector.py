@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from secvit.detection.evaluate import score
 from secvit.detection.prediction import add_image, as_pixels, new_coco, predict, seen_size
 from secvit.detection.saved import load_detector
+from secvit.files import check_target, check_writable
 from secvit.images.photos import listed, opened, picture_names
 from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, pictures
-from secvit.train.checkpoint import check_writable
-from secvit.weights import check_target
 
 
 class Detector(Trained):
@@ -91,7 +90,7 @@ class Detector(Trained):
         json: the JSON file, if not detections.json in `output`; its file_name is the path below the photos' common
             folder.
         """
-        from secvit.vis import draw_detections
+        from secvit.detection.pictures import draw_detections
 
         folder, made = Path(output), Made()
         paths = listed(photos, folder)

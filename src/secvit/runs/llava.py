@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from secvit.files import check_target, write_atomically
 from secvit.images.photos import listed, opened
 from secvit.models.saved import device_of
 from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, pictures
@@ -20,7 +21,6 @@ from secvit.vlm.config import Samples
 from secvit.vlm.data import Conversations, files, load
 from secvit.vlm.evaluate import evaluate_checkpoint
 from secvit.vlm.training import evaluate
-from secvit.weights import check_target, write_atomically
 
 
 class Llava(Trained):

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from secvit.files import check_writable
 from secvit.images import Images, load_split, middle
 from secvit.images.photos import listed, opened, picture_names
 from secvit.models.saved import device_of, load_model, naming
@@ -19,7 +20,6 @@ from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, pictures
 from secvit.simmim.data import EvalView, Masking
 from secvit.simmim.scoring import evaluate, reconstructions
 from secvit.simmim.training import load_task
-from secvit.train.checkpoint import check_writable
 
 
 class Masked(Trained):

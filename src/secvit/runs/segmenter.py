@@ -13,13 +13,13 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
+from secvit.files import check_writable
 from secvit.images import middle
 from secvit.images.photos import listed, opened, picture_names
 from secvit.runs.detector import refuse_other
 from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, check_pictures, pictures
 from secvit.segmentation.prediction import label_picture, load_trained, shrunk
 from secvit.segmentation.scoring import score
-from secvit.train.checkpoint import check_writable
 
 
 class Segmenter(Trained):
@@ -98,7 +98,7 @@ class Segmenter(Trained):
         data = self.data_of(data)
         found = score(self.model, self.classes, self.look, data, split, f"the run {self.path}", workers)  # type: ignore[arg-type]
         if confusion:
-            from secvit.vis.confusion import draw_confusion
+            from secvit.draw.confusion import draw_confusion
 
             draw_confusion(found["confusion"], self.classes, confusion, list(found["per_class"].values()))
         return {"data": str(data), "split": split, **found}
@@ -113,7 +113,7 @@ class Segmenter(Trained):
         """
         from PIL.PngImagePlugin import PngInfo
 
-        from secvit.vis.segmentation import encoded, numbered, overlay
+        from secvit.segmentation.pictures import encoded, numbered, overlay
 
         folder, made = Path(output), Made()
         paths = listed(photos, folder)

@@ -125,7 +125,7 @@ def pictures(given: Picture | Sequence[Picture]) -> list[Image.Image]:
 def check_pictures(*files: str | None) -> None:
     """Whether pictures can be drawn into some files; asked before the work."""
     if any(files):
-        from secvit.vis.picture import check_output
+        from secvit.draw.picture import check_output
 
         for file in filter(None, files):
             check_output(file)

@@ -13,11 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from secvit.fields import Entry, Faults, Wrong, items, mapping, numbers, read_json, read_text, text, whole
-from secvit.images.words import match_classes
+from secvit.fields import Entry, Faults, Wrong, few, items, mapping, numbers, read_json, read_text, text, whole
+from secvit.images.classes import match_classes
 from secvit.segmentation.augment import IGNORED
 from secvit.segmentation.masks import LARGEST, VOID, Colours, voc_colour, voc_palette
-from secvit.weights import few
 
 logger = logging.getLogger(__name__)
 

@@ -18,15 +18,15 @@ from tqdm import tqdm
 
 from secvit.fields import Faults
 from secvit.images import Images, View, seeded, upright_size
-from secvit.images.words import check_names
+from secvit.images.classes import check_names
+from secvit.processes import is_first, of_all_processes, share
+from secvit.progress import reading
 from secvit.segmentation.augment import IGNORED, training_view
 from secvit.segmentation.classes import Classes, Named, Palette, check_used, number_classes, say_zero
 from secvit.segmentation.config import Augment
 from secvit.segmentation.layouts import Layout, find_layout, splits
 from secvit.segmentation.masks import MASKS, Colours, Indexed, clashing, palette_of, read_indexed, read_mask, values_of
-from secvit.train.progress import reading
 from secvit.train.sampler import mix
-from secvit.train.shares import is_first, of_all_processes, share
 
 __all__ = ["MASKS", "EvalView", "Split", "TrainView", "load", "read_mask", "splits"]
 

@@ -16,10 +16,9 @@ from pathlib import Path
 
 from secvit.fields import Faults, read_text
 from secvit.images.files import LeftOut, image_files, is_image, is_stray, kind_of
-from secvit.images.held_out import held_out
-from secvit.images.words import SPLITS, check_like, is_joint, joint_is_train, split_of
 from secvit.segmentation.classes import Named, ade20k, check_same, cityscapes, from_csv, read_names, voc, voc_colours
 from secvit.segmentation.masks import LOSSY, MASKS, Colours
+from secvit.splits import SPLITS, check_like, held_out, is_joint, joint_is_train, split_of
 
 logger = logging.getLogger(__name__)
 

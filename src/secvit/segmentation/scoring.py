@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secvit.processes import sum_over_processes
 from secvit.segmentation.config import Look
 from secvit.segmentation.data import EvalView, load
 from secvit.segmentation.models import Segmenter
 from secvit.segmentation.prediction import label_picture, load_trained
-from secvit.train.shares import sum_over_processes
 
 
 def confusion(target: np.ndarray, labels: np.ndarray, classes: int) -> Tensor:

@@ -12,9 +12,10 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from secvit.extras import needs
-from secvit.fields import Entry
+from secvit.fields import Entry, few
+from secvit.files import check_writable
 from secvit.images import check_overlap, skipped_in
-from secvit.images.words import match_classes
+from secvit.images.classes import match_classes
 from secvit.models.features import start_from
 from secvit.models.saved import has_weights, saved_config
 from secvit.segmentation.config import Model, Recipe
@@ -23,12 +24,12 @@ from secvit.segmentation.models import Segmenter
 from secvit.segmentation.prediction import class_list, create
 from secvit.segmentation.scoring import evaluate, report, scores
 from secvit.segmentation.task import SegmentationTask
-from secvit.train import checkpoint as files
+from secvit.train.checkpoint import latest
 from secvit.train.engine import PATIENCE
 from secvit.train.job import Job
 from secvit.train.optim import create_optimizer
 from secvit.train.result import Result
-from secvit.weights import few, read_weights
+from secvit.weights import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +49,14 @@ def train(
 
 def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto") -> Job:
     """What a recipe and a folder of pictures and masks make of the loop."""
-    files.check_writable(output)
+    check_writable(output)
     # of many processes, each reads a share of the masks
     with needs("training", "accelerate", "train"):
         from accelerate import PartialState
     PartialState(recipe.loop.device == "cpu" or not torch.accelerator.is_available(), timeout=PATIENCE)
     held_out = "test" if {"val", "test"} & set(splits(data)) == {"test"} else "val"
     pictures = load(data, "train")
-    if last := files.latest(output) if resume == "auto" else None if resume == "never" else Path(resume):
+    if last := latest(output) if resume == "auto" else None if resume == "never" else Path(resume):
         pictures = pictures.in_order_of(saved_classes(last) or pictures.classes, f"the run {last}, which is resumed,")
     others = load(data, held_out, pictures)
     check_overlap(pictures.images, others.images)
@@ -66,11 +67,11 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     mean, std = model.backbone.normalization()
     dataset = TrainView(pictures, recipe.augment, mean, std, recipe.loop.seed)
     view = EvalView(others)
-    latest: dict[str, Tensor] = {}
+    newest: dict[str, Tensor] = {}
 
     def score(network: nn.Module) -> dict[str, float]:
-        latest["confusion"] = evaluate(network, view, recipe.look, recipe.loop.workers)  # type: ignore[arg-type]
-        return {name: value for name, value in scores(latest["confusion"]).items() if name != "per_class"}
+        newest["confusion"] = evaluate(network, view, recipe.look, recipe.loop.workers)  # type: ignore[arg-type]
+        return {name: value for name, value in scores(newest["confusion"]).items() if name != "per_class"}
 
     def result(done: Result) -> dict[str, Any]:
         return {
@@ -79,7 +80,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
             "backbone": recipe.model.backbone,
             "data": str(data),
             "split": held_out,
-            **(report(latest["confusion"], pictures.classes, view) if latest else {}),
+            **(report(newest["confusion"], pictures.classes, view) if newest else {}),
             "best_miou": done.best,
             "best_step": done.best_step,
             "images": {"train": len(pictures), held_out: len(others)},

@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from secvit.files import write_atomically
+from secvit.processes import sum_over_processes
 from secvit.simmim.data import EvalView
 from secvit.simmim.task import MaskedImageTask, stretch
-from secvit.train.shares import sum_over_processes
-from secvit.weights import write_atomically
 
 
 @torch.no_grad()

@@ -11,18 +11,18 @@ import timm
 import torch
 from torch import nn
 
+from secvit.files import check_writable, write_atomically
 from secvit.images import load_checked, skipped_in
 from secvit.models.saved import create
+from secvit.processes import is_first
 from secvit.simmim.data import EvalView, TrainView
 from secvit.simmim.recipes import Recipe
 from secvit.simmim.scoring import draw_reconstructions, evaluate
 from secvit.simmim.task import MaskedImageTask
-from secvit.train import checkpoint as files
 from secvit.train.job import Job, save_weights
 from secvit.train.optim import create_optimizer
 from secvit.train.result import Result
-from secvit.train.shares import is_first
-from secvit.weights import misfit, read_weights, weight_bytes, write_atomically
+from secvit.weights import misfit, read_weights, weight_bytes
 
 
 def train(
@@ -43,7 +43,7 @@ def train(
 
 def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto") -> Job:
     """What a recipe and a place with images make of the loop."""
-    files.check_writable(output)
+    check_writable(output)
     if recipe.loop.ema_decay:
         raise ValueError(
             f"ema_decay={recipe.loop.ema_decay}: averaged weights would be measured with a decoder that is not "

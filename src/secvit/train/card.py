@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from secvit.weights import write_atomically
+from secvit.files import write_atomically
 
 MARK = "<!-- written by secvit at the end of the run -->"
 KINDS = {

@@ -18,7 +18,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +29,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from secvit.fields import read_json
-from secvit.weights import fsync, unpickle, weight_bytes, write_atomically, write_through
+from secvit.files import fsync, write_atomically, write_through
+from secvit.weights import unpickle, weight_bytes
 
 FOLDER = "checkpoints"
 MANIFEST, SCORE = "manifest.json", "score.json"
@@ -133,20 +133,6 @@ def name(step: int) -> str:
 
 def to_yaml(config: Mapping[str, Any]) -> bytes:
     return yaml.safe_dump(_plain(config), sort_keys=False).encode()
-
-
-def check_writable(output: Path) -> None:
-    """Fail before training, not at the first save."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output) as file:
-            file.write(b"\0" * 4096)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise ValueError(
-            f"{output}: cannot write there ({error.strerror}); repair that, or choose another output folder"
-        ) from None
 
 
 # -- reading -----------------------------------------------------------------------------------

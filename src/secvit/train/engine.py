@@ -32,26 +32,27 @@ from torch import nn
 from tqdm import tqdm
 
 from secvit.extras import needs
-from secvit.fields import read_yaml
-from secvit.train import checkpoint as files
+from secvit.fields import few, read_yaml
+from secvit.files import check_writable, write_atomically
+from secvit.processes import of_all_processes
+from secvit.progress import Progress, brief, busy
+from secvit.provenance import provenance
+from secvit.train import checkpoint as checkpoints
+from secvit.train.batches import batches
 from secvit.train.config import Loop, Schedule, changes
 from secvit.train.ema import Ema
 from secvit.train.facts import data_facts, difference
-from secvit.train.loading import batches
 from secvit.train.lock import Lock
 from secvit.train.log import Log, NoLog, memory_mb
 from secvit.train.nonfinite import nonfinite_tensors
-from secvit.train.progress import Progress, brief, busy
-from secvit.train.provenance import provenance
 from secvit.train.result import Result
 from secvit.train.resume import adapt_optimizer, choose, describe_optimizer
 from secvit.train.sampler import mix
 from secvit.train.schedule import learning_rate
 from secvit.train.sharding import whole
-from secvit.train.shares import of_all_processes
 from secvit.train.step import Step
 from secvit.train.stop import Stop
-from secvit.weights import few, load_weights, misfit, write_atomically
+from secvit.weights import load_weights, misfit
 
 logger = logging.getLogger(__name__)
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
@@ -178,9 +179,9 @@ class Run:
             self.restore(choice.checkpoint, choice.anew)
         self.check_same_step()
         for damaged in choice.damaged if self.main else ():
-            files.set_aside(damaged)
+            checkpoints.set_aside(damaged)
         if self.main:  # from now on the folder says what it is
-            write_atomically(self.output / "config.yaml", files.to_yaml(self.config))
+            write_atomically(self.output / "config.yaml", checkpoints.to_yaml(self.config))
         state, trackers = self.state, self.loop.trackers
         self.log = Log(self.output, state.step, state.evaluated, trackers, self.config) if self.main else NoLog()
         self.copy = copy.deepcopy(self.model).requires_grad_(False) if self.update.sharded else None
@@ -189,9 +190,9 @@ class Run:
 
     def open(self) -> None:
         """The output folder as this run's alone, without what killed runs left half written."""
-        files.check_writable(self.output)
+        check_writable(self.output)
         self.lock.take()
-        files.sweep(self.output)
+        checkpoints.sweep(self.output)
 
     def close(self) -> None:
         if self.log:
@@ -254,7 +255,7 @@ class Run:
         return bool(self.accelerator.is_main_process)
 
     def restore(self, folder: Path, anew: bool) -> None:
-        state = files.load_state(folder)
+        state = checkpoints.load_state(folder)
         self.check_same_data(folder, state)
         self.check_same_recipe(folder, finished=state["step"] >= self.total)
         load_weights(self.model, folder / "model.safetensors")
@@ -330,7 +331,7 @@ class Run:
     def restore_score(self, folder: Path) -> None:
         """What the evaluation of these weights changed, if it came to its end."""
         try:
-            score = files.load_score(folder)
+            score = checkpoints.load_score(folder)
         except ValueError as error:
             logger.warning("%s; scoring step %d again", error, self.state.step)
             return
@@ -528,8 +529,8 @@ class Run:
             step, config = self.state.step, self.config
             self.lock.check()
             self.logs.sync()
-            files.save_checkpoint(self.output, step, model, averaged, state, config, self.about)
-            files.prune(self.output, self.loop.keep_last, self.state.best_step)
+            checkpoints.save_checkpoint(self.output, step, model, averaged, state, config, self.about)
+            checkpoints.prune(self.output, self.loop.keep_last, self.state.best_step)
         self.saved = self.state.step
         self.accelerator.wait_for_everyone()
 
@@ -544,17 +545,17 @@ class Run:
         state = self.state
         if not self.main or self.saved != state.step:
             return
-        checkpoint = self.output / files.FOLDER / files.name(state.step)
+        checkpoint = self.output / checkpoints.FOLDER / checkpoints.name(state.step)
         if checkpoint.is_dir():
             score = {key: getattr(state, key) for key in ("step", "evaluated", "best", "best_step", "seconds")}
-            files.save_score(checkpoint, score)
-        files.prune(self.output, self.loop.keep_last, state.best_step)
+            checkpoints.save_score(checkpoint, score)
+        checkpoints.prune(self.output, self.loop.keep_last, state.best_step)
 
     def check_finite(self, model: nn.Module) -> None:
         """No checkpoint without use: the one before stays the newest."""
         bad = [name for name in nonfinite_tensors(model) if name not in self.odd]
         if bad:
-            last = files.latest(self.output)
+            last = checkpoints.latest(self.output)
             raise FloatingPointError(
                 f"step {self.state.step}: {len(bad)} weights are NaN or infinite ({few(bad)}), and are not saved; "
                 f"the newest checkpoint is {last or 'none'}. Lower the learning rate or the weight decay, or clip the "

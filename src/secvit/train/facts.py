@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from secvit.fields import few
+
 
 def data_facts(samples: int, classes: Sequence[str] = (), names: Iterable[str] = ()) -> dict[str, Any]:
     """Count, classes in order, and a hash of the samples' names; "" without names.
@@ -27,12 +29,12 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     before, now = old["classes"], new["classes"]
     if before and now and before != now:
         if sorted(before) == sorted(now):
-            return f"the same {len(now)} classes in another order ({_some(before)}; now {_some(now)})"
+            return f"the same {len(now)} classes in another order ({few(before, 5, repr)}; now {few(now, 5, repr)})"
         gone, come = [c for c in before if c not in set(now)], [c for c in now if c not in set(before)]
         return (
             f"other classes ({len(before)}, now {len(now)}"
-            + (f"; gone: {_some(gone)}" if gone else "")
-            + (f"; new: {_some(come)}" if come else "")
+            + (f"; gone: {few(gone, 5, repr)}" if gone else "")
+            + (f"; new: {few(come, 5, repr)}" if come else "")
             + ")"
         )
     if old["samples"] != new["samples"]:
@@ -40,7 +42,3 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if old["names"] and new["names"] and old["names"] != new["names"]:
         return f"as many training samples ({new['samples']:,}), but with other names, labels or order"
     return ""
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from secvit.files import write_atomically
 from secvit.train.card import write_card
 from secvit.train.checkpoint import to_yaml
 from secvit.train.engine import Evaluate, fit
 from secvit.train.result import Result
-from secvit.weights import weight_bytes, write_atomically
+from secvit.weights import weight_bytes
 
 
 def save_weights(done: Result, output: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from secvit.extras import needs
-from secvit.weights import write_atomically
+from secvit.files import read_csv, write_atomically
 
 try:
     import resource
@@ -138,14 +138,6 @@ class NoLog(Log):
 def _step(row: Mapping[str, str]) -> float:
     """The step of a row; later than any if it has none."""
     return int(row["step"]) if row["step"].isdecimal() else math.inf
-
-
-def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows; a row cut off by a kill is left out."""
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        rows = [row for row in reader if None not in row.values() and None not in row]
-        return list(reader.fieldnames or []), rows
 
 
 def memory_mb() -> int:

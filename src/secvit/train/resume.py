@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from secvit.fields import few
 from secvit.train import checkpoint as files
-from secvit.weights import few
 
 logger = logging.getLogger(__name__)
 RESULT = ("model.safetensors", "result.json")  # of a run that came to its end or was stopped

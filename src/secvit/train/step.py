@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from secvit.processes import of_all_processes
 from secvit.train.buffers import Buffers
 from secvit.train.config import Loop
 from secvit.train.nonfinite import first_nonfinite, nonfinite_gradient
 from secvit.train.sampler import mix
 from secvit.train.sharding import shard, whole
-from secvit.train.shares import of_all_processes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

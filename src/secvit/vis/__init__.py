@@ -1,4 +1,4 @@
-"""Pictures: which tokens a network puts together and why, what a detector finds, and how a training went."""
+"""Pictures of clusters: which tokens a network puts together, and why."""
 
 from secvit.extras import needs
 
@@ -6,18 +6,12 @@ with needs("secvit.vis", "matplotlib", "vis"):
     import matplotlib  # noqa: F401
 
 from secvit.vis.clusters import ClusterMap, cluster_maps, draw_clusters
-from secvit.vis.confusion import draw_confusion
 from secvit.vis.connectors import draw_merged, merge_photo, picture_of
-from secvit.vis.curves import draw_curves
-from secvit.vis.detections import draw_detections
 from secvit.vis.gradcam import CamMap, grad_cam
 from secvit.vis.metrics import cluster_metrics
 from secvit.vis.pages import compare_partitions, draw_page, draw_partitions
-from secvit.vis.patching import draw_patch_report
 from secvit.vis.record import record_keys
-from secvit.vis.speeds import draw_speeds
 from secvit.vis.view import View, cluster_page, cluster_photo, cluster_photos, show_clusters
-from secvit.vis.wrong import draw_wrong
 
 __all__ = [
     "CamMap",
@@ -30,15 +24,9 @@ __all__ = [
     "cluster_photos",
     "compare_partitions",
     "draw_clusters",
-    "draw_confusion",
-    "draw_curves",
-    "draw_detections",
     "draw_merged",
     "draw_page",
     "draw_partitions",
-    "draw_patch_report",
-    "draw_speeds",
-    "draw_wrong",
     "grad_cam",
     "merge_photo",
     "picture_of",

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
+from secvit.draw.panels import Legend, Panel, draw_panels, in_rows, panel_size
 from secvit.images import to_rgb
 from secvit.models.saved import has_weights
 from secvit.ops import Partition, shown_name
-from secvit.vis.panels import Legend, Panel, draw_panels, in_rows, panel_size
 from secvit.vis.record import LayerKeys, record_keys
 
 LONG_SIDE = 640  # px a network sees unless told otherwise

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from secvit import connectors
 from secvit.connectors import Merged
 from secvit.connectors.positions import Grid, grid_of
+from secvit.draw.picture import FAINT, INK, check_output, new_figure, save
 from secvit.images import read_image, to_rgb
 from secvit.models.saved import load_model
 from secvit.vis.clusters import normalised, weights_note
-from secvit.vis.picture import FAINT, INK, check_output, new_figure, save
 
 DPI = 150
 PANEL = 340  # px, the long side

@@ -12,11 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
+from secvit.draw.panels import Panel, draw_panels, in_rows, panel_size
 from secvit.measure.rounds import clock_for, interleave
 from secvit.ops import Partition, shown_name
 from secvit.vis.clusters import ClusterMap, maps_of, overlay, place
 from secvit.vis.gradcam import CamMap, heat_overlay
-from secvit.vis.panels import Panel, draw_panels, in_rows, panel_size
 from secvit.vis.record import LayerKeys
 
 FIGURE_1 = ("window", "kmeans", "sec")

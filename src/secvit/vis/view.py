@@ -17,12 +17,14 @@ from torch import nn
 
 from secvit import runs
 from secvit.adapt import patch
+from secvit.draw.panels import Panel, panel_size
+from secvit.draw.picture import INK, check_output, save
+from secvit.files import check_writable
 from secvit.images.photos import Made, Photos, listed, opened, picture_names
 from secvit.models.sec_deit import SECDeiT
 from secvit.models.sec_swin import SECSwin
 from secvit.models.secvit import SECViT
 from secvit.ops import Partition, check_partition
-from secvit.train.checkpoint import check_writable
 from secvit.vis.clusters import (
     STYLES,
     ClusterMap,
@@ -36,8 +38,6 @@ from secvit.vis.clusters import (
 from secvit.vis.gradcam import grad_cam, heat_overlay
 from secvit.vis.metrics import cluster_metrics
 from secvit.vis.pages import Row, compare_partitions, draw_page, draw_partitions
-from secvit.vis.panels import Panel, panel_size
-from secvit.vis.picture import INK, check_output, save
 from secvit.vis.record import LayerKeys, record_keys
 
 FRAME_AREA = 360 * 270  # px of an animation

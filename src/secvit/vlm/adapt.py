@@ -28,6 +28,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiModalProjector
 
 from secvit.connectors import Connector
+from secvit.files import write_atomically
 from secvit.vlm.llava import (
     SecLlavaConfig,
     SecLlavaForConditionalGeneration,
@@ -42,7 +43,7 @@ from secvit.vlm.next import (
     SecLlavaNextModel,
     SecLlavaNextProcessor,
 )
-from secvit.weights import misfit, read_weights, weight_bytes, write_atomically
+from secvit.weights import misfit, read_weights, weight_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secvit.fields import Entry, said
+from secvit.fields import Entry, few, said
 from secvit.vlm.benchmarks import Question
 from secvit.vlm.rows import each, row_id
-from secvit.weights import few
 
 Key = tuple[str, str]  # (id, ""), or (id, prompt) where several questions share an id
 

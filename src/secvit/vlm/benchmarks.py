@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from secvit.fields import Entry, Faults, items, mapping, read_json, read_text, said, shown, text, whole
+from secvit.fields import Entry, Faults, few, items, mapping, read_json, read_text, said, shown, text, whole
 from secvit.vlm import scores
 from secvit.vlm.rows import by_key, each, entries, file_name, key, lines, people, row_id, table, yes_no
 from secvit.vlm.rows import read_lines as read_lines  # for those who read answers
-from secvit.weights import few
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."

@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from secvit.files import write_atomically
 from secvit.images import read_image
-from secvit.train.shares import is_first, share
-from secvit.weights import write_atomically
+from secvit.processes import is_first, share
 
 REMEDY = "delete it and start again: it is made anew"
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 from secvit.fields import NAMED, Faults
 from secvit.images import check_skipped, read_image, upright_size
 from secvit.images.files import is_stray
-from secvit.images.words import split_of
-from secvit.train.progress import reading
-from secvit.train.shares import is_first, of_all_processes, share
+from secvit.processes import is_first, of_all_processes, share
+from secvit.progress import reading
+from secvit.splits import split_of
 from secvit.vlm.chat import Chat, Sample, check_prompt, messages
 from secvit.vlm.config import Samples
 from secvit.vlm.conversations import Packed, read_samples, sample, texts

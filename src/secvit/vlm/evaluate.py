@@ -17,9 +17,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
 from secvit.extras import needs
+from secvit.files import write_atomically
 from secvit.images import read_image
 from secvit.models.saved import device_of
-from secvit.train.shares import is_first, of_all_processes, share
+from secvit.processes import is_first, of_all_processes, share
 from secvit.vlm import benchmarks
 from secvit.vlm.answers import Key, keys, match, mend, row_keys
 from secvit.vlm.asking import load_trained
@@ -27,7 +28,6 @@ from secvit.vlm.benchmarks import Question
 from secvit.vlm.chat import prepare
 from secvit.vlm.rows import read_lines
 from secvit.vlm.submissions import check_submission, write_submission
-from secvit.weights import write_atomically
 
 # -- answers of a model --------------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from secvit.extras import needs
 from secvit.fields import Entry, numbers, read_bytes, read_json, said, shown, whole
+from secvit.files import write_atomically
 from secvit.vlm.benchmarks import Question, mmbench_rows
 from secvit.vlm.rows import each, lines, row_id
 from secvit.vlm.scores import gqa_answer, normalise
-from secvit.weights import write_atomically
 
 
 def vqav2(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> list[dict[str, Any]]:

@@ -14,13 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from secvit.extras import needs
+from secvit.files import check_writable, write_atomically
 from secvit.images.names import Names
-from secvit.train import checkpoint as saving
+from secvit.processes import share, sum_over_processes
+from secvit.train.batches import to_device
 from secvit.train.engine import PATIENCE
 from secvit.train.job import Job
-from secvit.train.loading import to_device
 from secvit.train.result import Result
-from secvit.train.shares import share, sum_over_processes
 from secvit.vlm.adapt import save_connector, unwrapped
 from secvit.vlm.cache import Cache
 from secvit.vlm.chat import Chat
@@ -29,7 +29,7 @@ from secvit.vlm.config import Optim, Recipe
 from secvit.vlm.data import IGNORED, Conversations, files, load, read_samples, texts
 from secvit.vlm.start import set_trained, start
 from secvit.vlm.task import Trained, VlmTask, answers
-from secvit.weights import weight_bytes, write_atomically
+from secvit.weights import weight_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     """What a recipe and conversations make of the loop."""
     with needs("training", "accelerate", "train"):
         from accelerate import PartialState
-    saving.check_writable(output)
+    check_writable(output)
     cpu = recipe.loop.device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu, timeout=PATIENCE)  # of many processes, each checks a share of the data
     train_file, val_file = files(data, recipe.samples)

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from secvit.vis.picture import FAINT, INK, check_output, new_figure, save
+from secvit.draw.picture import FAINT, INK, check_output, new_figure, save
 
 COLOURS = {"inference": "#c8553d", "training": "#8aa6c1"}
 

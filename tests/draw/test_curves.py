@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from secvit.vis import curves, draw_curves
+from secvit.draw import curves
+from secvit.draw.curves import draw_curves
 
 LOG = "step,epoch,loss,top1,lr\n10,0.5,2.1,0.2,0.1\n20,1,nan,0.5,0.1\n30,1.5,0.8,,0.1\n"
 EVAL = "step,epoch,top1,majority_floor\n20,1,0.4,0.1\n30,1.5,0.9,0.1\n"

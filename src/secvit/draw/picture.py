@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 from pathlib import Path
 
+import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import ImageFont
 
-from secvit.weights import check_target, write_atomically
+from secvit.files import check_target, write_atomically
 
 FORMATS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".pdf", ".svg")
 INK, FAINT = "#1a1a1a", "#6b6b6b"
@@ -20,6 +23,12 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+@functools.lru_cache
+def font_of(size: int) -> ImageFont.FreeTypeFont:
+    """The font of figures, of so many px, for words in photos."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def check_output(path: str | os.PathLike[str]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from secvit.measure.report import _ratio, _table
+from secvit.measure.results import shown_ratio, table
 from secvit.measure.rounds import NULL, speed_ratio
 
 GATHERED = ", gather + SDPA"  # what a model is called that takes torch's attention on gathered rows
@@ -53,7 +53,7 @@ def goals(result: dict[str, Any] | None) -> str:
         ),
     ]
     body = [[aim, wanted, ", ".join(f"{x:.2f}" for x in values) or "not run"] for aim, wanted, values in aims]
-    return "\n".join(_table(["goal", "aimed at", "reached"], body)) + "\n"
+    return "\n".join(table(["goal", "aimed at", "reached"], body)) + "\n"
 
 
 def report(result: dict[str, Any]) -> str:
@@ -93,17 +93,17 @@ def _kernel_table(rows: list[dict[str, Any]], training: bool) -> str:
         share = row["floor_seconds"] / median(row["seconds"]["fused"])
         quiet = "" if row["quiet"] else " (noisy)"
         body.append(
-            [f"{row['length']:,}", str(row["batch"]), *cells, _ratio(vars(ratio)) + quiet, f"{100 * share:.0f} %"]
+            [f"{row['length']:,}", str(row["batch"]), *cells, shown_ratio(vars(ratio)) + quiet, f"{100 * share:.0f} %"]
         )
     columns = ["L", "batch", *titles, "fused / grouped SDPA", "fused, of the byte floor"]
     title = f"### Attention in clusters, bfloat16, {'forward and backward' if training else 'forward'}, milliseconds"
-    return "\n".join([title, "", *_table(columns, body)])
+    return "\n".join([title, "", *table(columns, body)])
 
 
 def _model_table(found: dict[str, Any]) -> str:
     body = []
     for row in sorted(found["rows"], key=lambda row: -row["images_per_second"]):
-        others = [_ratio(row[key]) if key in row else "" for key in ("vs_base", "vs_literal", "vs_gathered")]
+        others = [shown_ratio(row[key]) if key in row else "" for key in ("vs_base", "vs_literal", "vs_gathered")]
         peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
         floor = f"{100 * row['of_byte_floor']:.0f} %" if "of_byte_floor" in row else ""
         rate = f"{100 * row['of_matrix_rate']:.1f} %"
@@ -113,4 +113,4 @@ def _model_table(found: dict[str, Any]) -> str:
         "of the byte floor", "peak MiB",
     ]  # fmt: skip
     noisy = [] if found["quiet"] else ["", "Null pair off by more than 3 %: **too noisy to quote**."]
-    return "\n".join([f"### {found['name']}, bfloat16", "", *_table(columns, body), *noisy])
+    return "\n".join([f"### {found['name']}, bfloat16", "", *table(columns, body), *noisy])

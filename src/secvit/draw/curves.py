@@ -8,8 +8,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from secvit.train.log import read_csv
-from secvit.vis.picture import FAINT, INK, check_output, new_figure, save
+from secvit.draw.picture import FAINT, INK, check_output, new_figure, save
+from secvit.files import read_csv
 
 # the first of these that a run has
 SCORES = {"top1": "top-1 accuracy, %", "miou": "mIoU, %", "mask_AP": "mask AP, %", "box_AP": "box AP, %"}

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from secvit.vis import detections as module
-from secvit.vis.detections import class_colour, draw_detections
+from secvit.detection import pictures as module
+from secvit.detection.pictures import class_colour, draw_detections
 
 GREY = (128, 128, 128)
 

@@ -40,7 +40,7 @@ def today() -> str:
 
 def git_commit() -> str | None:
     """Commit of the checkout this package lies in, "-dirty" if changed since; None if installed."""
-    here = Path(__file__).resolve().parents[3]
+    here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
     command = [
@@ -64,10 +64,13 @@ def hardware() -> str:
     """One line: the GPUs if there are any, else the CPU and how many threads torch uses."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
-    name = platform.processor() or platform.machine()
+    return f"{cpu_name()}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+
+
+def cpu_name() -> str:
+    """The processor's own name where the system tells it, else its kind."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(x.split(":", 1)[1].strip() for x in lines if x.startswith("model name"))
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        pass
-    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+        return platform.processor() or platform.machine()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from secvit.vis.picture import FAINT, INK, new_figure, save
+from secvit.draw.picture import FAINT, INK, new_figure, save
 
 COLOURS = ("#c8553d", "#8aa6c1", "#6a994e", "#bc8034", "#7b6fa3", "#4f8a8b", "#b0b0b0", "#a05195")
 

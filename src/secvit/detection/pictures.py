@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import colorsys
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
+from secvit.draw.picture import font_of
 from secvit.images import to_rgb
 
 SMALLEST = 640  # px of the long side: smaller images are enlarged, so that names can be read
@@ -50,7 +48,7 @@ def draw_detections(
     for i in order:
         _outline(pen, boxes[i].tolist(), class_colour(labels[i]), line)
     taken: list[Box] = []
-    font = _font(max(11, round(14 * scale)))
+    font = font_of(max(11, round(14 * scale)))
     surest = sorted(range(len(labels)), key=lambda i: -(scores[i] or 0.0))
     for i in surest:
         if sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in taken) > NAMED * size[0] * size[1]:
@@ -121,11 +119,3 @@ def _tag(
 
 def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-@functools.lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
-
-
-# -- from photos to pictures and a COCO file ---------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from secvit.vis.picture import FAINT, INK, new_figure, save
+from secvit.draw.picture import FAINT, INK, new_figure, save
 
 FIGURES = 25  # classes up to which each cell of a confusion matrix has its number
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from secvit.vis.picture import FAINT, INK, new_figure
+from secvit.draw.picture import FAINT, INK, new_figure
 
 PANEL_AREA = 620 * 465  # px of a panel, whatever the photo's proportions
 DPI = 150

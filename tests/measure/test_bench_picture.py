@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from secvit.vis import draw_speeds
+from secvit.measure.bench_picture import draw_speeds
 
 
 def result(names, lengths):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from secvit.vis.picture import FAINT, INK
+from secvit.draw.picture import FAINT, INK
 
 OPACITY = 0.55
 

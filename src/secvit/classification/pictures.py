@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from secvit.vis.picture import FAINT, INK, new_figure, save
+from secvit.draw.picture import FAINT, INK, new_figure, save
 
 SIDE, COLUMNS = 200, 6  # px of a picture; pictures in a row
 

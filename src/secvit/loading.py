@@ -1,4 +1,4 @@
-"""Batches on the device, from the present step to the end: one loader for the whole run."""
+"""Batches of a dataset in a given order, and what to say when a process that loads them fails."""
 
 from __future__ import annotations
 
@@ -9,46 +9,15 @@ import pickle
 import signal
 import threading
 import traceback
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from secvit.train.config import Loop
-from secvit.train.sampler import Keys
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from secvit.fields import few
 
 CLEAR = (ValueError, OSError, ImportError, ArithmeticError, MemoryError)  # errors whose own text says enough
-
-
-def batches(
-    dataset: Any, loop: Loop, start: int, stop: int, accelerator: Accelerator, names: Sequence[str] = ()
-) -> Generator[Any, None, None]:
-    """This process's parts of optimizer steps start..stop-1, the same number for each step.
-
-    names: of the samples, for errors.  An error in a process that loads data is raised here as if it had happened
-    here, without that process's traceback in its text.  ValueError if such a process dies or gives nothing for
-    `loop.data_timeout_minutes`.
-    """
-    keys = Keys(
-        len(dataset),
-        loop.batch_size,
-        loop.seed,
-        start,
-        stop,
-        parts=loop.parts_on(accelerator.num_processes) * accelerator.num_processes,
-        repeats=loop.repeats,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        order=getattr(dataset, "order", None),
-    )
-    pin = accelerator.device.type == "cuda"
-    for batch in read(dataset, keys, loop.workers, names, pin, loop.data_timeout_minutes):
-        yield to_device(batch, accelerator.device)
 
 
 def read(
@@ -59,7 +28,12 @@ def read(
     pin: bool = False,
     timeout_minutes: float = 30.0,
 ) -> Generator[Any, None, None]:
-    """The dataset's batch for each list of keys, in order.  names, and errors: see `batches`."""
+    """The dataset's batch for each list of keys, in order.
+
+    names: of the samples, for errors.  An error in a process that loads data is raised here as if it had happened
+    here, without that process's traceback in its text.  ValueError if such a process dies or gives nothing for
+    `timeout_minutes`.
+    """
     reader: Any = Reader(dataset) if workers else dataset
     loader: DataLoader[Any] = DataLoader(
         reader,
@@ -145,8 +119,7 @@ class Lost:
         self.reason = reason
 
     def reraise(self, names: Sequence[str]) -> None:
-        some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        raise ValueError(self.reason + (f". It was the turn of {some}" if names else "")) from None
+        raise ValueError(self.reason + (f". It was the turn of {few(names, 4)}" if names else "")) from None
 
 
 def _from_workers(loader: DataLoader[Any], timeout_minutes: float) -> Generator[Any, None, None]:
@@ -226,18 +199,6 @@ def _reason(error: Exception, workers: Iterable[Any], timeout_minutes: float) ->
             "of memory; give fewer --loop.workers, or 0 to load in the main process"
         )
     raise error
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Tensors in a dict, list or tuple moved to the device; the rest as it is."""
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {k: to_device(v, device) for k, v in batch.items()}
-    if isinstance(batch, list | tuple):
-        moved = [to_device(v, device) for v in batch]
-        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
-    return batch
 
 
 def _follow_the_main_process(worker: int) -> None:

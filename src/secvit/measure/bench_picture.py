@@ -11,9 +11,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 
+from secvit.draw.picture import FAINT, INK, check_output, new_figure, save
 from secvit.measure.rounds import NULL
 from secvit.measure.speed import TWIN
-from secvit.vis.picture import FAINT, INK, check_output, new_figure, save
 
 OURS, LITERAL, OTHER = "#c8553d", "#d9a79b", "#8aa6c1"
 COLOURS = {"sec": OURS, "windows": "#8aa6c1", "window copy": "#8aa6c1", "global": "#5b5b5b"}
