@@ -62,7 +62,7 @@ MAY_IMPORT = {
     "__init__": {"ops", "adapt", "connectors", "models"},
 }
 LIBRARIES = {
-    **dict.fromkeys(["extras", "files", "progress"], set()),
+    **{name: set() for name in ("extras", "files", "progress")},
     "processes": {"torch"},
     "loading": {"torch"},
     "splits": {"numpy"},

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-import pkgutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import secvit
+from secvit.extras import Missing
 
 logger = logging.getLogger(__name__)
 # entries of a recipe's model that hold for one network, or one head, alone
@@ -47,10 +48,11 @@ def of(module: ModuleType) -> dict[str, Callable[[], Any]]:
 def every() -> dict[str, Callable[[], Any]]:
     """The recipes of all slices whose packages are installed."""
     found = {}
-    for package in sorted(p.name for p in pkgutil.iter_modules(secvit.__path__) if p.ispkg):
+    for file in sorted(Path(secvit.__path__[0]).glob("*/recipes.py")):
+        package = file.parent.name
         try:
             module = importlib.import_module(f"secvit.{package}.recipes")
-        except ImportError:
+        except Missing:
             continue
         found |= {f"{package}.{name}": function for name, function in of(module).items()}
     return found

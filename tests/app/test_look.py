@@ -137,3 +137,12 @@ def test_without_gradio_the_pip_line_is_named(monkeypatch, tmp_path):
     with pytest.raises(ImportError, match=r'pip install "secvit\[app\]"'):
         app.serve()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_photo_that_changed_is_looked_at_again(setting, tmp_path):
+    file = tmp_path / "photo.png"
+    Image.new("RGB", (64, 64), "red").save(file)
+    first = look(str(file), setting)
+    assert look(str(file), setting) is first
+    Image.new("RGB", (64, 48), "red").save(file)
+    assert look(str(file), setting).clusters.size != first.clusters.size

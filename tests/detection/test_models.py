@@ -6,7 +6,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import roi_align
 
 from secvit.detection import cascade_mask_rcnn, mask_rcnn, retinanet
-from secvit.detection.roi_heads import AlignedRoIAlign
+from secvit.detection.roi_heads import AlignedRoIAlign, plain_roi_align
 from secvit.measure.detectors import detector_macs
 
 MAKE = {"mask": mask_rcnn, "cascade": cascade_mask_rcnn, "retina": retinanet}
@@ -81,9 +81,29 @@ def test_one_stage_is_torchvisions_mask_rcnn():
             torch.testing.assert_close(ours_[name], theirs_[name])
 
 
+STRIDES = {"0": 4, "1": 8, "2": 16, "3": 32}
+
+
+@pytest.mark.parametrize("width", [33, 45, 65, 67, 90])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_maps_of_narrow_images_are_read_by_their_true_strides(width, aligned):
+    """Padded to 64 or 96 px, which the widest image alone would not tell."""
+    padded = 32 * -(-width // 32)
+    # each pixel of a map holds its own place in the image, x and y in px
+    maps = {}
+    for name, stride in STRIDES.items():
+        x = (torch.arange(padded // stride) + 0.5) * stride
+        y = (torch.arange(1216 // stride) + 0.5) * stride
+        maps[name] = torch.stack([x.expand(len(y), -1), y.unsqueeze(1).expand(-1, len(x))])[None]
+    pool = (AlignedRoIAlign if aligned else plain_roi_align)(STRIDES, 7)
+    box = torch.tensor([[10.0, 100, 30, 140]])  # its middle is (20, 120)
+    out = pool(maps, [box], [(1200, width)]).mean((2, 3))
+    torch.testing.assert_close(out, torch.tensor([[20.0, 120.0]]) + (0 if aligned else 2), atol=0.1, rtol=0)
+
+
 def test_aligned_pooling_takes_each_box_from_its_level():
     features, boxes = pyramid(batch=1), [torch.tensor([[8.0, 8, 40, 40], [0, 0, 255, 255]])]
-    pool = AlignedRoIAlign(["0", "1", "2", "3"], 7, 0)
+    pool = AlignedRoIAlign(STRIDES, 7)
     out = pool(features, boxes, [(256, 256)])
     for row, (level, stride) in enumerate([("0", 4), ("2", 16)]):  # 32 px and 255 px: FPN's rule around 224 px
         box = torch.cat([torch.zeros(1, 1), boxes[0][row : row + 1]], dim=1)

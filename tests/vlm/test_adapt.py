@@ -25,7 +25,9 @@ from secvit.vlm import (
     save_connector,
     use_connector,
 )
+from secvit.vlm.data import IGNORED
 from secvit.vlm.small import small_llava
+from secvit.vlm.task import VlmTask
 
 PROMPT = "USER: <image>\nwhat is on the left? ASSISTANT:"
 every_connector = pytest.mark.parametrize("name", connectors.NAMES)
@@ -345,6 +347,21 @@ def test_llava_next_gets_its_tokens_tile_by_tile(tokenizer, pictures, tmp_path):
     assert torch.equal(logits(again, same, pictures), logits(model, new, pictures))
     processor = restore_connector(model, new)
     assert torch.equal(logits(model, processor, pictures[1:]), before)
+
+
+def test_llava_next_trains_through_what_it_answers_by(tokenizer, pictures):
+    model, processor = small_llava(tokenizer, connector=None, next_tiles=True, image_size=32, dim=32)
+    processor = use_connector(model, processor, "sec", 16)
+    model.model.vision_tower.requires_grad_(False)
+    texts = [f"<image> what is it? {answer}" for answer in ("a cat", "two dogs")]
+    inputs = processor(images=pictures, text=texts, return_tensors="pt", padding=True)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == processor.image_token_id, IGNORED)
+    labels = labels.masked_fill(inputs["attention_mask"] == 0, IGNORED)
+    learned = list(model.model.multi_modal_projector.parameters())
+    losses = [model(**inputs, labels=labels).loss, VlmTask(model)({**inputs, "labels": labels})["loss"]]
+    torch.testing.assert_close(*losses)
+    for expected, found in zip(*(torch.autograd.grad(loss, learned) for loss in losses), strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_a_stock_llava_next_checkpoint_lacks_the_connectors_own_weights_and_no_others(tokenizer, tmp_path):

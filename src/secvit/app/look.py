@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,12 +88,20 @@ class Seen:
     numbers: dict[str, Any]
 
 
-@lru_cache(maxsize=16)
 def look(photo: str, setting: Setting) -> Seen:
     """Clusters, Grad-CAM, classes, sizes and times of a photo under one setting; a ValueError says what cannot be.
 
-    Remembered by the photo's path and the setting.
+    Remembered by the photo's path, date and size, and the setting.
     """
+    try:
+        about = os.stat(photo)
+    except OSError as error:
+        raise ValueError(f"{photo}: cannot be read ({error.strerror}); give it again") from None
+    return _look(photo, (about.st_mtime_ns, about.st_size), setting)
+
+
+@lru_cache(maxsize=16)
+def _look(photo: str, version: tuple[int, int], setting: Setting) -> Seen:
     image = open_photo(photo)
     network = setting.network
     pixels = normalised(sized(image, setting.size), network)

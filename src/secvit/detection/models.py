@@ -15,10 +15,10 @@ from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
-from secvit.detection.roi_heads import AlignedRoIAlign, StagedRoIHeads
+from secvit.detection.roi_heads import AlignedRoIAlign, StagedRoIHeads, plain_roi_align
 from secvit.models.features import FeatureMaps
 
 CHANNELS = 256
@@ -121,12 +121,12 @@ def _two_stage(
     body: Pyramid, num_classes: int, box_heads: list[nn.Module], ious: tuple[float, ...], weights: Any,
     loss_weights: tuple[float, ...], box_loss: str, aligned: bool, masks: bool, options: dict[str, Any],
 ) -> MaskRCNN:  # fmt: skip
-    align: Any = AlignedRoIAlign if aligned else MultiScaleRoIAlign
-    sampling = 0 if aligned else 2
-    pools = [align(LEVELS, size, sampling) for size in (7, 14)]
+    strides = dict(zip(LEVELS, body.strides, strict=True))
+    align: Any = AlignedRoIAlign if aligned else plain_roi_align
+    pools = [align(strides, size) for size in (7, 14)]
     check_options(MaskRCNN, options)
     options = {**body.defaults(), **options}
-    model = MaskRCNN(body, num_classes + 1, box_roi_pool=pools[0], mask_roi_pool=pools[1], **options)
+    model = MaskRCNN(body, num_classes + 1, **options)
     stages = len(box_heads)
     old = model.roi_heads
     model.roi_heads = StagedRoIHeads(

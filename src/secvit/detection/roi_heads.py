@@ -6,47 +6,57 @@ Sampling, matching, box coding and the mask loss are torchvision's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection import _utils as parts
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image, generalized_box_iou_loss, roi_align
+from torchvision.ops.poolers import LevelMapper
 
 Targets = list[dict[str, Tensor]]
 BOX_LOSSES = ("l1", "smooth_l1", "giou")
 
 
-class AlignedRoIAlign(MultiScaleRoIAlign):
-    """RoIAlign with half-pixel offsets and adaptive sampling, as detectron2 and mmdet have it by default."""
+class AlignedRoIAlign(nn.Module):
+    """RoIAlign with half-pixel offsets and adaptive sampling, as detectron2 and mmdet have it by default.
+
+    strides: pixels of the image to a pixel of each map, by the map's name; each twice the one before.
+    size: S of what comes out.
+    """
+
+    def __init__(self, strides: Mapping[str, int], size: int) -> None:
+        super().__init__()
+        self.strides, self.size = dict(strides), size
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """features (B, C, H_l, W_l) by name, boxes (n_i, 4) of each image in pixels -> (sum n_i, C, S, S)"""
-        maps = [x[name] for name in self.featmap_names]
-        widest = max(width for _, width in image_shapes)
-        # images are padded to a multiple of 32, so a map's stride is the nearest power of two
-        strides = [2 ** round(_log2(widest / level.shape[-1])) for level in maps]
+        maps = {stride: x[name] for name, stride in self.strides.items()}
         rois = torch.cat([F.pad(boxes_, (1, 0), value=float(i)) for i, boxes_ in enumerate(boxes)])
-        size = tuple(self.output_size)
         side = ((rois[:, 3] - rois[:, 1]) * (rois[:, 4] - rois[:, 2])).clamp_min(0).sqrt()
-        first, last = round(_log2(strides[0])), round(_log2(strides[-1]))
         # FPN, eq. 1: a box of 224 px goes to the map of stride 16
-        level = torch.floor(self.canonical_level + torch.log2(side / self.canonical_scale + 1e-6)).clamp(first, last)
+        wanted = 2 ** torch.floor(4 + torch.log2(side / 224 + 1e-6)).clamp(math.log2(min(maps)), math.log2(max(maps)))
+        first = maps[min(maps)]
         # coordinates do not fit in half precision
-        precision = torch.promote_types(maps[0].dtype, torch.float32)
+        precision = torch.promote_types(first.dtype, torch.float32)
         rois = rois.to(precision)
-        out = maps[0].new_zeros(len(rois), maps[0].shape[1], *size)
-        for i, (features, stride) in enumerate(zip(maps, strides, strict=True)):
-            here = torch.where(level == first + i)[0]
-            pooled = roi_align(features.to(precision), rois[here], size, 1 / stride, self.sampling_ratio, aligned=True)
+        out = first.new_zeros(len(rois), first.shape[1], self.size, self.size)
+        for stride, features in maps.items():
+            here = torch.where(wanted == stride)[0]
+            pooled = roi_align(features.to(precision), rois[here], self.size, 1 / stride, 0, aligned=True)
             out = out.index_copy(0, here, pooled.to(out.dtype))
         return out
 
 
-def _log2(value: float) -> float:
-    return float(torch.log2(torch.tensor(value)))
+def plain_roi_align(strides: Mapping[str, int], size: int) -> MultiScaleRoIAlign:
+    """torchvision's RoIAlign, told the strides, which it would guess from the images that it sees first."""
+    pool = MultiScaleRoIAlign(list(strides), size, 2)
+    levels = [int(math.log2(stride)) for stride in strides.values()]
+    pool.scales = [1 / stride for stride in strides.values()]
+    pool.map_levels = LevelMapper(min(levels), max(levels), pool.canonical_scale, pool.canonical_level)
+    return pool
 
 
 class StagedRoIHeads(RoIHeads):
@@ -77,17 +87,18 @@ class StagedRoIHeads(RoIHeads):
         nms_thresh: float = 0.5,
         detections_per_img: int = 100,
     ) -> None:
-        super().__init__(
-            box_roi_pool, None, None, ious[0], ious[0], batch_size_per_image, positive_fraction, weights[0],
-            score_thresh, nms_thresh, detections_per_img,
-        )  # fmt: skip
         if box_loss not in BOX_LOSSES:
             raise ValueError(f"box_loss={box_loss!r}; choose one of {', '.join(BOX_LOSSES)}")
+        sampled, kept = (batch_size_per_image, positive_fraction), (score_thresh, nms_thresh, detections_per_img)
+        super().__init__(box_roi_pool, None, None, ious[-1], ious[-1], *sampled, weights[-1], *kept)
+        # torchvision's, for what a stage does by its own IoU and weights: samples to learn from, coding of boxes
+        self.stages = [
+            RoIHeads(None, None, None, iou, iou, *sampled, coded, *kept)
+            for iou, coded in zip(ious, weights, strict=True)
+        ]
         self.mask_pool = mask_roi_pool
         self.box_heads, self.box_predictors = nn.ModuleList(box_heads), nn.ModuleList(box_predictors)
         self.mask_heads, self.mask_predictors = nn.ModuleList(mask_heads), nn.ModuleList(mask_predictors)
-        self.matchers = [parts.Matcher(iou, iou, allow_low_quality_matches=False) for iou in ious]
-        self.coders = [parts.BoxCoder(w) for w in weights]
         self.loss_weights = tuple(loss_weights)
         self.box_loss = box_loss
 
@@ -119,13 +130,12 @@ class StagedRoIHeads(RoIHeads):
     ) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         for i, weight in enumerate(self.loss_weights):
-            self.proposal_matcher, self.box_coder = self.matchers[i], self.coders[i]
             with torch.no_grad():
-                boxes, matched, labels, goals = self.select_training_samples(list(proposals), targets)
+                boxes, matched, labels, goals = self.stages[i].select_training_samples(list(proposals), targets)
             logits, deltas = self._box_stage(i, features, boxes, image_shapes)
             found = {
                 "classifier": F.cross_entropy(logits, torch.cat(labels)),
-                "box_reg": self._box_loss(deltas, torch.cat(labels), torch.cat(goals), torch.cat(boxes)),
+                "box_reg": self._box_loss(i, deltas, torch.cat(labels), torch.cat(goals), torch.cat(boxes)),
             }
             if self.has_mask() and targets is not None:
                 positive = [torch.where(label > 0)[0] for label in labels]
@@ -154,7 +164,6 @@ class StagedRoIHeads(RoIHeads):
             scores.append(logits.softmax(-1))
             if i + 1 < len(self.box_heads):
                 boxes = self._refined(i, deltas, boxes, logits[:, 1:].argmax(1) + 1, image_shapes)
-        self.box_coder = self.coders[-1]
         mean = torch.stack(scores).mean(0)
         # torchvision takes the softmax of what it is given: that of a logarithm is the mean again
         found = self.postprocess_detections(mean.clamp_min(1e-37).log(), deltas, boxes, image_shapes)
@@ -183,16 +192,17 @@ class StagedRoIHeads(RoIHeads):
         self, i: int, deltas: Tensor, boxes: list[Tensor], classes: Tensor, image_shapes: list[tuple[int, int]]
     ) -> list[Tensor]:
         """Boxes moved by the deltas of their class, inside the image."""
-        moved = self.coders[i].decode(deltas, boxes)[torch.arange(len(classes), device=classes.device), classes]
+        moved = self.stages[i].box_coder.decode(deltas, boxes)
+        moved = moved[torch.arange(len(classes), device=classes.device), classes]
         sizes = [len(b) for b in boxes]
         return [clip_boxes_to_image(b, shape) for b, shape in zip(moved.split(sizes), image_shapes)]
 
-    def _box_loss(self, deltas: Tensor, labels: Tensor, goals: Tensor, boxes: Tensor) -> Tensor:
+    def _box_loss(self, i: int, deltas: Tensor, labels: Tensor, goals: Tensor, boxes: Tensor) -> Tensor:
         """Over positive boxes, divided by all sampled ones."""
         positive = torch.where(labels > 0)[0]
         found, goal = deltas.unflatten(1, (-1, 4))[positive, labels[positive]], goals[positive]
         if self.box_loss == "giou":
-            coder = self.box_coder
+            coder = self.stages[i].box_coder
             pairs = (coder.decode_single(d, boxes[positive]) for d in (found, goal))
             return 10 * generalized_box_iou_loss(*pairs, reduction="sum") / labels.numel()
         beta = 0.0 if self.box_loss == "l1" else 1 / 9

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import os
@@ -116,9 +115,8 @@ def restore_connector(model: PreTrainedModel, processor: ProcessorMixin | None =
     stock, _ = _family(base)
     if type(base) is stock.generation:
         raise ValueError("this model has no connector to take out; use_connector puts one in")
-    inner, config = base.model, copy.copy(base.config)
+    inner, config = base.model, _config_as(base.config, stock.config)
     projector = _stock_projector(base)
-    config.__class__ = stock.config
     del config.connector
     config.image_seq_length = num_patches(config)
     _become(base, stock, config)
@@ -203,14 +201,23 @@ def _family(model: PreTrainedModel) -> tuple[Family, Family]:
 
 
 def _with_connector(model: PreTrainedModel, chosen: dict[str, Any]) -> Any:
-    # a shallow copy, so that towers and config still share their parts and a quantisation stays an object
-    config = copy.copy(model.config)
-    config.__class__ = _family(model)[1].config
+    config = _config_as(model.config, _family(model)[1].config)
     config.connector = dict(chosen)
     return config
 
 
+def _config_as(config: Any, kind: type) -> Any:
+    """A config of another class with the same entries, not copies: towers share their parts of it."""
+    new = object.__new__(kind)
+    vars(new).update(vars(config))
+    return new
+
+
 def _become(model: PreTrainedModel, family: Family, config: Any) -> None:
+    """The model as one of another class, where it stands: inside peft's wrapper, a trainer or a pipeline.
+
+    Its class says how it is saved and loaded, so a new object would have to take its place in all of them.
+    """
     config.model_type = family.config.model_type
     model.__class__, model.model.__class__ = family.generation, family.model
     model.config = model.model.config = config

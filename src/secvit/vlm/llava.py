@@ -5,6 +5,7 @@ Everything but the connector is transformers' own: the tower, the language model
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -111,7 +112,15 @@ class ConnectedModel:
             super()._init_weights(module)
 
     def look(self, pixel_values: Tensor, vision_feature_layer: int | list[int] | None = None) -> tuple[Any, dict]:
-        """What the tower sees: pixel_values (B, 3, H, W) -> (its output, the connector's arguments)."""
+        """What the tower sees: pixel_values (B, 3, H, W) -> (its output, the connector's arguments).
+
+        A frozen tower keeps nothing for a backward pass.
+        """
+        learns = pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
+            return self._look(pixel_values, vision_feature_layer)
+
+    def _look(self, pixel_values: Tensor, vision_feature_layer: int | list[int] | None) -> tuple[Any, dict]:
         layers = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         layers = [layers] if isinstance(layers, int) else list(layers)
         depth = self.config.vision_config.num_hidden_layers
@@ -145,6 +154,11 @@ class ConnectedModel:
             given["cls_attention"] = attention[:, prefix - 1 :]
         return outputs, given
 
+    def connect(self, given: Mapping[str, Any]) -> Tensor:
+        """The connector's tokens of what `look` gives it.  -> (B, T(+1), C)"""
+        given = dict(given)
+        return self.multi_modal_projector(given.pop("tokens"), **given)
+
     def merged(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Merged:
         """Of which patches each output token is made, and where they lie; pixel_values as for forward (NeXT: tiles)."""
         _, given = self.look(self.tiles(pixel_values, image_sizes)[0])
@@ -169,8 +183,7 @@ class ConnectedModel:
         """
         tiles, counts = self.tiles(pixel_values, image_sizes)
         outputs, given = self.look(tiles, vision_feature_layer)
-        features = self.multi_modal_projector(given.pop("tokens"), **given)
-        outputs.pooler_output = [tokens.flatten(0, 1) for tokens in features.split(counts)]
+        outputs.pooler_output = [tokens.flatten(0, 1) for tokens in self.connect(given).split(counts)]
         return outputs
 
     def get_placeholder_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:

@@ -61,15 +61,16 @@ def answers(llava: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     inner = net.model
     given = batch.get("given")
     blind = given is None and "pixel_values" not in batch
-    if given is None:
+    if blind:
         size = inner.config.vision_config.image_size
         # without pictures, a blank one keeps tower and connector at work: processes that share weights or gradients
         # wait for each other's
-        pixels = batch["input_ids"].new_zeros(1, 3, size, size).float() if blind else batch["pixel_values"]
-        with torch.no_grad():
-            _, given = inner.look(pixels)
-    given = dict(given)
-    features = inner.multi_modal_projector(given.pop("tokens"), **given).flatten(0, 1)
+        _, given = inner.look(batch["input_ids"].new_zeros(1, 3, size, size).float())
+    if given is not None:
+        features = inner.connect(given).flatten(0, 1)
+    else:
+        seen = inner.get_image_features(batch["pixel_values"], image_sizes=batch.get("image_sizes"), return_dict=True)
+        features = torch.cat(seen.pooler_output)
     words = inner.get_input_embeddings()(batch["input_ids"])
     if not blind:
         features = features.to(words.dtype)
