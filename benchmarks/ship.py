@@ -78,7 +78,7 @@ def card(
 ) -> str:
     """The model card: what it is, how it was made, what it reached, what it is not for."""
     size = timm.get_pretrained_cfg(name).input_size[-1]
-    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if k in ("torch", "timm", "accelerate"))
+    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items() if k in ("torch", "timm"))
     rows = "\n".join(
         f"| {split} | {100 * s['top1']:.2f} % | {100 * s['macro']:.2f} % | {100 * s['majority_floor']:.2f} % "
         f"| {s['images']} |"

@@ -107,14 +107,13 @@ def environment() -> dict[str, str]:
 
 @cache
 def programs() -> str:
-    """A folder with `secvit`, `python`, `torchrun` and `accelerate`."""
+    """A folder with `secvit`, `python` and `torchrun`."""
     folder = base() / "programs"
     folder.mkdir()
     modules = {
         "python": "",
         "secvit": "-m secvit_command",
         "torchrun": "-m torch.distributed.run",
-        "accelerate": "-m accelerate.commands.accelerate_cli",
     }
     for name, words in modules.items():
         file = folder / name

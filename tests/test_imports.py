@@ -69,7 +69,7 @@ LIBRARIES = {
     "draw": {"matplotlib", "numpy", "PIL"},
     "ops": {"torch"},
     "connectors": {"torch"},
-    "train": {"torch", "accelerate", "safetensors", "numpy", "tqdm", "yaml", "timm", "wandb"},  # timm.optim; a tracker
+    "train": {"torch", "safetensors", "numpy", "tqdm", "yaml", "timm", "wandb"},  # timm.optim; a tracker
     # timm.data; the digits; hfds/ and what it stands on
     "images": {"PIL", "numpy", "torch", "tqdm", "timm", "sklearn", "datasets", "pyarrow"},
 }
@@ -171,7 +171,7 @@ class Without(PathFinder):
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 sys.path_importer_cache.clear()
-for name in ("accelerate", "jsonargparse", "matplotlib"):
+for name in ("jsonargparse", "matplotlib"):
     try:
         __import__(name)
     except ModuleNotFoundError:
@@ -216,7 +216,7 @@ assert vit(torch.randn(1, 3, 64, 64)).shape == (1, 3)
 secvit.unpatch(vit)
 assert secvit.segmentation.upernet("resnet18", 5).eval()(torch.randn(1, 3, 64, 64)).shape == (1, 5, 64, 64)
 
-import contextlib, io
+import contextlib, io, tempfile
 from secvit.cli import main
 from secvit.train import Loop, Schedule, fit
 
@@ -231,8 +231,16 @@ def message(work):
 print(message(lambda: importlib.import_module("secvit.vis")))
 print(message(lambda: importlib.import_module("secvit.vlm")))
 print(message(lambda: importlib.import_module("secvit.detection")))
-task = torch.nn.Linear(1, 1)
-print(message(lambda: fit(task, torch.optim.SGD(task.parameters(), 1.0), [0], Loop(steps=1), Schedule(), "nowhere")))
+class Task(torch.nn.Linear):
+    def forward(self, batch):
+        return {"loss": super().forward(batch).square().mean()}
+
+
+task = Task(1, 1)
+with tempfile.TemporaryDirectory() as folder:
+    optimizer = torch.optim.SGD(task.parameters(), 0.1)
+    loop = Loop(steps=2, batch_size=1, device="cpu", trackers=())
+    assert fit(task, optimizer, torch.ones(3, 1), loop, Schedule(), folder).step == 2
 print(message(lambda: secvit.images.load_split("digits", "train")))
 assert main(["--help"]) == 0 and main(["train", "--help"]) == 0 and main(["--version"]) == 0
 for words in (["train", "classification.digits"], ["predict", "a.jpg"], ["cluster", "a.jpg"], ["app"], ["bench"]):
@@ -259,7 +267,6 @@ def test_the_core_needs_only_torch_and_timm_and_what_they_bring(core_says):
         ("secvit.vis", "matplotlib", "vis"),
         ("secvit.vlm", "transformers", "vlm"),
         ("secvit.detection", "faster-coco-eval", "detection"),
-        ("training", "accelerate", "train"),
         ("the data set of digits", "scikit-learn", "demo"),
         ("secvit train: the secvit command", "jsonargparse", "command"),
         ("secvit predict: the secvit command", "jsonargparse", "command"),
@@ -290,13 +297,10 @@ llava, processor = secvit.vlm.load_trained(folder, "cpu")
 assert isinstance(secvit.vlm.ask(llava, processor, [Image.new("RGB", (40, 30))], "what?", max_new_tokens=3), str)
 stock, processor = small_llava(small_tokenizer(["a cat"]), None, image_size=32, dim=32)
 processor = secvit.vlm.use_connector(stock, processor, "sec", num_tokens=16)
-try:
-    secvit.vlm.train(secvit.vlm.recipes.small(), folder, folder + "/run")
-except ImportError as error:
-    print(error)
+print("served")
 """
     said = run_with(("torch", "torchvision", "timm", "transformers", "sentencepiece", "protobuf"), code)
-    assert re.search(f"training needs accelerate; {INSTALL.format('train')}", said)
+    assert said.strip().endswith("served")
 
 
 # -- what is declared --------------------------------------------------------------------------
@@ -337,4 +341,4 @@ def test_extras_that_messages_and_pages_name_exist_and_the_readme_installs_the_c
     lines = {page.name: re.findall(r"""pip install "?(?:secvit|\.)\[([\w,]+)\]""", page.read_text()) for page in pages}
     for page, found in lines.items():
         assert {extra for line in found for extra in line.split(",")} <= extras, page
-    assert {"accelerate", "jsonargparse", "matplotlib"} <= names_in(project, *lines["README.md"][0].split(","))
+    assert {"jsonargparse", "matplotlib"} <= names_in(project, *lines["README.md"][0].split(","))

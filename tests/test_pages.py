@@ -41,7 +41,6 @@ NOT_RUN = {
 SHORT = (
     (r"\bRECIPE\b", "classification.folder"),
     (r"--nproc-per-node 8", "--nproc-per-node 2"),
-    (r"accelerate launch --num_processes 8", "accelerate launch --cpu --num_processes 2"),
     (r"(secvit train classification.folder --data (?:photos|CLS-LOC).*)", r"\1 --loop.batch_size 2"),  # trees of a few images
     (r"((?:secvit|secvit\.cli|rules\.py) train \S+)(?!.*--help)", r"\1 --tiny"),
     (r"(secvit compare \S+ .*--vary .*)", r"\1 --tiny"),
@@ -173,7 +172,7 @@ def sandbox_of(block: Block, folder: Path, text: str) -> Sandbox:
 
 def test_a_block_says_what_it_is():
     assert [f"{block.place}: {block.language!r}" for block in blocks() if block.language not in LANGUAGES] == []
-    command = r" *(secvit|python|pip|make|torchrun|accelerate) "
+    command = r" *(secvit|python|pip|make|torchrun) "
     fenced = [
         (f"{b.place}: {line}", line)
         for b in blocks()

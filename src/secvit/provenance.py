@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("secvit", "torch", "torchvision", "timm", "transformers", "accelerate", "numpy", "pillow")
+PACKAGES = ("secvit", "torch", "torchvision", "timm", "transformers", "numpy", "pillow")
 
 
 def provenance() -> dict[str, Any]:

@@ -57,7 +57,7 @@ def begin(output, workers, processes, counts):
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([__name__, "accelerate"])
+    server.set_forkserver_preload([__name__])
     begun = []
     for rank in range(processes):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}

@@ -11,13 +11,13 @@ import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
-from secvit.extras import needs
 from secvit.fields import Entry, few
 from secvit.files import check_writable
 from secvit.images import check_overlap, skipped_in
 from secvit.images.classes import match_classes
 from secvit.models.features import start_from
 from secvit.models.saved import has_weights, saved_config
+from secvit.processes import join
 from secvit.segmentation.config import Model, Recipe
 from secvit.segmentation.data import EvalView, TrainView, load, splits
 from secvit.segmentation.models import Segmenter
@@ -25,7 +25,6 @@ from secvit.segmentation.prediction import class_list, create
 from secvit.segmentation.scoring import evaluate, report, scores
 from secvit.segmentation.task import SegmentationTask
 from secvit.train.checkpoint import latest
-from secvit.train.engine import PATIENCE
 from secvit.train.job import Job
 from secvit.train.optim import create_optimizer
 from secvit.train.result import Result
@@ -50,10 +49,7 @@ def train(
 def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto") -> Job:
     """What a recipe and a folder of pictures and masks make of the loop."""
     check_writable(output)
-    # of many processes, each reads a share of the masks
-    with needs("training", "accelerate", "train"):
-        from accelerate import PartialState
-    PartialState(recipe.loop.device == "cpu" or not torch.accelerator.is_available(), timeout=PATIENCE)
+    join(cpu=recipe.loop.device == "cpu")  # of many processes, each reads a share of the masks
     held_out = "test" if {"val", "test"} & set(splits(data)) == {"test"} else "val"
     pictures = load(data, "train")
     if last := latest(output) if resume == "auto" else None if resume == "never" else Path(resume):

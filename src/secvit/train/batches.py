@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from secvit import processes
 from secvit.loading import read
 from secvit.train.config import Loop
 from secvit.train.sampler import Keys
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 
 def batches(
-    dataset: Any, loop: Loop, start: int, stop: int, accelerator: Accelerator, names: Sequence[str] = ()
+    dataset: Any, loop: Loop, start: int, stop: int, device: torch.device, names: Sequence[str] = ()
 ) -> Generator[Any, None, None]:
     """This process's parts of optimizer steps start..stop-1, the same number for each step.
 
@@ -29,15 +27,15 @@ def batches(
         loop.seed,
         start,
         stop,
-        parts=loop.parts_on(accelerator.num_processes) * accelerator.num_processes,
+        parts=loop.parts_on(processes.count()) * processes.count(),
         repeats=loop.repeats,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
+        rank=processes.rank(),
+        processes=processes.count(),
         order=getattr(dataset, "order", None),
     )
-    pin = accelerator.device.type == "cuda"
+    pin = device.type == "cuda"
     for batch in read(dataset, keys, loop.workers, names, pin, loop.data_timeout_minutes):
-        yield to_device(batch, accelerator.device)
+        yield to_device(batch, device)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

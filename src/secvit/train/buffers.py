@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from secvit import processes
 
 
 class Buffers:
@@ -48,11 +45,11 @@ class Buffers:
             torch._foreach_copy_(self.live(), self.kept)
 
     @torch.no_grad()
-    def average(self, parts: int, accelerator: Accelerator) -> None:
+    def average(self, parts: int) -> None:
         """Set the buffers to the mean over the parts of all processes; whole numbers to any part's."""
         sums = [total for total in self.sums if total.is_floating_point()]
-        if accelerator.num_processes > 1 and sums:  # in one message: there are two small ones for each batch norm
-            message = accelerator.reduce(torch.cat([total.flatten() for total in sums]), "sum")
+        if processes.count() > 1 and sums:  # in one message: there are two small ones for each batch norm
+            message = processes.added(torch.cat([total.flatten() for total in sums]))
             pieces = message.split([total.numel() for total in sums])
             sums = [piece.view_as(total) for piece, total in zip(pieces, sums, strict=True)]
         means = iter(sums)

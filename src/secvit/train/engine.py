@@ -23,7 +23,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from secvit.extras import needs
+from secvit import processes
 from secvit.fields import few, read_yaml
 from secvit.files import check_writable, write_atomically
-from secvit.processes import of_all_processes
 from secvit.progress import Progress, brief, busy
 from secvit.provenance import provenance
 from secvit.train import checkpoint as checkpoints
@@ -62,7 +60,6 @@ LEARNING = {  # entries of a recipe that only further steps can use
     *("optim", "schedule", "augment"),
     *(f"loop.{name}" for name in ("batch_size", "seed", "precision", "clip_grad", "ema_decay", "repeats")),
 }
-PATIENCE = timedelta(minutes=10)  # for other processes, before one that hangs becomes an error
 
 
 @dataclass
@@ -144,19 +141,15 @@ class Run:
         config: Mapping[str, Any],
         facts: Mapping[str, Any],
     ) -> None:
-        with needs("training", "accelerate", "train"):
-            from accelerate import Accelerator, InitProcessGroupKwargs
         self.loop, self.schedule, self.output, self.config = (loop, schedule, output, config)
         self.facts, self.lock = facts, Lock(output)
         self.id, self.origin = uuid.uuid4().hex, None  # type: str, list[Any] | None
         self.dataset, self.optimizer = dataset, optimizer
-        cpu = loop.device == "cpu" or not torch.accelerator.is_available()
-        patience = InitProcessGroupKwargs(timeout=PATIENCE)
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[patience])
-        self.parts = loop.parts_on(self.accelerator.num_processes)  # refuses a batch that cannot be shared
-        self.task = task.to(self.accelerator.device).train()
+        self.device = processes.join(cpu=loop.device == "cpu")
+        self.parts = loop.parts_on(processes.count())  # refuses a batch that cannot be shared
+        self.task = task.to(self.device).train()
         self.model: nn.Module = getattr(task, "model", task)
-        self.update = Step(task, optimizer, loop, self.accelerator)
+        self.update = Step(task, optimizer, loop, self.device)
         self.learns = describe_optimizer(optimizer, {id(p): name for name, p in task.named_parameters()})
         self.odd = set(nonfinite_tensors(self.model))  # an infinite mask, for one, is meant
         self.peaks = [group["lr"] for group in optimizer.param_groups]
@@ -208,7 +201,7 @@ class Run:
                 work()
             except ValueError as fault:
                 error = str(fault)
-        errors = of_all_processes([error])
+        errors = processes.of_all_processes([error])
         if any(errors):
             raise ValueError(next(filter(None, errors)))
 
@@ -224,7 +217,7 @@ class Run:
             f"{self.total:,}",
             self.loop.batch_size,
             f"{self.per_epoch:,}",
-            self.accelerator.device,
+            self.device,
             f" (from step {self.state.step:,})" if self.state.step else "",
         )
         if self.ema and self.ema.warmup and self.loop.ema_warmup is None:
@@ -236,7 +229,7 @@ class Run:
 
     def check_same_step(self) -> None:
         """Otherwise some processes would be done while the others wait for them."""
-        steps = of_all_processes([self.state.step])
+        steps = processes.of_all_processes([self.state.step])
         if len(set(steps)) > 1:
             raise ValueError(
                 f"{self.output}: the processes found checkpoints of steps {steps}; give an output folder "
@@ -252,7 +245,7 @@ class Run:
 
     @property
     def main(self) -> bool:
-        return bool(self.accelerator.is_main_process)
+        return processes.is_first()
 
     def restore(self, folder: Path, anew: bool) -> None:
         state = checkpoints.load_state(folder)
@@ -349,7 +342,7 @@ class Run:
         def due(every: int) -> bool:
             return state.step > 0 and state.step % every == 0
 
-        feed = batches(self.dataset, self.loop, state.step, self.total, self.accelerator, self.names)
+        feed = batches(self.dataset, self.loop, state.step, self.total, self.device, self.names)
         bar = tqdm(
             total=self.total,
             initial=state.step,
@@ -532,11 +525,11 @@ class Run:
             checkpoints.save_checkpoint(self.output, step, model, averaged, state, config, self.about)
             checkpoints.prune(self.output, self.loop.keep_last, self.state.best_step)
         self.saved = self.state.step
-        self.accelerator.wait_for_everyone()
+        processes.wait()
 
     def save_alone(self) -> None:
         """Save what an error would cost, where no other process has to take part."""
-        if self.accelerator.num_processes == 1 and 0 < self.state.step != self.saved:
+        if processes.count() == 1 and 0 < self.state.step != self.saved:
             self.save()
             logger.info("step %d of %d is saved", self.state.step, self.total)
 

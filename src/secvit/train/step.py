@@ -6,22 +6,19 @@ import contextlib
 import inspect
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from secvit.processes import of_all_processes
+from secvit import processes
 from secvit.train.buffers import Buffers
 from secvit.train.config import Loop
 from secvit.train.nonfinite import first_nonfinite, nonfinite_gradient
 from secvit.train.sampler import mix
 from secvit.train.sharding import shard, whole
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -42,14 +39,14 @@ class Step:
         task: nn.Module,
         optimizer: torch.optim.Optimizer,
         loop: Loop,
-        accelerator: Accelerator,
+        device: torch.device,
     ) -> None:
         self.task, self.optimizer = task, optimizer
-        self.loop, self.accelerator = loop, accelerator
-        self.processes = accelerator.num_processes
+        self.loop, self.device = loop, device
+        self.processes = processes.count()
         self.parts = loop.parts_on(self.processes) * self.processes
         self.sharded = loop.sharding == "fsdp" and self.processes > 1
-        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=loop.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=loop.precision == "fp16")
 
     def prepare(self) -> None:
         """After weights and optimizer are loaded: compile, and wrap for many processes."""
@@ -59,7 +56,7 @@ class Step:
         if self.sharded:
             shard(self.task, self.optimizer)
         elif self.processes > 1:
-            self.forward = replicate(self.task, self.accelerator.device)
+            self.forward = replicate(self.task, self.device)
         self.parameters = [p for p in self.task.parameters() if p.requires_grad]
         self.buffers = Buffers(self.task)
 
@@ -76,10 +73,11 @@ class Step:
         for i, batch in enumerate(parts):
             last = i == len(parts) - 1
             seed_everything(self.seed(seed, i))
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.forward):
+            # gradients are added up over the processes once, after the last part
+            with contextlib.nullcontext() if last else getattr(self.forward, "no_sync", contextlib.nullcontext)():
                 with self.autocast():
                     out = self.forward(batch)
-                self.accelerator.backward(self.scaler.scale(out["loss"] / len(parts)))
+                self.scaler.scale(out["loss"] / len(parts)).backward()
             for key, value in out.items():
                 part = value.detach().float() / len(parts)
                 totals[key] = totals[key] + part if key in totals else part
@@ -88,9 +86,7 @@ class Step:
         self.scaler.unscale_(self.optimizer)
         norm = whole(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         values = torch.stack([*totals.values(), norm.float(), norm.new_tensor(float(stopping))])
-        if self.processes > 1:
-            values = self.accelerator.reduce(values, reduction="mean")
-        *read, stop = values.tolist()  # the step's only wait for the GPU
+        *read, stop = (processes.added(values) / self.processes).tolist()  # the step's only wait for the GPU
         numbers = dict(zip([*totals, "grad_norm"], read, strict=True))
         finite, bad = bool(np.isfinite(read).all()), None
         # float16 finds its loss scale by trying: an infinite gradient alone is no accident there
@@ -99,7 +95,7 @@ class Step:
                 nn.utils.clip_grads_with_norm_(self.parameters, self.loop.clip_grad, norm)
             self.scaler.step(self.optimizer)
             if self.parts > 1:
-                self.buffers.average(self.parts, self.accelerator)
+                self.buffers.average(self.parts)
             self.buffers.keep()
         else:
             bad = self.explain(parts, seed)
@@ -110,7 +106,7 @@ class Step:
 
     def seed(self, seed: int, i: int) -> int:
         """Of the i-th part here, by its number among the parts of all processes."""
-        return mix(seed, self.accelerator.process_index + i * self.processes)
+        return mix(seed, processes.rank() + i * self.processes)
 
     def explain(self, parts: list[Any], seed: int) -> str:
         """Run the forward again, watching every module: what the first process says that finds something."""
@@ -120,12 +116,12 @@ class Step:
             seed_everything(self.seed(seed, i))
             with self.autocast():
                 found.append(first_nonfinite(self.task, batch))
-        return next(filter(None, of_all_processes(found)), None) or gradient or "the update"
+        return next(filter(None, processes.of_all_processes(found)), None) or gradient or "the update"
 
     def autocast(self) -> torch.autocast:
         half = torch.float16 if self.loop.precision == "fp16" else torch.bfloat16
         enabled = self.loop.precision != "no"
-        return torch.autocast(self.accelerator.device.type, half, enabled=enabled)
+        return torch.autocast(self.device.type, half, enabled=enabled)
 
 
 def seed_everything(seed: int) -> None:

@@ -16,11 +16,10 @@ import torch.distributed as dist
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from secvit.extras import needs
 from secvit.files import write_atomically
 from secvit.images import read_image
 from secvit.models.saved import device_of
-from secvit.processes import is_first, of_all_processes, share
+from secvit.processes import is_first, join, of_all_processes, share
 from secvit.vlm import benchmarks
 from secvit.vlm.answers import Key, keys, match, mend, row_keys
 from secvit.vlm.asking import load_trained
@@ -197,10 +196,8 @@ def evaluate_checkpoint(
             raise ValueError(f"{path}: no such file; give a model to answer the questions")
         said = match(questions, read_lines(path), str(path))
     else:
-        with needs("answering a benchmark's questions", "accelerate", "train"):
-            from accelerate import PartialState
-        state = PartialState(cpu=device == "cpu", timeout=timedelta(days=1))  # shares may take unequally long
-        place = device_of(device or state.device)
+        joined = join(cpu=device == "cpu", timeout=timedelta(days=1))  # shares may take unequally long
+        place = device_of(device or joined)
         # many checkpoints are saved at half precision, which is slow there
         model, processor = load_trained(checkpoint, place, torch.float32 if place.type == "cpu" else "auto")
         processor = prepare(processor, template, pad=template is not None)

@@ -13,12 +13,10 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torch.nn import functional as F
 
-from secvit.extras import needs
 from secvit.files import check_writable, write_atomically
 from secvit.images.names import Names
-from secvit.processes import share, sum_over_processes
+from secvit.processes import join, share, sum_over_processes, wait
 from secvit.train.batches import to_device
-from secvit.train.engine import PATIENCE
 from secvit.train.job import Job
 from secvit.train.result import Result
 from secvit.vlm.adapt import save_connector, unwrapped
@@ -50,11 +48,8 @@ def train(recipe: Recipe, data: str | Path, output: str | Path = "runs/vlm", res
 
 def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto") -> Job:
     """What a recipe and conversations make of the loop."""
-    with needs("training", "accelerate", "train"):
-        from accelerate import PartialState
     check_writable(output)
-    cpu = recipe.loop.device == "cpu" or not torch.accelerator.is_available()
-    state = PartialState(cpu, timeout=PATIENCE)  # of many processes, each checks a share of the data
+    device = join(cpu=recipe.loop.device == "cpu")  # of many processes, each checks a share of the data
     train_file, val_file = files(data, recipe.samples)
     llava, processor = start(
         recipe.model, lambda: texts(read_samples(train_file, recipe.samples.images)[0]), recipe.loop.seed
@@ -68,8 +63,8 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     if recipe.samples.cache:
         cached = Cache(recipe.samples.cache, llava, processor, recipe.loop.precision)
         pictures = sorted({path for one in [*samples, *held_out] for path in one.images})
-        logger.info("%s: looked at %d pictures", cached.folder, cached.fill(pictures, state.device))
-        state.wait_for_everyone()
+        logger.info("%s: looked at %d pictures", cached.folder, cached.fill(pictures, device))
+        wait()
     group = recipe.loop.batch_size if recipe.samples.group else 0
     dataset = Conversations(samples, chat, lengths, group, cached)
     view = Conversations(held_out, chat, held_lengths, cached=cached)
@@ -78,7 +73,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else tokenizers complain of each loading process
 
     def score(trained: nn.Module) -> dict[str, float]:
-        with torch.autocast(state.device.type, torch.bfloat16, enabled=recipe.loop.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.loop.precision == "bf16"):
             return evaluate(trained.llava, view)  # type: ignore[arg-type]
 
     def report(done: Result) -> dict[str, Any]:
