@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from gpu_report import GATHERED, report
 from torch import Tensor
 
-import secvit.ops.attention as attention
 from secvit.measure.macs import count_macs
 from secvit.measure.rounds import Clock, interleave, is_quiet, speed_ratio
 from secvit.measure.speed import (
@@ -40,14 +39,14 @@ from secvit.measure.speed import (
     training_step,
 )
 from secvit.models import SECViT
-from secvit.ops import Plan, reference, sec_attention, sec_attention_packed
-from secvit.ops.attention import token_order
+from secvit.ops import Plan, backends, reference, sec_attention, sec_attention_packed
+from secvit.ops.attention import packed_order
 from secvit.ops.order import sec_scores
 from secvit.provenance import provenance
 
 HERE = Path(__file__).parent
 # |found - true| / |true|, as in tests/ops/test_triton.py: tf32 three times for float32, else 11 and 8 bits
-FUSED_UP_TO = 256  # tokens a cluster for which models take the fused kernel here; attention.TRITON_SIZE is to follow
+FUSED_UP_TO = 256  # tokens a cluster for which models take the fused kernel here; backends.TRITON_SIZE is to follow
 CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SWAPPED = 1e-5  # of the largest score: tokens nearer than that may change places in float32
 COMPILED = 0.2  # bfloat16, of the largest logit: the compiler rounds elsewhere, and nearly tied tokens swap clusters
@@ -262,7 +261,7 @@ def time_kernels(run: Run, length: int, batch: int, training: bool) -> None:
 def _attentions(run: Run, inputs: list[Tensor], num_clusters: int, training: bool, length: int) -> dict[str, Any]:
     scale = inputs[0].shape[-1] ** -0.5
     batch, heads, dim = inputs[0].shape[0], inputs[0].shape[2], inputs[0].shape[-1]
-    plans = [Plan.equal(token_order(x), num_clusters) for x in inputs]
+    plans = [Plan.equal(packed_order(x), num_clusters) for x in inputs]
 
     def split(x: Tensor) -> list[Tensor]:
         return list(x.permute(3, 0, 2, 1, 4).unbind(0))
@@ -289,7 +288,7 @@ def _attentions(run: Run, inputs: list[Tensor], num_clusters: int, training: boo
         )  # fmt: skip
     calls = {title: _call(function, leaves, training) for title, (function, leaves) in methods.items()}
     calls["scores and order"] = lambda: [torch.ops.secvit.order_tokens(split(x)[1]) for x in inputs]
-    calls["scores and order by torch"] = lambda: [token_order(x) for x in inputs]
+    calls["scores and order by torch"] = lambda: [packed_order(x) for x in inputs]
     if not training:
         kernel = torch.ops.secvit.attend_clusters_packed
         calls["kernel alone"] = lambda: [kernel(x, p.order, num_clusters, scale) for x, p in zip(inputs, plans)]
@@ -416,12 +415,12 @@ def _step(network: torch.nn.Module, images: Tensor, mode: str, compiled: bool, g
     step = (training_step if mode == "training" else inference)(network, images, "bfloat16")
 
     def call() -> Any:
-        before = attention.TRITON_SIZE
-        attention.TRITON_SIZE = 0 if gathered else FUSED_UP_TO
+        before = backends.TRITON_SIZE
+        backends.TRITON_SIZE = 0 if gathered else FUSED_UP_TO
         try:
             return step()
         finally:
-            attention.TRITON_SIZE = before
+            backends.TRITON_SIZE = before
 
     if compiled:
         expected = call()
@@ -471,7 +470,7 @@ def main(argv: list[str] | None = None) -> int:
         print(report(json.loads(Path(options.report).read_text())))
         return 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    problem = attention._triton_problem(device)
+    problem = backends.triton_problem(device)
     if problem is None and device.type == "cpu" and not options.tiny:
         problem = "needs a GPU for any size but --tiny"
     if problem is not None:

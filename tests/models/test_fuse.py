@@ -133,14 +133,12 @@ def test_a_fused_network_still_has_gradients():
     assert off(found, expected) < 1e-10
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # timm's contract still asks for TorchScript
-def test_a_fused_network_exports_and_scripts():
+def test_a_fused_network_exports():
     model = network().fuse()
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model(x)
         assert off(torch.export.export(model, (x,)).module()(x), expected) < 1e-5
-        assert off(torch.jit.script(model)(x), expected) < 1e-5
 
 
 def test_autocast_reaches_the_products_of_a_fused_network():

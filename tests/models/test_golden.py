@@ -8,7 +8,7 @@ import timm
 import torch
 
 import secvit.models.convert as convert
-from secvit.ops.attention import token_order
+from secvit.ops.attention import packed_order
 from secvit.weights import misfit
 from tests.golden.stream import fill, image, uniform
 
@@ -72,7 +72,7 @@ def test_network_equals_the_authors_in_float64(run, golden, keys):
             tokens, table = args
             B, H, W, _ = tokens.shape
             qkv = attn.qkv(tokens).view(B, H * W, attn.num_heads, 3, -1)
-            orders[name] = token_order(rotate_packed(qkv, table))
+            orders[name] = packed_order(rotate_packed(qkv, table))
 
         return hook
 

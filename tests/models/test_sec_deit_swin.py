@@ -255,17 +255,6 @@ def test_traced_models_equal_eager_when_sizes_change(name):
             assert torch.equal(out, model.eval()(x))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # timm's contract still asks for TorchScript
-def test_scripted_sec_swin_equals_eager():
-    model = small("sec_swin_tiny").eval()
-    scripted = torch.jit.script(model)
-    for size in ((64, 64), (33, 65)):
-        x = image(*size)
-        with torch.no_grad():
-            # the same operations; complex products are written out
-            torch.testing.assert_close(scripted(x), model(x), rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("partition", ["window", "random"])
 def test_rivals_take_the_place_of_sec(name, partition):

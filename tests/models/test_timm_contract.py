@@ -16,9 +16,6 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from secvit.models.convert import checkpoint_filter_fn
 
 NAME = "secvit_nano"
-scripting = pytest.mark.filterwarnings(
-    "ignore:`torch.jit.*` is deprecated"
-)  # timm's contract still asks for TorchScript
 
 
 def nano(**arguments):
@@ -298,27 +295,6 @@ def test_cluster_size_survives_a_hub_folder(tmp_path):
     assert loaded.stages[0].blocks[0].attn.cluster_size == 49
 
 
-@scripting
-def test_scripted_model_equals_eager(model):
-    scripted = torch.jit.script(model)
-    for size in ((32, 32), (33, 65), (1, 1)):
-        x = image(*size)
-        with torch.no_grad():
-            # the same operations; complex products are written out
-            torch.testing.assert_close(scripted(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-@scripting
-def test_scripted_getter_equals_eager(model):
-    from timm.models._features import FeatureGetterNet
-
-    x = image()
-    getter = FeatureGetterNet(model, out_indices=(0, 2)).eval()
-    with torch.no_grad():
-        for found, expected in zip(torch.jit.script(getter)(x), getter(x), strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
 def traced(model):
     tracer = {"leaf_modules": get_notrace_modules(), "autowrap_functions": get_notrace_functions()}
     tracer["param_shapes_constant"] = True
@@ -338,14 +314,6 @@ def test_traced_model_equals_eager_and_trains(model):
     (out,) = graph.train()(image()).values()
     out.mean().backward()
     assert not [name for name, p in graph.named_parameters() if p.grad is None]
-
-
-@scripting
-def test_traced_model_can_be_scripted(model):
-    x = image()
-    with torch.no_grad():
-        (out,) = torch.jit.script(traced(model).eval())(x).values()
-        torch.testing.assert_close(out, model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_config_names_real_layers():

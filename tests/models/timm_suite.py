@@ -2,6 +2,7 @@
 
 timm's wheel has no tests; unpack the sdist of the installed version, and in it run
     PYTHONPATH=<this repository> python -m pytest -p tests.models.timm_suite tests/test_models.py
+Its tests of TorchScript are left out: torch.compile, torch.export and ONNX are what works here.
 """
 
 import fnmatch
@@ -24,6 +25,6 @@ timm.list_pretrained = lambda *args, **kwargs: []
 
 
 def pytest_collection_modifyitems(config, items):
-    ours = [item for item in items if any(name in item.name for name in OURS)]
+    ours = [i for i in items if any(name in i.name for name in OURS) and "torchscript" not in i.name]
     config.hook.pytest_deselected(items=[item for item in items if item not in ours])
     items[:] = ours

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import secvit
 from secvit.ops import PARTITIONS, attend_sorted, reference, sec_attention, sec_attention_packed
-from secvit.ops.attention import attend_packed, token_order
+from secvit.ops.attention import packed_attention_and_values, packed_order
 
 # float64 sums in another order: 1e-16 each, at most 3136 terms, softmax included
 EXACT = dict(rtol=1e-10, atol=1e-12)
@@ -15,10 +15,8 @@ SMALL = [(length, clusters) for length in (1, 2, 7, 63) for clusters in (1, 2, 3
 LARGE = [(196, 1), (196, 2), (196, 8), (577, 4), (577, 32), (3136, 32), (3136, 7)]
 
 
-def qkv(length, batch=2, heads=2, dim=4, dtype=torch.float64, keys=None):
-    q = torch.randn(batch, heads, length, dim, dtype=dtype, requires_grad=True)
-    k, v = (torch.randn(batch, heads, keys or length, dim, dtype=dtype, requires_grad=True) for _ in range(2))
-    return q, k, v
+def qkv(length, batch=2, heads=2, dim=4, dtype=torch.float64):
+    return tuple(torch.randn(batch, heads, length, dim, dtype=dtype, requires_grad=True) for _ in range(3))
 
 
 def gradients(out, inputs, weight):
@@ -59,17 +57,17 @@ def test_packed_attention_equals_the_loops(length, clusters):
     expected = reference.sec_attention(q, k, v, clusters, scale=0.5)
     assert_same_with_gradients(out, expected, (packed,))
     order = secvit.cluster(k, clusters).order
-    assert torch.equal(token_order(packed), order)
+    assert torch.equal(packed_order(packed), order)
 
 
 @pytest.mark.parametrize("clusters", [1, 2, 4])
 def test_values_for_lepe_give_their_gradient_to_the_packed_rows(clusters):
     packed = torch.randn(2, 9, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     q, k, v = packed.permute(3, 0, 2, 1, 4).unbind(0)
-    found = torch.cat(attend_packed(packed, clusters, 0.5), dim=-1)
+    found = torch.cat(packed_attention_and_values(packed, clusters, 0.5), dim=-1)
     expected = torch.cat([reference.sec_attention(q, k, v, clusters, scale=0.5), v], dim=-1).transpose(1, 2)
     assert_same_with_gradients(found, expected, (packed,))
-    assert torch.autograd.gradgradcheck(lambda x: attend_packed(x, clusters, 0.5, "math"), (packed,))
+    assert torch.autograd.gradgradcheck(lambda x: packed_attention_and_values(x, clusters, 0.5, "math"), (packed,))
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "math"])
@@ -161,10 +159,10 @@ def test_a_bad_token_spoils_no_cluster_but_the_last(bad, clusters):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_keeps_the_partition(dtype):
     packed = torch.randn(2, 1024, 2, 3, 16)
-    order = token_order(packed)
+    order = packed_order(packed)
     with torch.autocast("cpu", dtype):
-        assert torch.equal(token_order(packed), order)
-        assert torch.equal(token_order(packed.to(dtype)), token_order(packed.to(dtype).float()))
+        assert torch.equal(packed_order(packed), order)
+        assert torch.equal(packed_order(packed.to(dtype)), packed_order(packed.to(dtype).float()))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -196,9 +194,20 @@ def test_gradients_are_those_of_finite_differences(clusters, masked):
     assert torch.autograd.gradcheck(lambda q, k, v: sec_attention(q, k, v, clusters, mask=mask), inputs)
 
 
-def test_second_gradients_are_those_of_finite_differences():
-    inputs = qkv(4, batch=1, heads=1, dim=2)
-    assert torch.autograd.gradgradcheck(lambda q, k, v: sec_attention(q, k, v, 2, backend="math"), inputs)
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "math"])
+@pytest.mark.parametrize("options", [{}, {"num_prefix_tokens": 1}, {"mask": torch.tensor([[True] * 5 + [False]])}])
+def test_second_gradients_are_those_of_finite_differences(backend, options):
+    inputs = qkv(6, batch=1, heads=1, dim=2)
+    assert torch.autograd.gradgradcheck(lambda q, k, v: sec_attention(q, k, v, 2, backend=backend, **options), inputs)
+
+
+def test_gradients_that_may_be_derived_again_are_the_same():
+    q, k, v = inputs = qkv(63)
+    out = sec_attention(q, k, v, 4)
+    weight = torch.randn_like(out)
+    again = torch.autograd.grad((out * weight).sum(), inputs, create_graph=True, retain_graph=True)
+    for found, expected in zip(again, gradients(out, inputs, weight), strict=True):
+        torch.testing.assert_close(found, expected, **EXACT)
 
 
 def test_backward_is_deterministic():
@@ -216,30 +225,6 @@ def test_backward_is_deterministic():
         torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize(("queries", "keys", "clusters"), [(9, 20, 3), (20, 9, 4), (1, 5, 1), (7, 7, 7), (196, 63, 8)])
-def test_cross_attention_equals_the_loops(queries, keys, clusters):
-    inputs = qkv(queries, keys=keys)
-    out = sec_attention(*inputs, clusters, cross=True)
-    assert out.shape == inputs[0].shape
-    assert_same_with_gradients(out, sec_attention(*inputs, clusters, cross=True, backend="reference"), inputs)
-    if queries != keys:
-        assert torch.equal(sec_attention(*inputs, clusters), out)
-
-
-def test_cross_attention_of_one_cluster_is_full_attention():
-    q, k, v = qkv(5, keys=9)
-    torch.testing.assert_close(sec_attention(q, k, v, 1), F.scaled_dot_product_attention(q, k, v), **EXACT)
-
-
-def test_cross_attention_leaves_padded_keys_out():
-    q, k, v = qkv(6, keys=20)
-    mask = torch.arange(20) < torch.tensor([[13], [20]])
-    k, v = (x.detach().masked_fill(~mask[:, None, :, None], float("nan")) for x in (k, v))
-    out = sec_attention(q, k, v, 3, mask=mask)
-    alone = sec_attention(q[:1], k[:1, :, :13], v[:1, :, :13], 3)
-    torch.testing.assert_close(out[:1], alone, **EXACT)
-
-
 def test_one_order_may_be_shared_by_all_heads():
     q, k, v = qkv(63, heads=3)
     plan = secvit.cluster(k.transpose(1, 2).flatten(2), 5)
@@ -255,14 +240,12 @@ def test_one_order_may_be_shared_by_all_heads():
                 torch.testing.assert_close(out[b, head, members], expected, **EXACT)
 
 
-def test_shared_order_works_under_a_mask_and_across():
+def test_shared_order_works_under_a_mask():
     q, k, v = qkv(20, heads=3)
     mask = torch.arange(20) < torch.tensor([[13], [20]])
     out = sec_attention(q, k, v, 4, mask=mask, shared=True)
     alone = sec_attention(*(x[:1, :, :13] for x in (q, k, v)), 4, shared=True)
     torch.testing.assert_close(out[:1, :, :13], alone, **EXACT)
-    crossed = sec_attention(q, k, v, 4, shared=True, cross=True)
-    torch.testing.assert_close(crossed, sec_attention(q, k, v, 4, shared=True, cross=True, backend="math"), **EXACT)
 
 
 @pytest.mark.parametrize(
@@ -341,11 +324,9 @@ def test_a_plan_with_a_prefix_speaks_of_the_other_tokens(partition):
     torch.testing.assert_close(out, full.masked_fill(~together, -torch.inf).softmax(-1) @ v, **EXACT)
 
 
-def test_prefix_tokens_need_others_and_their_own_queries():
-    with pytest.raises(ValueError, match="num_prefix_tokens=4 for 4 queries"):
+def test_prefix_tokens_need_others():
+    with pytest.raises(ValueError, match="num_prefix_tokens=4 for 4 tokens"):
         sec_attention(*qkv(4), num_clusters=1, num_prefix_tokens=4)
-    with pytest.raises(ValueError, match="none in cross-attention"):
-        sec_attention(*qkv(4, keys=6), num_clusters=1, num_prefix_tokens=1)
 
 
 @pytest.mark.parametrize("prefix", [0, 2])

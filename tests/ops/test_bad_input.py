@@ -39,12 +39,12 @@ CASES = {
         lambda: sec_attention(Q, Q, Q, 4, is_causal=True),
         "SEC cannot be causal: the centre and every token's rank depend on later tokens; use it for",
     ),
-    "more clusters than queries": (
+    "queries of other tokens": (
         lambda: sec_attention(Q[:, :, :3], Q, Q, 4),
-        "3 tokens cannot fill 4 clusters; choose num_clusters <= 3",
+        "do not belong together; give queries, keys and values of the same tokens",
     ),
     "q without heads": (lambda: sec_attention(Q[0], Q, Q, 4), "q, k, v of shapes (2, 20, 4), (2, 2, 20, 4), (2, 2, 20, 4)"),
-    "values of another length": (lambda: sec_attention(Q, Q, Q[:, :, :5], 4), "k and v share L, all share B, h"),
+    "values of another length": (lambda: sec_attention(Q, Q, Q[:, :, :5], 4), "all share B, h and L, q and k share D"),
     "queries of another width": (lambda: sec_attention(Q[..., :3], Q, Q, 4), "do not belong together"),
     "unknown backend": (
         lambda: sec_attention(Q, Q, Q, 4, backend="cudnn"),
@@ -55,7 +55,7 @@ CASES = {
         lambda: sec_attention(Q, Q, Q, plan=PLAN, mask=torch.ones(2, 20)),
         "a plan knows its padding; give mask= to secvit.cluster",
     ),
-    "plan and cross": (lambda: sec_attention(Q, Q, Q, plan=PLAN, cross=True), "give num_clusters or cluster_size"),
+    "plan and shared": (lambda: sec_attention(Q, Q, Q, plan=PLAN, shared=True), "drop shared="),
     "plan for other tokens": (
         lambda: sec_attention(Q[:, :, :9], Q[:, :, :9], Q[:, :, :9], plan=PLAN),
         "a plan for tokens (2, 2, 20) does not fit keys of shape (2, 2, 9, 4)",
@@ -64,7 +64,7 @@ CASES = {
         lambda: sec_attention(*[torch.randn(2, 3, 20, 4)] * 3, plan=PLAN),
         "a plan for tokens (2, 2, 20) does not fit keys of shape (2, 3, 20, 4)",
     ),
-    "reference of a plan": (lambda: sec_attention(Q, Q, Q, plan=PLAN, backend="reference"), "drop plan= and shared="),
+    "reference of a plan": (lambda: sec_attention(Q, Q, Q, plan=PLAN, backend="reference"), "drop plan="),
     "one axis": (lambda: secvit.cluster(torch.randn(5), 2), "tokens of shape (5,); give (B, L, C) or (B, h, L, D)"),
     "unknown partition": (lambda: secvit.cluster(TOKENS, 4, partition="dbscan"), "partition='dbscan'; choose one of sec, window"),
     "unknown centre": (lambda: secvit.cluster(TOKENS, 4, centre="median"), "centre='median'; choose 'mean', 'cls', 'pc1'"),
@@ -89,7 +89,7 @@ CASES = {
         lambda: sec_pool(Q, Q, Q, 4, arrangement="zigzag"),
         "arrangement='zigzag'; choose 'interleaved' or 'sequential'",
     ),
-    "pooling other queries": (lambda: sec_pool(Q[:, :, :9], Q, Q, 4), "9 queries and 20 keys"),
+    "pooling other queries": (lambda: sec_pool(Q[:, :, :9], Q, Q, 4), "give queries, keys and values of the same tokens"),
     "pooling by a plan of another count": (
         lambda: sec_pool(Q, Q, Q, 5, plan=pool_plan(Q, 4)),
         "a plan for 4 tokens, num_tokens=5",

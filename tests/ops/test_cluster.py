@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import secvit
-from secvit.ops import Plan, cluster_order, inverse_order, partition_sizes, reference, resolve_num_clusters
+from secvit.ops import (
+    Plan,
+    cluster_order,
+    inverse_order,
+    partition_sizes,
+    reference,
+    resolve_num_clusters,
+    sec_attention,
+)
 from secvit.ops.order import order_by
 
 LENGTHS = [1, 2, 7, 63, 196, 577]
@@ -260,3 +268,55 @@ def test_tokens_without_a_batch_are_partitioned():
     plan = secvit.cluster(tokens, 3, mask=torch.arange(10) < 7)
     assert plan.sizes.tolist() == [3, 2, 2]
     assert torch.equal(plan.put_back(plan.take(tokens)), tokens)
+
+
+# -- small keys ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "scales"),
+    [(torch.float32, (1.0, 1e-20, 1e-30)), (torch.float32, (1e-20, 1e-30)), (torch.float64, (1.0, 1e-100, 1e-200))],
+)
+def test_keys_of_any_norm_are_ordered_by_their_cosine(dtype, scales, compiled):
+    directions = torch.randn(2, 60, 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    k = directions * torch.tensor(scales, dtype=dtype).repeat_interleave(60 // len(scales)).unsqueeze(-1)
+    centre = k.mean(dim=-2, keepdim=True)
+    unit = [x / x.abs().amax(dim=-1, keepdim=True) for x in (k, centre)]
+    cosine = torch.cosine_similarity(*(x.double() for x in unit), dim=-1)
+    order = torch.compile(cluster_order, backend="eager")(k) if compiled else cluster_order(k)
+    ranked = cosine.gather(-1, order)
+    assert (ranked.diff(dim=-1) > -1e-6).all()  # float32: sums of 8 terms
+    for b in range(2):
+        by_loops = reference.sort_by_similarity(k[b], k[b].mean(dim=0))
+        assert (cosine[b, by_loops].diff() > -1e-6).all()
+
+
+def test_a_zero_key_lies_between_those_that_point_to_the_centre_and_away():
+    k = torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1e-30, 0.0], [1e-30, 1e-30]])
+    assert cluster_order(k).tolist() == [2, 1, 3, 0]
+    assert reference.sort_by_similarity(k, k.mean(dim=0)).tolist() == [2, 1, 3, 0]
+
+
+def test_a_centre_as_small_as_its_keys_still_ranks_them():
+    k = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    power = 2.0**-100
+    assert torch.equal(cluster_order(k * power), cluster_order(k))
+
+
+# -- what a plan keeps -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["inverse", "slots", "labels", "sizes", "slot_of_token"])
+def test_a_plan_computes_what_it_derives_once(name):
+    plan = Plan.equal(torch.randperm(20).unsqueeze(0), 3)
+    assert getattr(plan, name) is getattr(plan, name)
+
+
+def test_a_plan_used_under_inference_mode_first_trains_later():
+    x = torch.randn(1, 2, 20, 4, requires_grad=True)
+    plan = Plan.equal(torch.randperm(20).expand(1, 2, 20), 3)
+    with torch.inference_mode():
+        sec_attention(x, x, x, plan=plan)
+    sec_attention(x, x, x, plan=plan).sum().backward()
+    assert x.grad is not None

@@ -18,7 +18,6 @@ class Operations(nn.Module):
             sec_attention_packed(packed, 8, 0.5),
             sec_attention(q, k, v, 8),
             sec_attention(q, k, v, 8, mask=mask, shared=True),
-            sec_attention(q, k[:, :, 5:], v[:, :, 5:], 8),
             sec_pool(q, k, v, 24),
             sec_pool(q, k, v, 24, arrangement="sequential", mask=mask),
             secvit.cluster(k, 8).labels,

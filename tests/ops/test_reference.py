@@ -81,15 +81,6 @@ def test_sec_attention_leaves_padded_tokens_out():
     assert out[0, 0, :, 0].tolist() == [1.5, 1.5, 4, 0]
 
 
-def test_cross_attention_ranks_queries_by_the_mean_key():
-    # mean key (1, 1); queries by cosine: 1 (low), 0 (high); keys: cluster {3, 0} and cluster {1, 2}
-    q = torch.tensor([[1e-9, 1e-9], [-1e-9, 0.0]], dtype=torch.float64).view(1, 1, 2, 2)
-    v = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=torch.float64).view(1, 1, 4, 1).expand(1, 1, 4, 2).clone()
-    out = reference.sec_cross_attention(q, KEYS.view(1, 1, 4, 2), v, num_clusters=2)
-    # equal weights but for the 1e-9 of the queries
-    assert out[0, 0, :, 0].tolist() == pytest.approx([3, 4.5], abs=1e-7)
-
-
 @pytest.mark.parametrize(("arrangement", "expected"), [("interleaved", [3, 4.5]), ("sequential", [3, 4.5])])
 def test_sec_pool_averages_groups_of_falling_similarity(arrangement, expected):
     # descending order 2, 0, 1, 3: interleaved {2, 1}, {0, 3}; sequential {2, 0}, {1, 3}

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 import secvit
-import secvit.ops.attention as attention
-from secvit.ops import Plan, reference, sec_attention, sec_attention_packed
-from secvit.ops.attention import token_order
+from secvit.ops import Plan, attention, reference, sec_attention, sec_attention_packed
+from secvit.ops.attention import packed_order
 from secvit.ops.order import sec_scores
 
 GPU = torch.cuda.is_available()
@@ -189,7 +188,7 @@ def test_heads_may_share_an_order_and_rows_may_lie_anywhere():
 def test_packed_rows_give_the_same_and_a_packed_gradient(clusters):
     packed = packed_qkv(7, heads=2).requires_grad_()
     q, k, v = views(packed)
-    plan = Plan.equal(token_order(packed), clusters)
+    plan = Plan.equal(packed_order(packed), clusters)
     out = sec_attention_packed(packed, clusters, 16**-0.5, backend="triton")
     apart = sec_attention(q, k, v, plan=plan, backend="triton")
     assert torch.equal(out, apart.transpose(1, 2))
@@ -283,12 +282,11 @@ def test_an_empty_batch_gives_an_empty_output():
     ("options", "problem"),
     [
         (dict(num_prefix_tokens=1), "takes no prefix tokens"),
-        (dict(cross=True), "takes no prefix tokens, cross-attention"),
         (dict(dropout_p=0.1), "or dropout"),
         (dict(dtype=torch.float64), "not torch.float64"),
         (dict(dim=130), "of one width up to 128, not 130"),
     ],
-    ids=["prefix", "cross", "dropout", "float64", "wide"],
+    ids=["prefix", "dropout", "float64", "wide"],
 )
 def test_what_the_kernel_cannot_do_is_refused_by_name_and_left_to_others_by_auto(options, problem):
     q, k, v = views(packed_qkv(7, options.pop("dim", 16), dtype=options.pop("dtype", torch.float32)))
@@ -297,10 +295,29 @@ def test_what_the_kernel_cannot_do_is_refused_by_name_and_left_to_others_by_auto
     assert sec_attention(q, k, v, 2, **options).isfinite().all()
 
 
+@kernels
+def test_small_keys_are_ordered_by_their_cosine():
+    directions = torch.randn(2, 2, 40, 16, device=DEVICE)
+    for scale in (1e-20, 1e-30):
+        k = directions.clone()
+        k[:, :, ::2] *= scale
+        expected = secvit.cluster(k.double(), 4).labels
+        assert torch.equal(Plan.equal(order_tokens(k), 4).labels, expected)
+        assert torch.equal(order_tokens(directions * scale), order_tokens(directions * 2.0**-80))
+
+
+@kernels
+def test_a_second_derivative_names_the_backends_that_have_it():
+    q, k, v = views(packed_qkv(7))
+    (gradient,) = torch.autograd.grad(sec_attention(q, k, v, 2, backend="triton").sum(), v, create_graph=True)
+    with pytest.raises(RuntimeError, match='use backend="sdpa" or "math"'):
+        torch.autograd.grad(gradient.sum(), q)
+
+
 @pytest.mark.skipif(not GPU, reason="needs a GPU")
 def test_auto_takes_the_kernel_on_a_gpu_for_short_clusters(monkeypatch):
     taken = []
-    monkeypatch.setattr(attention, "_attend_triton", lambda q, k, v, plan, scale: taken.append(plan.max_size) or q)
+    monkeypatch.setattr(attention, "triton_attention", lambda q, k, v, plan, scale: taken.append(plan.max_size) or q)
     q, k, v = views(packed_qkv(588, 32, dtype=torch.bfloat16))
     for clusters in (1, 2, 3, 6):
         sec_attention(q, k, v, clusters)

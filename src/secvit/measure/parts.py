@@ -13,25 +13,27 @@ from tqdm import trange
 from secvit.measure.rounds import Clock
 from secvit.measure.wrap import Function, wrapped
 
-ATTENTION = "secvit.ops.attention"
 PARTS = ("score and sort", "gather", "inverse", "restore", "indices", "attention")
 # "indices" is what the functions of that row do outside all others: index arithmetic, joining of groups
 SPENT_IN = {
-    "score and sort": (f"{ATTENTION}:token_order", "secvit.adapt.attend:cluster"),
+    "score and sort": ("secvit.ops.attention:packed_order", "secvit.adapt.attend:cluster"),
     "gather": (
-        f"{ATTENTION}:sort_rows",
-        f"{ATTENTION}:permute_rows",
-        f"{ATTENTION}:_gather_slots",
+        "secvit.ops.rows:sort_packed_rows",
+        "secvit.ops.rows:permute_rows",
+        "secvit.ops.slots:gather_slots",
         "secvit.ops.order:Plan.take",
     ),
-    "inverse": (f"{ATTENTION}:inverse_order", "secvit.ops.order:inverse_order"),
+    "inverse": ("secvit.ops.rows:inverse_order", "secvit.ops.order:inverse_order"),
     "restore": ("secvit.ops.order:Plan.put_back",),
     "indices": (
-        "secvit.models.secvit:attend_packed",
+        "secvit.models.secvit:packed_attention_and_values",
         "secvit.adapt.attend:sec_attention",
         "secvit.adapt.attend:attend_sorted",
     ),
-    "attention": (f"{ATTENTION}:_attend", f"{ATTENTION}:_attend_all"),
+    "attention": (
+        *(f"secvit.ops.{room}:softmax_attention" for room in ("attention", "rows", "slots")),
+        "secvit.ops.rows:_prefix_attention",
+    ),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,10 @@ class ConvGELU(nn.Conv2d):
         self.__dict__.update(conv.__dict__)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and _can_pack(x, self.weight):
-                return torch.ops.mkldnn._convolution_pointwise(
-                    x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, "gelu", [], "none"
-                )
+        if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and _can_pack(x, self.weight):
+            return torch.ops.mkldnn._convolution_pointwise(
+                x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups, "gelu", [], "none"
+            )
         return F.gelu(self._conv_forward(x, self.weight, self.bias))
 
 
@@ -51,16 +50,14 @@ class PackedLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.gelu = gelu
-        self.packed: Optional[Tensor] = None
+        self.packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting():
-            if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and _can_pack(x, self.weight):
-                return self._packed_product(x)
+        if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and _can_pack(x, self.weight):
+            return self._packed_product(x)
         x = F.linear(x, self.weight, self.bias)
         return F.gelu(x) if self.gelu else x
 
-    @torch.jit.unused
     def _packed_product(self, x: Tensor) -> Tensor:
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight, x.numel() // self.in_features)
@@ -79,7 +76,6 @@ class PackedLinear(nn.Linear):
         return {**self.__dict__, "packed": None}
 
 
-@torch.jit.unused
 def _can_pack(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN's product is there for these."""
     if x.device.type != "cpu" or x.dtype != weight.dtype or type(x) is not Tensor or torch.is_autocast_enabled("cpu"):

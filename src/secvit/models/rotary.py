@@ -25,23 +25,21 @@ def rotary_table(height: int, width: int, head_dim: int, dtype: torch.dtype, dev
     return torch.stack([turns.cos(), turns.sin()], dim=-1)
 
 
-def rotate_packed(qkv: Tensor, table: Tensor) -> Tensor:
-    """Turn q and k of packed rows, in place where that is possible.  qkv (B, L, h, 3, D), table (L, D / 2, 2)."""
+def rotate_packed_(qkv: Tensor, table: Tensor) -> Tensor:
+    """Turn q and k of packed rows, in place.  qkv (B, L, h, 3, D), table (L, D / 2, 2)."""
     length, half = table.shape[0], table.shape[1]
     turned = qkv[:, :, :, :2].unflatten(-1, [half, 2])
     table = table.view(1, length, 1, 1, half, 2)
-    if not torch.jit.is_scripting():
-        if not torch.compiler.is_compiling():
-            # pairs are complex numbers: one product, no copies; the compiler cannot fuse complex numbers
-            exact = turned.to(table.dtype)  # the same memory unless qkv is in half precision
-            torch.view_as_complex(exact).mul_(torch.view_as_complex(table))
-            if exact is not turned:
-                turned.copy_(exact)
-            return qkv
-    cos, sin = table.unbind(-1)
-    even, odd = turned.to(table.dtype).unbind(-1)
-    turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
-    return torch.cat([turned.to(qkv.dtype), qkv[:, :, :, 2:]], dim=3)
+    pairs = turned.to(table.dtype)  # the same memory unless qkv is in half precision
+    if torch.compiler.is_compiling():  # the compiler cannot fuse complex numbers
+        cos, sin = table.unbind(-1)
+        even, odd = pairs.unbind(-1)
+        turned.copy_(torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1))
+        return qkv
+    torch.view_as_complex(pairs).mul_(torch.view_as_complex(table))  # one product, no copies
+    if pairs is not turned:
+        turned.copy_(pairs)
+    return qkv
 
 
 @register_notrace_module
@@ -57,12 +55,10 @@ class RotaryTable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         height, width = x.shape[2], x.shape[3]
-        if not torch.jit.is_scripting():
-            if not torch.compiler.is_compiling() and type(x) is Tensor:
-                return self._kept(height, width, dtype, x.device)
+        if not torch.compiler.is_compiling() and type(x) is Tensor:
+            return self._kept(height, width, dtype, x.device)
         return rotary_table(height, width, self.head_dim, dtype, x.device)
 
-    @torch.jit.unused
     def _kept(self, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         key = (height, width, self.head_dim, dtype, device)
         table = _tables.get(key)

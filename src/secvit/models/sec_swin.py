@@ -4,13 +4,13 @@ Embedding, merging, norms, heads and names are timm's Swin; the block is written
 attention: 32, 8, 2 and 1 clusters, LePE and rotary positions, no shift, no bias table.
 """
 
-# without `from __future__ import annotations`: as secvit.py
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Optional, Union
+from typing import Any
 
-import torch
 from timm.layers import DropPath, Mlp, PatchEmbed, calculate_drop_path_rates, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.swin_transformer import SwinTransformer
@@ -33,8 +33,8 @@ class SECSwinBlock(nn.Module):
         dim: int,
         num_heads: int,
         mlp_ratio: float,
-        num_clusters: Optional[int],
-        cluster_size: Optional[int],
+        num_clusters: int | None,
+        cluster_size: int | None,
         partition: Partition,
         drop_path: float,
         dd: dict[str, Any],
@@ -64,7 +64,7 @@ class SECSwin(SwinTransformer):
 
     def __init__(
         self,
-        img_size: Union[int, tuple[int, int]] = 224,
+        img_size: int | tuple[int, int] = 224,
         in_chans: int = 3,
         num_classes: int = 1000,
         global_pool: str = "avg",
@@ -72,8 +72,8 @@ class SECSwin(SwinTransformer):
         depths: Sequence[int] = (2, 2, 6, 2),
         num_heads: Sequence[int] = (3, 6, 12, 24),
         mlp_ratio: float = 4.0,
-        num_clusters: Optional[Sequence[int]] = None,
-        cluster_size: Optional[int] = None,
+        num_clusters: Sequence[int] | None = None,
+        cluster_size: int | None = None,
         partition: Partition = "sec",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
@@ -108,7 +108,6 @@ class SECSwin(SwinTransformer):
         self.weight_init_mode = ""
         self.init_weights(needs_reset=False)
 
-    @torch.jit.ignore
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """timm's Swin, and LePE as in SECViT."""
         super().init_weights(mode, needs_reset)
@@ -117,7 +116,7 @@ class SECSwin(SwinTransformer):
                 trunc_normal_(module.lepe.weight, std=0.02)
                 nn.init.zeros_(module.lepe.bias)
 
-    def set_input_size(self, img_size: Union[int, tuple[int, int], None] = None) -> None:
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
         """What timm's tools read as the size; the network itself takes any."""
         self.patch_embed.set_input_size(img_size=img_size)
 

@@ -8,10 +8,11 @@ Feature maps are (B, C, H, W) in channels-last memory, so that tokens (B, H, W, 
 every projection is a Linear.
 """
 
-# without `from __future__ import annotations`: FX passes annotations on to TorchScript, which cannot read strings
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -31,9 +32,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from secvit.models.convert import checkpoint_filter_fn
 from secvit.models.packed import PackedLinear, fold_layers
-from secvit.models.rotary import RotaryTable, rotate_packed
+from secvit.models.rotary import RotaryTable, rotate_packed_
 from secvit.ops import Partition, Plan, check_partition, cluster, sec_attention
-from secvit.ops.attention import attend_packed
+from secvit.ops.attention import packed_attention_and_values
 
 __all__ = ["SECViT"]
 
@@ -65,8 +66,8 @@ class SECAttention(nn.Module):
         self,
         dim: int,
         num_heads: int,
-        num_clusters: Optional[int],
-        cluster_size: Optional[int],
+        num_clusters: int | None,
+        cluster_size: int | None,
         partition: Partition,
         dd: dict[str, Any],
     ) -> None:
@@ -93,26 +94,25 @@ class SECAttention(nn.Module):
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         B, H, W, C = x.shape
         qkv = self.qkv(x).view(B, H * W, self.num_heads, 3, C // self.num_heads)
-        out, v = self.attend(rotate_packed(qkv, table), H, W)
+        out, v = self.attend(rotate_packed_(qkv, table), H, W)
         lepe = self.lepe(v.reshape(B, H, W, C).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj(out.reshape(B, H, W, C) + lepe)
 
     def plan(self, x: Tensor, table: Tensor) -> Plan:
         """Eqs. 1 to 3: the partition that `forward` makes of the same input, an order per head.  x (B, H, W, C)"""
         B, H, W, C = x.shape
-        qkv = rotate_packed(self.qkv(x).view(B, H * W, self.num_heads, 3, C // self.num_heads), table)
+        qkv = rotate_packed_(self.qkv(x).view(B, H * W, self.num_heads, 3, C // self.num_heads), table)
         k = qkv[:, :, :, 1].transpose(1, 2)
         return cluster(k, self.clusters_for(H * W), partition=self.partition, grid=(H, W))
 
     def attend(self, qkv: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
         """qkv (B, L, h, 3, D) -> (B, L, h, D), and v in the same shape"""
         num_clusters = self.clusters_for(H * W)
-        if not torch.jit.is_scripting():
-            if self.partition != "sec" and num_clusters > 1:
-                q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
-                plan = cluster(k, num_clusters, partition=self.partition, grid=(H, W))
-                return sec_attention(q, k, v, plan=plan, scale=self.scale).transpose(1, 2), v.transpose(1, 2)
-        return attend_packed(qkv, num_clusters, self.scale)
+        if self.partition != "sec" and num_clusters > 1:
+            q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
+            plan = cluster(k, num_clusters, partition=self.partition, grid=(H, W))
+            return sec_attention(q, k, v, plan=plan, scale=self.scale).transpose(1, 2), v.transpose(1, 2)
+        return packed_attention_and_values(qkv, num_clusters, self.scale)
 
     def reparameterize(self) -> None:
         """For inference, `SECViT.fuse`."""
@@ -130,11 +130,10 @@ class AddDepthwise(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.folded:
             return self._conv_forward(x, self.weight, self.bias)
-        if not torch.jit.is_scripting():
-            kind = x.device.type
-            casts = kind != "meta" and torch.is_autocast_enabled(kind)
-            if x.dtype in (torch.float32, torch.float64) and not casts:  # half precision would round weights near 1
-                return self._conv_forward(x, self.weight + F.pad(x.new_ones(1, 1, 1, 1), [1, 1, 1, 1]), self.bias)
+        kind = x.device.type
+        casts = kind != "meta" and torch.is_autocast_enabled(kind)
+        if x.dtype in (torch.float32, torch.float64) and not casts:  # half precision would round weights near 1
+            return self._conv_forward(x, self.weight + F.pad(x.new_ones(1, 1, 1, 1), [1, 1, 1, 1]), self.bias)
         return x + self._conv_forward(x, self.weight, self.bias)
 
     @torch.no_grad()
@@ -173,11 +172,11 @@ class Block(nn.Module):
         dim: int,
         num_heads: int,
         mlp_ratio: float,
-        num_clusters: Optional[int],
-        cluster_size: Optional[int],
+        num_clusters: int | None,
+        cluster_size: int | None,
         partition: Partition,
         drop_path: float,
-        init_values: Optional[float],
+        init_values: float | None,
         dd: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -215,7 +214,7 @@ class Stage(nn.Module):
         x = _channels_last(self.downsample(x))  # timm's FeatureListNet runs stages without SECViT.forward_features
         table = self.rotary(x)
         for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
+            if self.grad_checkpointing:
                 x = checkpoint(block, x, table)
             else:
                 x = block(x, table)
@@ -248,7 +247,7 @@ class Head(nn.Module):
         self.num_features = self.hidden_size * self.global_pool.feat_mult()
         return nn.Linear(self.num_features, num_classes, **dd) if num_classes > 0 else nn.Identity()
 
-    def reset(self, num_classes: int, pool_type: Optional[str] = None, prune: bool = False) -> None:
+    def reset(self, num_classes: int, pool_type: str | None = None, prune: bool = False) -> None:
         """New classifier; `prune` drops the projection too and pools what comes in."""
         reference = next(self.parameters(), None)
         dd: dict[str, Any] = {} if reference is None else {"device": reference.device, "dtype": reference.dtype}
@@ -272,8 +271,8 @@ class Head(nn.Module):
 
 
 def check_clusters(
-    num_clusters: Optional[Sequence[int]], cluster_size: Optional[int], partition: Partition
-) -> Optional[Sequence[int]]:
+    num_clusters: Sequence[int] | None, cluster_size: int | None, partition: Partition
+) -> Sequence[int] | None:
     """M of stages 1 to 3, (32, 8, 2) where neither numbers nor a size are given, None where a size is."""
     if num_clusters is not None and cluster_size is not None:
         raise ValueError(f"num_clusters={num_clusters} and cluster_size={cluster_size}; give one of them")
@@ -307,8 +306,8 @@ class SECViT(nn.Module):
         embed_dims: Sequence[int] = (64, 128, 256, 512),
         num_heads: Sequence[int] = (2, 4, 8, 16),
         mlp_ratio: float = 3.0,
-        num_clusters: Optional[Sequence[int]] = None,
-        cluster_size: Optional[int] = None,
+        num_clusters: Sequence[int] | None = None,
+        cluster_size: int | None = None,
         partition: Partition = "sec",
         layer_scale: Sequence[bool] = (False, False, False, False),
         init_values: float = 1e-6,
@@ -359,7 +358,6 @@ class SECViT(nn.Module):
         self.head_hidden_size = self.head.num_features
         self.init_weights()
 
-    @torch.jit.ignore
     def init_weights(self) -> None:
         """Truncated normal of std 0.02 for every conv and linear weight, zero biases, norms at 1 and 0."""
         for module in self.modules():
@@ -369,11 +367,9 @@ class SECViT(nn.Module):
             elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, LayerScale)):
                 module.reset_parameters()
 
-    @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         return set()
 
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {
             "stem": r"^stem",
@@ -386,13 +382,11 @@ class SECViT(nn.Module):
             ],
         }
 
-    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
-    @torch.jit.ignore
-    def fuse(self) -> "SECViT":
+    def fuse(self) -> SECViT:
         """The same function for inference only, faster: changed in place, in eval mode, and returned.
 
         Batch norms are folded into convolutions, x + DW(x) into kernels, and on CPUs the weights of linear layers are
@@ -406,11 +400,10 @@ class SECViT(nn.Module):
                 module.reparameterize()
         return self
 
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
-    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
         self.head_hidden_size = self.head.num_features
@@ -418,12 +411,12 @@ class SECViT(nn.Module):
     def forward_intermediates(
         self,
         x: Tensor,
-        indices: Optional[Union[int, list[int]]] = None,
+        indices: int | list[int] | None = None,
         norm: bool = False,
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> Union[list[Tensor], tuple[Tensor, list[Tensor]]]:
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Outputs of chosen stages, each before the next downsample.  -> list, or (features, list)
 
         indices: the last n stages if an int, all if None, else those named.  There is no norm between
@@ -432,10 +425,7 @@ class SECViT(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt}; SECViT gives NCHW")
         take, last = feature_take_indices(len(self.stages), indices)
-        if torch.jit.is_scripting() or not stop_early:
-            stages = self.stages
-        else:
-            stages = self.stages[: last + 1]
+        stages = self.stages[: last + 1] if stop_early else self.stages
         intermediates = []
         x = self.forward_stem(x)
         for i, stage in enumerate(stages):

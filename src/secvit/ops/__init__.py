@@ -1,6 +1,7 @@
 """The method: scores, one sort, equal clusters, attention inside them.  Imports torch only."""
 
-from secvit.ops.attention import BACKENDS, attend_sorted, sec_attention, sec_attention_packed
+from secvit.ops.attention import attend_sorted, sec_attention, sec_attention_packed
+from secvit.ops.backends import BACKENDS
 from secvit.ops.order import (
     Plan,
     cluster_order,

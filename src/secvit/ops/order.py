@@ -6,7 +6,9 @@ be put as "a score, then a sort, then equal cuts" goes through here (see `partit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,11 @@ def partition_sizes(num_tokens: int, num_clusters: int) -> list[int]:
     """Eq. 3 for any L: N of each cluster; the first L mod M clusters hold one token more than the rest."""
     size, remainder = divmod(num_tokens, num_clusters)
     return [size + 1] * remainder + [size] * (num_clusters - remainder)
+
+
+def largest_size(num_tokens: int, num_clusters: int) -> int:
+    """N of the largest of M equal clusters of L tokens."""
+    return (num_tokens + num_clusters - 1) // num_clusters  # not -(-L // M): ONNX rounds towards zero
 
 
 def resolve_num_clusters(num_tokens: int, num_clusters: int | None, cluster_size: int | None) -> int:
@@ -59,21 +66,53 @@ def similarity(k: Tensor, centre: Tensor) -> Tensor:
     up to 59 % of 16,384 tokens to another cluster.  Products and sums, no matmul: autocast leaves
     those alone.  No gradient.
     """
-    k = _scoring_dtype(k)
+    k = scoring_dtype(k)
     if k.device.type == "cpu":
         k = k.contiguous()  # a product of strided rows and a broadcast centre takes several times as long as a copy
-    dot = (k * centre.unsqueeze(-2)).sum(dim=-1)
-    return dot * (k * k).sum(dim=-1).clamp_min(1e-37).rsqrt()  # a zero key scores 0
+    squared = (k * k).sum(dim=-1)
+    least, factor = _SMALL[k.dtype]
+    small = squared < least**2
+    if _has_values(k, small):
+        k = k * torch.ones_like(squared).masked_fill(small, factor).unsqueeze(-1)
+        squared = (k * k).sum(dim=-1)
+    dot = (k * raised(centre).unsqueeze(-2)).sum(dim=-1)
+    return dot * squared.clamp_min(torch.finfo(k.dtype).tiny).rsqrt()  # a zero key scores 0
 
 
-def _scoring_dtype(k: Tensor) -> Tensor:
+# norms whose squares would lose digits or vanish, and the power of two that lifts them, which changes no digit
+_SMALL = {torch.float32: (2.0**-50, 2.0**100), torch.float64: (2.0**-400, 2.0**800)}
+
+
+def raised(centre: Tensor) -> Tensor:
+    """The centre, or its multiple by a power of two where products with small keys would vanish.  (..., D)
+
+    Scores of one sequence keep their ratios, so the order is the same.
+    """
+    least, factor = _SMALL[centre.dtype]
+    small = centre.abs().amax(dim=-1, keepdim=True) < least
+    return torch.where(small, centre * factor, centre)
+
+
+def _has_values(k: Tensor, rows: Tensor) -> bool:
+    """Whether any of these rows is not zero; also True where to look costs more than to assume it, or cannot be."""
+    if k.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    try:
+        return bool(k[rows].any())
+    except RuntimeError:  # under torch.func.vmap there is no one answer
+        return True
+
+
+def scoring_dtype(k: Tensor) -> Tensor:
+    """What scores are computed from: no gradient, float32 or float64."""
     k = k.detach()
     return k if k.dtype == torch.float64 else k.float()
 
 
 def sec_scores(k: Tensor, mask: Tensor | None = None) -> Tensor:
     """Eqs. 1, 2: similarity of each key to the mean key.  k (..., L, D), mask (..., L) -> (..., L)."""
-    return similarity(k, mean_key(_scoring_dtype(k), mask))
+    k = scoring_dtype(k)
+    return similarity(k, mean_key(k, mask))
 
 
 def order_by(score: Tensor, mask: Tensor | None = None, descending: bool = False) -> Tensor:
@@ -84,15 +123,13 @@ def order_by(score: Tensor, mask: Tensor | None = None, descending: bool = False
     if descending:
         score = -score
     if mask is not None:
-        last = 3e38  # torch.finfo cannot be scripted
+        last = torch.finfo(score.dtype).max
         score = torch.nan_to_num(score, nan=last, posinf=last).masked_fill(~mask, float("inf"))
-    if not torch.jit.is_scripting():
-        if torch.compiler._is_exporting_flag:  # ONNX has no stable sort
-            return torch.sort(score, dim=-1).indices
-        # torch 2.7 says is_exporting() under torch.compile, too
-        plain = torch.jit.is_tracing() or torch.compiler.is_exporting()
-        if score.device.type == "cpu" and score.dtype == torch.float32 and not plain:
-            return sort_packed(score)
+    if torch.compiler._is_exporting_flag:  # ONNX has no stable sort
+        return torch.sort(score, dim=-1).indices
+    # torch 2.7 says is_exporting() under torch.compile, too
+    if score.device.type == "cpu" and score.dtype == torch.float32 and not torch.compiler.is_exporting():
+        return sort_packed(score)
     return torch.sort(score, dim=-1, stable=True).indices
 
 
@@ -131,6 +168,27 @@ def inverse_order(order: Tensor) -> Tensor:
     return torch.empty_like(order).scatter(-1, order, ranks)
 
 
+class _Derived:
+    """An attribute of a plan that is computed from the others at its first use, and kept.
+
+    A compiled graph computes it again: there equal expressions become one anyway.
+    """
+
+    def __init__(self, compute: Callable[[Any], Any]) -> None:
+        self.compute = compute
+        self.name = compute.__name__
+        self.__doc__ = compute.__doc__
+
+    def __get__(self, plan: Any, owner: type | None = None) -> Any:
+        if plan is None:
+            return self
+        if torch.compiler.is_compiling():
+            return self.compute(plan)
+        with torch.inference_mode(False):  # a plan used under inference mode first may train later
+            value = vars(plan)[self.name] = self.compute(plan)
+        return value
+
+
 @dataclass(frozen=True)
 class Plan:
     """A partition of L tokens into M clusters, one per leading index (batch, or batch and head).
@@ -150,33 +208,33 @@ class Plan:
     @classmethod
     def equal(cls, order: Tensor, num_clusters: int, mask: Tensor | None = None) -> Plan:
         """Cut an order into M clusters whose sizes differ by at most one, per sample under a mask (..., L)."""
-        max_size = (order.shape[-1] + num_clusters - 1) // num_clusters  # not -(-L // M): ONNX rounds towards zero
+        max_size = largest_size(order.shape[-1], num_clusters)
         if mask is None:
             return cls(order, num_clusters, max_size)
         count = mask.expand(order.shape).sum(dim=-1, keepdim=True)
-        return cls(order, num_clusters, max_size, _equal_sizes(count, num_clusters))
+        return cls(order, num_clusters, max_size, equal_sizes(count, num_clusters))
 
-    @property
+    @_Derived
     def sizes(self) -> Tensor:
         """Tokens in each cluster.  (..., M)"""
         if self.unequal_sizes is not None:
             return self.unequal_sizes
         count = torch.full_like(self.order[..., :1], self.order.shape[-1])
-        return _equal_sizes(count, self.num_clusters)
+        return equal_sizes(count, self.num_clusters)
 
-    @property
+    @_Derived
     def inverse(self) -> Tensor:
         """Rank of each token: `inverse[order[t]] == t`.  (..., L)"""
         return inverse_order(self.order)
 
-    @property
+    @_Derived
     def labels(self) -> Tensor:
         """Cluster of each token, 0 = least like the centre; -1 for padded tokens.  (..., L)"""
         tokens, real = self.slots
         clusters = torch.arange(self.num_clusters, device=tokens.device).view(-1, 1).expand(tokens.shape)
         return self._scatter_to_tokens(clusters, tokens, real, -1)
 
-    @property
+    @_Derived
     def slots(self) -> tuple[Tensor, Tensor]:
         """Token in each slot of each cluster, and whether the slot is filled.  (..., M, N), N = max_size."""
         slot = torch.arange(self.max_size, device=self.order.device)
@@ -186,7 +244,7 @@ class Plan:
         ranks = (starts.unsqueeze(-1) + slot * filled).clamp_max(self.order.shape[-1] - 1)
         return self.order.gather(-1, ranks.flatten(-2)).view(ranks.shape), filled
 
-    @property
+    @_Derived
     def slot_of_token(self) -> Tensor:
         """Slot m N + i of each token; padded tokens point at slot 0.  (..., L)"""
         tokens, real = self.slots
@@ -198,6 +256,19 @@ class Plan:
         target = self.order.new_full((*self.order.shape[:-1], length + 1), empty)
         index = torch.where(real, tokens, length).flatten(-2)  # empty slots write to a place that is cut off
         return target.scatter(-1, index, values.flatten(-2))[..., :length]
+
+    def per_head(self, k: Tensor) -> Plan:
+        """The same partition with an order for each head of k (B, h, L, D), where one (B, L) was for all."""
+        if self.order.shape == k.shape[:3]:
+            return self
+        if self.order.shape != (k.shape[0], k.shape[2]):
+            raise ValueError(f"a plan for tokens {tuple(self.order.shape)} does not fit keys of shape {tuple(k.shape)}")
+
+        def widen(x: Tensor) -> Tensor:
+            return x.unsqueeze(1).expand(-1, k.shape[1], -1)
+
+        sizes = self.unequal_sizes
+        return Plan(widen(self.order), self.num_clusters, self.max_size, None if sizes is None else widen(sizes))
 
     def take(self, x: Tensor) -> Tensor:
         """Eq. 2: x[idx], tokens in sorted order.  x (..., L, D) -> (..., L, D)."""
@@ -241,7 +312,7 @@ class Plan:
         return self._lead(x, index, 1).unsqueeze(-1).expand(*x.shape[:-2], index.shape[-1], x.shape[-1])
 
 
-def _equal_sizes(count: Tensor, num_clusters: int) -> Tensor:
+def equal_sizes(count: Tensor, num_clusters: int) -> Tensor:
     """Sizes of `partition_sizes` for counts that differ from sample to sample.  count (..., 1) -> (..., M)."""
     clusters = torch.arange(num_clusters, device=count.device)
     size = count // num_clusters

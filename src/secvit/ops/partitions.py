@@ -18,14 +18,15 @@ from torch import Tensor
 
 from secvit.ops.order import (
     Plan,
-    _equal_sizes,
-    _scoring_dtype,
     check_mask,
+    equal_sizes,
     inverse_order,
+    largest_size,
     mean_key,
     order_by,
     partition_sizes,
     resolve_num_clusters,
+    scoring_dtype,
     sec_scores,
     similarity,
 )
@@ -68,7 +69,7 @@ def cluster(
         raise ValueError(f"partition={shown_name(partition)!r} has no centre; drop centre=")
     num_clusters = resolve_num_clusters(tokens.shape[-2], num_clusters, cluster_size)
     mask = check_mask(mask, tokens)
-    k = _scoring_dtype(tokens)
+    k = scoring_dtype(tokens)
     if mask is not None:
         k = k.masked_fill(~mask.unsqueeze(-1), 0)
     if partition == "kmeans":
@@ -85,7 +86,7 @@ def cluster(
 
 def _score_to_centre(k: Tensor, centre: str | Tensor, mask: Tensor | None) -> Tensor:
     if isinstance(centre, Tensor):
-        return similarity(k, _scoring_dtype(centre))
+        return similarity(k, scoring_dtype(centre))
     if centre == "mean":
         return sec_scores(k, mask)
     if centre == "cls":
@@ -258,7 +259,8 @@ def _plan_of_labels(labels: Tensor, num_clusters: int, mask: Tensor | None) -> P
         labels = labels.masked_fill(~mask, num_clusters)
     sizes = torch.nn.functional.one_hot(labels, num_clusters + 1).sum(dim=-2)[..., :num_clusters]
     order = torch.sort(labels, dim=-1, stable=True).indices
-    return Plan(order, num_clusters, int(sizes.max()), sizes)
+    largest = int(sizes.max()) if sizes.numel() else largest_size(labels.shape[-1], num_clusters)
+    return Plan(order, num_clusters, largest, sizes)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -407,7 +409,7 @@ def _equal_labels(where: str, labels: Tensor, num_clusters: int, mask: Tensor | 
     sizes = torch.nn.functional.one_hot(labels, num_clusters + 1).sum(dim=-2)[..., :num_clusters]
     by_size = torch.sort(sizes, dim=-1, descending=True, stable=True)
     if not torch.compiler.is_compiling():
-        equal = _equal_sizes(sizes.sum(dim=-1, keepdim=True), num_clusters)
+        equal = equal_sizes(sizes.sum(dim=-1, keepdim=True), num_clusters)
         if not bool((by_size.values == equal).all()):
             raise ValueError(
                 f"{where} returned clusters of {int(sizes.min())} to {int(sizes.max())} tokens, and sizes may differ "

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secvit.ops.attention import _check, _gather_slots, _per_head
-from secvit.ops.order import Plan, _scoring_dtype, check_mask, order_by, sec_scores
+from secvit.ops.attention import check_qkv
+from secvit.ops.order import Plan, check_mask, largest_size, order_by, scoring_dtype, sec_scores
+from secvit.ops.slots import gather_slots
 
 ARRANGEMENTS = ("interleaved", "sequential")
 
@@ -26,7 +27,7 @@ def pool_plan(k: Tensor, num_tokens: int, arrangement: str = "interleaved", mask
     if arrangement not in ARRANGEMENTS:
         raise ValueError(f"arrangement={arrangement!r}; choose 'interleaved' or 'sequential'")
     mask = check_mask(mask, k)
-    k = _scoring_dtype(k)
+    k = scoring_dtype(k)
     if mask is not None:
         mask = mask.expand(k.shape[:-1])
         k = k.masked_fill(~mask.unsqueeze(-1), 0)
@@ -40,7 +41,7 @@ def pool_plan(k: Tensor, num_tokens: int, arrangement: str = "interleaved", mask
         rank = torch.arange(length, device=k.device)
         key = torch.where(rank < count, rank % num_tokens * length + rank, length * length + rank)
         order = order.gather(-1, torch.sort(key, dim=-1).indices)
-    return Plan(order, num_tokens, (length + num_tokens - 1) // num_tokens, sizes)
+    return Plan(order, num_tokens, largest_size(length, num_tokens), sizes)
 
 
 def sec_pool(
@@ -64,9 +65,7 @@ def sec_pool(
     plan: groups made elsewhere (`pool_plan`).
     return_weights: also give the softmax (B, h, T, N) over each group's slots (`Plan.slots`).
     """
-    _check(q, k, v, "auto", is_causal=False)
-    if q.shape[-2] != k.shape[-2]:
-        raise ValueError(f"{q.shape[-2]} queries and {k.shape[-2]} keys; pooling takes both from the same tokens")
+    check_qkv(q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if plan is None:
         plan = pool_plan(k.transpose(1, 2).flatten(2) if shared else k, num_tokens, arrangement, mask)
@@ -75,10 +74,10 @@ def sec_pool(
     key_mask = check_mask(mask, k)
     if key_mask is not None:
         q, k, v = (x.masked_fill(~key_mask.unsqueeze(-1), 0) for x in (q, k, v))
-    plan = _per_head(plan, k)
+    plan = plan.per_head(k)
     tokens, filled = plan.slots
     mean_q = plan.merge(q).flatten(0, 1).unsqueeze(-2)
-    grouped_k, grouped_v = (_gather_slots(x, tokens).flatten(0, 1) for x in (k, v))
+    grouped_k, grouped_v = (gather_slots(x, tokens) for x in (k, v))
     reachable = filled | (torch.arange(filled.shape[-1], device=filled.device) == 0)
     scores = (mean_q * scale) @ grouped_k.transpose(-2, -1)
     weights = torch.softmax(scores.masked_fill(~reachable.flatten(0, 1).unsqueeze(-2), float("-inf")), dim=-1)

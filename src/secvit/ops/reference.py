@@ -22,13 +22,21 @@ def sort_by_similarity(k: Tensor, k_c: Tensor, descending: bool = False) -> Tens
     Equal scores keep the order of the tokens.  Eq. 2 prints a descending sort, the authors' code
     sorts ascending: with equal clusters the partition is the same.  The order has no gradient.
     """
+    k_c = near_one(k_c.detach())
     sim = []
     for token in k.detach():
-        norms = token.norm() * k_c.detach().norm()
-        sim.append(float(token @ k_c.detach() / norms) if norms > 0 else 0.0)
+        token = near_one(token)
+        norms = token.norm() * k_c.norm()
+        sim.append(float(token @ k_c / norms) if norms > 0 else 0.0)
     sign = -1.0 if descending else 1.0
     ranked = sorted(range(len(sim)), key=lambda token: (sign * sim[token], token))
     return torch.tensor(ranked, dtype=torch.long, device=k.device)
+
+
+def near_one(x: Tensor) -> Tensor:
+    """x times the power of two that brings its largest entry near 1: same digits, and no square of it vanishes."""
+    largest = float(x.abs().max())
+    return x * 2.0 ** -math.frexp(largest)[1] if 0 < largest < math.inf else x
 
 
 def cluster_slices(num_tokens: int, num_clusters: int) -> list[slice]:
@@ -96,22 +104,6 @@ def sec_attention(
                 if len(m):
                     keys = torch.cat([prefix, m])
                     out[b, head, m] = attention(q1[m], k1[keys], v1[keys], scale)
-    return out
-
-
-def sec_cross_attention(q: Tensor, k: Tensor, v: Tensor, num_clusters: int, scale: float | None = None) -> Tensor:
-    """Eqs. 1 to 4 with queries of their own, ranked by the same centre.  q (B, h, Lq, D), k v (B, h, L, D)."""
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    out = torch.zeros_like(q)
-    for b in range(q.shape[0]):
-        for head in range(q.shape[1]):
-            q1, k1, v1 = q[b, head], k[b, head], v[b, head]
-            k_c = k1.mean(dim=0)
-            q_idx, k_idx = sort_by_similarity(q1, k_c), sort_by_similarity(k1, k_c)
-            q_ranks, k_ranks = (cluster_slices(len(t), num_clusters) for t in (q1, k1))
-            for m in range(num_clusters):
-                queries, keys = q_idx[q_ranks[m]], k_idx[k_ranks[m]]
-                out[b, head, queries] = attention(q1[queries], k1[keys], v1[keys], scale)
     return out
 
 

@@ -6,25 +6,28 @@ ties included, and no float32 copy of the keys is made.
 No sorted copy of q, k, v or of the output is made: a program takes one tile of one cluster's queries,
 finds their rows through the order, runs over the cluster's keys with an online softmax, and stores to
 the tokens' own rows.  The backward does the same; every row has one writer, so it needs no atomics and
-gives the same bits every time.  Which tokens make a cluster is decided before (see `cluster`).
+gives the same bits every time.  Which tokens make a cluster is decided before (see `order`).
 
 Scores are sorted whole.  A selection of M - 1 borders would do, for order inside a cluster is free, but it takes
 several passes where the sort of a block takes one; `benchmarks/gpu.py` times order and attention apart, and this is to
 be looked at again with its figures.
 
-Importing this module needs triton and registers `torch.ops.secvit`'s operators; `attention` does so.
+Importing this module needs triton and registers `torch.ops.secvit`'s operators; `backends` does so.
 """
 
 # without `from __future__ import annotations`: torch.library reads the types of the operators' arguments
 import math
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from secvit.ops.order import raised
+
 LOG2_E = 1.4426950408889634  # the kernels use 2**x, which is what the hardware has
+SMALL, LIFT = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)  # of squared norms and of keys, as in `order.similarity`
 SORTED_AT_ONCE = 4096  # tokens that a block of threads sorts; torch sorts more
 SIZES = [f"{name}_{axis}" for name in ("order", "q", "k", "v", "out", "grad", "d") for axis in "bhl"]
 SIZES += ["heads", "length", "num_clusters", "tiles"]  # one binary for all of them
@@ -84,7 +87,7 @@ def _score(
     k, centre, keys, k_b, k_h, k_l, heads, length, tiles,
     D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Eq. 2 for a tile of tokens, as `cluster.similarity`; score and token in one integer, as `cluster.sort_packed`."""
+    """Eq. 2 for a tile of tokens, as `order.similarity`; score and token in one integer, as `order.sort_packed`."""
     tile = tl.program_id(0) % tiles
     sequence = (tl.program_id(0) // tiles).to(tl.int64)
     token = tile * TILE + tl.arange(0, TILE)
@@ -93,6 +96,8 @@ def _score(
     key = _rows(start, token, real, k_l, D, D_PAD, UNIT, True)
     channel = tl.arange(0, D_PAD)
     mean = tl.load(centre + sequence * D + channel, mask=channel < D, other=0.0)
+    lift = tl.where(tl.sum(key * key, axis=1) < SMALL, LIFT, 1.0)  # squares of small keys would vanish
+    key = key * lift[:, None]
     score = tl.sum(key * mean[None, :], axis=1) * tl.rsqrt(tl.maximum(tl.sum(key * key, axis=1), 1e-37))
     bits = score.to(tl.int32, bitcast=True)
     bits = tl.where(score == score, tl.where(score == 0, 0, bits), 0x7FC00000)  # one zero, one NaN
@@ -258,7 +263,7 @@ def _by_channel(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _new(x: Tensor, shape: list[int], bounds: Optional[Tensor], dtype: Optional[torch.dtype] = None) -> Tensor:
+def _new(x: Tensor, shape: list[int], bounds: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
     """For rows that a kernel writes: all of them where every token is in a cluster, else zeros wait there."""
     make = torch.empty if bounds is None else torch.zeros
     return make(shape, device=x.device, dtype=dtype or x.dtype)
@@ -271,7 +276,7 @@ def _order_tokens(k: Tensor) -> Tensor:
     keys = torch.empty(batch, heads, length, dtype=torch.int64, device=k.device)
     if not keys.numel():
         return keys
-    centre = torch.nan_to_num(k.mean(dim=-2, dtype=torch.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    centre = raised(torch.nan_to_num(k.mean(dim=-2, dtype=torch.float32), nan=0.0, posinf=0.0, neginf=0.0))
     tiles = triton.cdiv(length, 128)
     strides = k.stride()[:3]
     unit = math.gcd(16, *strides)
@@ -289,7 +294,7 @@ def _order_tokens(k: Tensor) -> Tensor:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, order: Tensor, bounds: Optional[Tensor], num_clusters: int, max_size: int,
+    q: Tensor, k: Tensor, v: Tensor, order: Tensor, bounds: Tensor | None, num_clusters: int, max_size: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Eq. 4 by an order and the ranks at which clusters begin.  q k v (B, h, L, D) -> out (B, L, h, D), lse (B, h, L).
@@ -316,7 +321,7 @@ def _attend_packed(qkv: Tensor, order: Tensor, num_clusters: int, scale: float) 
 
 
 def _attend_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, order: Tensor, bounds: Optional[Tensor],
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, order: Tensor, bounds: Tensor | None,
     num_clusters: int, max_size: int, scale: float,
 ) -> Tensor:  # fmt: skip
     """Gradients of `_attend`.  grad out (B, L, h, D), the others as there -> dqkv (B, L, h, 3, D)."""
@@ -386,5 +391,10 @@ def _derive_packed(ctx, grad, _):
     return attend_clusters_backward(grad, q, k, v, out, lse, order, None, *ctx.constants), None, None, None
 
 
+def _derive_again(ctx, *grads):
+    raise RuntimeError('backend="triton" has no second derivatives; use backend="sdpa" or "math", which have')
+
+
+attend_clusters_backward.register_autograd(_derive_again)
 attend_clusters.register_autograd(_derive, setup_context=_save)
 attend_clusters_packed.register_autograd(_derive_packed, setup_context=_save_packed)

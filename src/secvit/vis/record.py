@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secvit.adapt import ClusteredAttention
-from secvit.models.rotary import rotate_packed
+from secvit.models.rotary import rotate_packed_
 from secvit.models.sec_deit import SECDeiT, SECDeiTAttention
 from secvit.models.sec_swin import SECSwin
 from secvit.models.secvit import SECAttention, SECViT
@@ -234,7 +234,7 @@ def _tapped(layer: Layer, found: dict[Layer, LayerKeys], size: tuple[int, int]) 
             B, H, W, C = x.shape
             qkv = module.qkv(x).view(B, H * W, module.num_heads, 3, C // module.num_heads)
             unturned = qkv[:, :, :, 1].transpose(1, 2).clone()
-            keys = rotate_packed(qkv, table)[:, :, :, 1].transpose(1, 2)
+            keys = rotate_packed_(qkv, table)[:, :, :, 1].transpose(1, 2)
             keep(keys, (H, W), lambda: module.plan(x, table), module.partition, unturned=unturned)
 
         handle = module.register_forward_pre_hook(tap)
