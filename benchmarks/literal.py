@@ -169,9 +169,9 @@ def like(model):
         first = stage.blocks[0]
         attn, hidden = first.attn, first.ffn.fc1.out_features
         scaled = any(name.startswith("ls1") for name in first.state_dict())
-        if attn.cluster_size is not None:
+        if attn.clustering.cluster_size is not None:
             raise ValueError("the paper fixes the number of clusters; there is no literal twin for cluster_size")
-        clusters = attn.num_clusters or 1
+        clusters = attn.clustering.num_clusters
         stages.append((len(stage.blocks), attn.proj.in_features, attn.num_heads, clusters, hidden, scaled))
     strides = model.stem[0].stride[0] * model.stem[-2].stride[0]
     twin = SECViT(stages, strides, model.head.proj.out_channels, model.num_classes)

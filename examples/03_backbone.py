@@ -30,7 +30,7 @@ with torch.inference_mode():
 # keeps the cost linear in the number of pixels, with the same weights
 by_size = timm.create_model("secvit_tiny", num_classes=10, cluster_size=98).eval()
 by_size.load_state_dict(model.state_dict())
-print("M of stage 1 at 448 px:", by_size.stages[0].blocks[0].attn.clusters_for(112 * 112))
+print("M of stage 1 at 448 px:", by_size.stages[0].blocks[0].attn.clustering.clusters_for(112 * 112))
 
 # new classes, frozen body: the usual timm calls
 model.reset_classifier(5)

@@ -8,13 +8,14 @@ import pkgutil
 from types import ModuleType
 
 from secvit import connectors, models
-from secvit.adapt import ClusteredAttention, Clustering, patch, unpatch
-from secvit.ops import Plan, cluster, register_partition, sec_attention, sec_pool
+from secvit.adapt import ClusteredAttention, patch, unpatch
+from secvit.ops import Clustering, Keys, Plan, cluster, register_partition, sec_attention, sec_pool
 
 __version__ = "0.1.0"
 __all__ = [
     "ClusteredAttention",
     "Clustering",
+    "Keys",
     "Plan",
     "cluster",
     "connectors",

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import secvit
-from secvit.adapt import ClusteredAttention, Clustering
+from secvit.adapt import ClusteredAttention
 from secvit.adapt.attend import SharedOrder
+from secvit.ops import Clustering
 from tests.adapt.explicit import explicitly
 
 # float64: orders agree exactly, sums differ in the order of their terms

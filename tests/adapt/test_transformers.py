@@ -388,7 +388,7 @@ def test_a_model_loaded_without_secvit_is_patched_by_one_line(tmp_path):
 def test_a_patched_model_says_so_when_it_is_printed():
     model = tower()
     before = repr(model)
-    assert "SEC(num_clusters=3, num_prefix_tokens=1)" in repr(secvit.patch(model, num_clusters=3))
+    assert "ClusteredAttention(num_clusters=3, num_prefix_tokens=1)" in repr(secvit.patch(model, num_clusters=3))
     assert repr(secvit.unpatch(model)) == before
 
 

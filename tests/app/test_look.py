@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import secvit
 from secvit import app
 from secvit.app import look as looking
 from secvit.app.look import COUNTED, NUMBER, TOKENS, Setting, draw, look
@@ -41,7 +42,7 @@ def test_a_setting_changes_its_own_stage_and_only_for_a_while(photo, setting, ru
     seen = look(photo, replace(setting, partition="window", counted=NUMBER, count=5))
     changed = load_model("secvit_nano", run)
     for block in changed.stages[0].blocks:
-        block.attn.partition, block.attn.num_clusters = "window", 5
+        block.attn.clustering = secvit.Clustering(5, partition="window")
     assert seen.classes == dict(predict(changed, Image.open(photo), 3)) != dict(before)
     assert predict(setting.network, Image.open(photo), 3) == before
     assert (seen.numbers["clusters"], seen.numbers["grid"]) == (5, "32 × 24")

@@ -66,7 +66,10 @@ def test_drop_path_is_that_of_the_size(size, rate):
 def test_table_10_varies_the_tokens_per_cluster(tokens, clusters):
     chosen = RECIPES["imagenet_secvit_tiny" if tokens == 98 else f"table10_{tokens}_tokens"].model
     model = timm.create_model(chosen.name, device="meta", **chosen.args)
-    found = [stage.blocks[0].attn.clusters_for(n) for stage, n in zip(model.stages, (3136, 784, 196), strict=False)]
+    found = [
+        stage.blocks[0].attn.clustering.clusters_for(n)
+        for stage, n in zip(model.stages, (3136, 784, 196), strict=False)
+    ]
     assert tuple(found) == clusters
 
 

@@ -92,7 +92,7 @@ def test_plan_is_the_partition_of_the_forward_pass(partition):
     with torch.no_grad():
         plan = attn.plan(x, table)
         out = attn(x, table)
-        q, k, v = rotary.rotate_packed(attn.qkv(x).view(2, 63, 1, 3, 32), table).permute(3, 0, 2, 1, 4).unbind(0)
+        q, k, v = rotary.rotate_packed_(attn.qkv(x).view(2, 63, 1, 3, 32), table).permute(3, 0, 2, 1, 4).unbind(0)
         attended = torch.zeros_like(v)
         for b in range(2):
             for m in range(plan.num_clusters):
@@ -204,7 +204,7 @@ def test_in_place_rotation_gives_the_gradients_of_plain_rotation(dtype):
         turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
         return torch.cat([turned, qkv[:, :, :, 2:]], dim=3)
 
-    for found, expected in zip(run(lambda qkv: rotary.rotate_packed(qkv, table)), run(plain), strict=True):
+    for found, expected in zip(run(lambda qkv: rotary.rotate_packed_(qkv, table)), run(plain), strict=True):
         # rounding of products taken in another order
         torch.testing.assert_close(
             found,

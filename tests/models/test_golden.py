@@ -67,12 +67,12 @@ def test_network_equals_the_authors_in_float64(run, golden, keys):
 
     def record_order(name):
         def hook(attn, args):
-            from secvit.models.rotary import rotate_packed
+            from secvit.models.rotary import rotate_packed_
 
             tokens, table = args
             B, H, W, _ = tokens.shape
             qkv = attn.qkv(tokens).view(B, H * W, attn.num_heads, 3, -1)
-            orders[name] = packed_order(rotate_packed(qkv, table))
+            orders[name] = packed_order(rotate_packed_(qkv, table))
 
         return hook
 

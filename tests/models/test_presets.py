@@ -65,17 +65,17 @@ def test_drop_path_grows_linearly_to_the_last_block():
 def test_clusters_are_32_8_2_and_1_at_every_resolution():
     model = timm.create_model("secvit_tiny", device="meta")
     for tokens in (3136, 50_000):
-        assert [stage.blocks[0].attn.clusters_for(tokens) for stage in model.stages] == [32, 8, 2, 1]
-    assert model.stages[0].blocks[0].attn.clusters_for(7) == 7
+        assert [stage.blocks[0].attn.clustering.clusters_for(tokens) for stage in model.stages] == [32, 8, 2, 1]
+    assert model.stages[0].blocks[0].attn.clustering.clusters_for(7) == 7
 
 
 def test_cluster_size_fixes_the_size_instead_of_the_count():
     model = timm.create_model("secvit_tiny", cluster_size=98, device="meta")
     grids = [56 * 56, 28 * 28, 14 * 14, 7 * 7]
-    clusters = [stage.blocks[0].attn.clusters_for(n) for stage, n in zip(model.stages, grids)]
+    clusters = [stage.blocks[0].attn.clustering.clusters_for(n) for stage, n in zip(model.stages, grids)]
     assert clusters == [32, 8, 2, 1]
-    assert model.stages[0].blocks[0].attn.clusters_for(200 * 320) == 654
-    assert model.stages[3].blocks[0].attn.clusters_for(25 * 40) == 1
+    assert model.stages[0].blocks[0].attn.clustering.clusters_for(200 * 320) == 654
+    assert model.stages[3].blocks[0].attn.clustering.clusters_for(25 * 40) == 1
 
 
 def test_cluster_size_98_is_the_same_network_at_224_px():

@@ -315,3 +315,14 @@ def test_a_run_is_found_again(name, tmp_path):
     x = image()
     with torch.no_grad():
         assert torch.equal(load_model(name, tmp_path)(x), model(x))
+
+
+def test_two_sizes_may_be_in_flight_with_recomputed_activations():
+    model = small("sec_deit_small").double().train()
+    images = [torch.randn(1, 3, *size, dtype=torch.float64) for size in ((64, 64), (32, 96))]
+    expected = [torch.autograd.grad(model(x).square().sum(), model.cls_token)[0] for x in images]
+    model.set_grad_checkpointing()
+    losses = [model(x).square().sum() for x in images]
+    found = [torch.autograd.grad(loss, model.cls_token)[0] for loss in losses]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)

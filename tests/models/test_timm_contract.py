@@ -276,7 +276,7 @@ def test_hub_folders_load_with_other_classes_and_channels(arguments, tmp_path):
     model = nano(num_classes=7, num_clusters=(4, 2, 1), drop_path_rate=0.1).eval()
     save_for_hf(model, tmp_path, safe_serialization=True)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, **arguments).eval()
-    assert loaded.stages[0].blocks[0].attn.num_clusters == 4
+    assert loaded.stages[0].blocks[0].attn.clustering.num_clusters == 4
     x = image()
     with torch.no_grad():
         if not arguments:
@@ -292,7 +292,7 @@ def test_hub_folders_load_with_other_classes_and_channels(arguments, tmp_path):
 def test_cluster_size_survives_a_hub_folder(tmp_path):
     save_for_hf(nano(cluster_size=49), tmp_path, safe_serialization=True)
     loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
-    assert loaded.stages[0].blocks[0].attn.cluster_size == 49
+    assert loaded.stages[0].blocks[0].attn.clustering.cluster_size == 49
 
 
 def traced(model):

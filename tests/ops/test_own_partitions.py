@@ -126,7 +126,7 @@ def test_a_name_stands_for_its_function_everywhere(registered):
     named, given = (secvit.cluster(tokens, 8, partition=one).order for one in ("norm", by_norm))
     assert torch.equal(named, given)
     assert secvit.Clustering(num_clusters=2, partition="norm").partition == "norm"
-    assert timm.create_model("secvit_nano", partition="norm").stages[0].blocks[0].attn.partition == "norm"
+    assert timm.create_model("secvit_nano", partition="norm").stages[0].blocks[0].attn.clustering.partition == "norm"
 
 
 def test_unknown_names_are_answered_with_near_ones(registered):

@@ -41,7 +41,7 @@ def test_each_block_equals_captum_whatever_the_layout(make):
     found = with_evidence(grad_cam(model, image, 2, block="all"))
     for layer, ours in zip(layers(model), found, strict=True):
         probe = nn.Identity()  # captum wants (B, C, H, W) to go through a module
-        if layer.layout == "NHWC":
+        if getattr(model, "output_fmt", "") == "NHWC":
             hook = layer.around.register_forward_hook(
                 lambda _, args, out, probe=probe: probe(out.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             )

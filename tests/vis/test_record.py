@@ -14,13 +14,13 @@ SIZES = {"SECViT": (33, 50), "SEC-Swin": (48, 72), "SEC-DeiT": (96, 64), "patche
 
 def reached(model, layer, image, token, head):
     """Tokens whose attention of a head changes with the value of one token.  -> (L,)"""
-    module, heads = layer.module, layer.module.num_heads
+    module, heads, prefix = layer.around.attn, layer.num_heads, layer.clustering.num_prefix_tokens
     seen = []
 
     def change(_, inputs, out):
         rows = out.reshape(*out.shape[:1], -1, out.shape[-1])  # (B, P + L, 3 C), of the same memory
-        if layer.layout == "NLC":  # rows are (q | k | v, head, channel), else (head, q | k | v, channel)
-            rows.unflatten(-1, (3, heads, -1))[0, layer.prefix + token, 2, head] += 1
+        if out.dim() == 3:  # rows are (q | k | v, head, channel), else (head, q | k | v, channel)
+            rows.unflatten(-1, (3, heads, -1))[0, prefix + token, 2, head] += 1
         else:
             rows.unflatten(-1, (heads, 3, -1))[0, token, head, 2] += 1
 
@@ -33,7 +33,7 @@ def reached(model, layer, image, token, head):
     hook.remove()
     other.remove()
     before, after = (x.reshape(-1, heads, x.shape[-1] // heads) for x in seen)
-    return ((before - after).abs().amax(-1) > 1e-7)[layer.prefix :, head]  # float32 of one and the same operation
+    return ((before - after).abs().amax(-1) > 1e-7)[prefix:, head]  # float32 of one and the same operation
 
 
 @pytest.mark.parametrize("partition", ["sec", "window", "random"])

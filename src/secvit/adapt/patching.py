@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from secvit.adapt.attend import ClusteredAttention, Clustering, SharedOrder
-from secvit.ops import Partition, shown_name
+from secvit.adapt.attend import ClusteredAttention, SharedOrder
+from secvit.ops import Clustering, Partition
 
 # attention over all tokens by one call of scaled_dot_product_attention (two in DiffAttention)
 TIMM_ATTENTION = (
@@ -80,7 +80,7 @@ def patch(
         transformers (ViT, CLIP, SigLIP, DINOv2, DINOv3, ...), or, with `modules`, anything.
     num_clusters | cluster_size: of the patch tokens; a size keeps the cost linear in their number.
     layers: which of the model's layers, counted from 0 (negative: from the end); all if None.
-    score, centre, partition, shared, grid: see `secvit.adapt.attend.Clustering`.
+    score, centre, partition, shared, grid: see `secvit.Clustering`.
     share_order_every: so many layers in a row go by the order of the first, one order for all heads.  Where
         blocks take nothing but tokens, the tokens travel in that order between them: a forward hook on a
         block inside such a group sees them so.
@@ -129,7 +129,6 @@ def patch(
         order = SharedOrder() if len(group) > 1 else None
         for i, (_, module) in enumerate(group):
             module.secvit = ClusteredAttention(clustering, order, leads=i == 0)
-            module.extra_repr = partial(_described, module)  # type: ignore[method-assign]
             if not by_interface:
                 module.forward = partial(_clustered_forward, module)
         if order is not None:
@@ -165,8 +164,8 @@ def unpatch(model: nn.Module) -> nn.Module:
         raise ValueError("the model is not patched" + (f"; a part of it is: {inside[0]}" if inside else ""))
     present = dict(model.named_modules())  # layers may have been pruned
     for module in (present[name] for name in done.layers + done.left_out if name in present):
-        vars(module).pop("secvit", None)
-        vars(module).pop("extra_repr", None)
+        if hasattr(module, "secvit"):
+            del module.secvit
         if getattr(vars(module).get("forward"), "func", None) is _clustered_forward:
             del module.forward
     for handle in done.handles:
@@ -208,15 +207,6 @@ def _clustered_forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             "switch its fused attention on (timm.layers.set_fused_attn), or unpatch"
         )
     return out
-
-
-def _described(module: nn.Module) -> str:
-    """What print(model) says of a patched attention."""
-    clustering = module.secvit.clustering
-    values = {f.name: getattr(clustering, f.name) for f in fields(clustering)}
-    values["partition"] = shown_name(clustering.partition)
-    said = [f"{f.name}={values[f.name]!r}" for f in fields(clustering) if values[f.name] != f.default]
-    return ", ".join(filter(None, [type(module).extra_repr(module), f"SEC({', '.join(said)})"]))
 
 
 # -- which modules, which tokens ---------------------------------------------------------------------

@@ -156,7 +156,7 @@ def _load(model: str, checkpoint: str | None) -> nn.Module:
 def extent(network: nn.Module, stage: int) -> tuple[int, int, int]:
     """Stages of a network; blocks, and heads of each, in one stage, counted from 1."""
     inside = [layer for layer in layers(network) if layer.stage == stage - 1]
-    return layers(network)[-1].stage + 1, len(inside), inside[0].module.num_heads
+    return layers(network)[-1].stage + 1, len(inside), inside[0].num_heads
 
 
 def _place(network: nn.Module, setting: Setting) -> tuple[list[Layer], Layer]:
@@ -165,7 +165,7 @@ def _place(network: nn.Module, setting: Setting) -> tuple[list[Layer], Layer]:
     stage = [layer for layer in known if layer.stage == setting.stage - 1]
     if not stage:
         raise ValueError(f"stage {setting.stage}; {setting.model} has stages 1 to {known[-1].stage + 1}")
-    heads = stage[0].module.num_heads
+    heads = stage[0].num_heads
     for name, value, low, high in (("block", setting.block, 0, len(stage)), ("head", setting.head, 1, heads)):
         if not low <= value <= high:
             raise ValueError(f"{name} {value}; stage {setting.stage} of {setting.model} has {name}s 1 to {high}")
@@ -189,18 +189,14 @@ def _partitioned(stage: list[Layer], setting: Setting) -> Iterator[None]:
     if setting.counted != AS_IT_IS:
         changes["num_clusters"] = setting.count if setting.counted == NUMBER else None
         changes["cluster_size"] = setting.count if setting.counted == TOKENS else None
-    attentions = [getattr(layer.module, "secvit", layer.module) for layer in stage]
-    before = [dict(vars(own)) for own in attentions]
+    before = [layer.clustering for layer in stage]
     try:
-        for own in attentions:
-            if hasattr(own, "clustering"):  # SEC-DeiT's, and a patched ViT's
-                own.clustering = replace(own.clustering, **changes)
-            else:
-                vars(own).update(changes)
+        for layer, clustering in zip(stage, before):
+            layer.module.clustering = replace(clustering, **changes)
         yield
     finally:
-        for own, values in zip(attentions, before):
-            vars(own).update(values)
+        for layer, clustering in zip(stage, before):
+            layer.module.clustering = clustering
 
 
 def _milliseconds(call: Callable[[], object]) -> float:

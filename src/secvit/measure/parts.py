@@ -16,7 +16,7 @@ from secvit.measure.wrap import Function, wrapped
 PARTS = ("score and sort", "gather", "inverse", "restore", "indices", "attention")
 # "indices" is what the functions of that row do outside all others: index arithmetic, joining of groups
 SPENT_IN = {
-    "score and sort": ("secvit.ops.attention:packed_order", "secvit.adapt.attend:cluster"),
+    "score and sort": ("secvit.ops.attention:packed_order", "secvit.ops.clustering:cluster"),
     "gather": (
         "secvit.ops.rows:sort_packed_rows",
         "secvit.ops.rows:permute_rows",

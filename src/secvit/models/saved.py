@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,12 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import vision_transformer
 from torch import Tensor, nn
 
 from secvit.adapt import patch
 from secvit.fields import Entry, Wrong, few, items, mapping, number, read_yaml, text, whole
 from secvit.hub import hub
-from secvit.models import sec_swin
-from secvit.models.convert import check_name, checkpoint_filter_fn, fitting_models
-from secvit.models.secvit import SECViT
+from secvit.models.convert import check_name, fitting_models
 from secvit.weights import misfit, read_weights
 
 # arguments of timm.create_model that would make another kind of network, or load weights that nobody compares
@@ -268,13 +266,8 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> Loaded:
 
 def in_our_layout(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The authors' or the original networks' tensors under the names and in the order of the model."""
-    if isinstance(model, SECViT):
-        return checkpoint_filter_fn(dict(state), model)
-    if isinstance(model, sec_swin.SECSwin):
-        return sec_swin.checkpoint_filter_fn(state, model)
-    if isinstance(model, vision_transformer.VisionTransformer):
-        return vision_transformer.checkpoint_filter_fn(dict(state), model)
-    return dict(state)
+    rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)  # where timm puts it, too
+    return dict(state) if rename is None else rename(dict(state), model)
 
 
 def saved_config(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:

@@ -6,44 +6,30 @@ tokens (197 tokens are prime, so it cannot be inside).  LePE runs over the patch
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection
 from typing import Any
 
-from timm.layers import LayerType, PatchEmbed, register_notrace_module, trunc_normal_
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from timm.layers import LayerType, register_notrace_module, trunc_normal_
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from secvit.adapt import ClusteredAttention, Clustering
+from secvit.adapt.attend import attend, scored
 from secvit.models.secvit import _cfg
-from secvit.ops import Partition
+from secvit.ops import Clustering, Keys, Partition, Plan
 
 __all__ = ["SECDeiT"]
 
 
-class Grid:
-    """Height and width of the patch grid in the forward pass that is running."""
-
-    size: tuple[int, int] = (0, 0)
-
-
-@register_notrace_module  # in a traced model, too, the grid is that of the pass that is running
-class GridPatchEmbed(PatchEmbed):
-    """timm's, which keeps its grid where attention finds it.  (B, in_chans, H, W) -> (B, H / 16, W / 16, C)"""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.grid = Grid()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
-        self.grid.size = (x.shape[1], x.shape[2])
-        return x
-
-
 @register_notrace_module
 class SECDeiTAttention(nn.Module):
-    """Eqs. 1 to 4 among patch tokens, plus LePE.  (B, P + L, C), children named as timm's `Attention`."""
+    """Eqs. 1 to 4 among patch tokens, plus LePE.  (B, P + L, C), children named as timm's `Attention`.
+
+    clustering: what `attn_layer=` has no room for; the network sets it.
+    """
+
+    clustering: Clustering
 
     def __init__(
         self,
@@ -71,20 +57,43 @@ class SECDeiTAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def cluster_by(self, clustering: Clustering, grid: Grid) -> None:
-        """What `attn_layer=` has no room for."""
-        self.clustering, self.grid = clustering, grid
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        prefix, (height, width) = self.clustering.num_prefix_tokens, self.grid.size
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
-        attend = ClusteredAttention(replace(self.clustering, grid=(height, width)))
-        out = attend(q, k, v, attn_mask, self.attn_drop if self.training else 0.0, is_causal)
-        patches = v[:, :, prefix:].transpose(2, 3).flatten(1, 2).unflatten(2, (height, width))
+    def forward(
+        self, x: Tensor, grid: tuple[int, int], attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """grid: (H, W) of the L patch tokens."""
+        prefix = self.clustering.num_prefix_tokens
+        q, k, v = self._heads(x)
+        if is_causal:
+            raise ValueError("SEC cannot be causal: the centre and every token's rank depend on later tokens")
+        dropout = self.attn_drop if self.training else 0.0
+        out = attend(self.clustering, q, k, v, attn_mask, dropout, grid=grid)
+        patches = v[:, :, prefix:].transpose(2, 3).flatten(1, 2).unflatten(2, grid)
         lepe = self.lepe(patches).flatten(2).transpose(1, 2)
         out = out.transpose(1, 2).flatten(2) + nn.functional.pad(lepe, (0, 0, prefix, 0))
         return self.proj_drop(self.proj(self.norm(out)))
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v, each (B, h, P + L, D)"""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def keys(self, x: Tensor, grid: tuple[int, int], *args: Any, **kwargs: Any) -> Keys:
+        """What `forward` clusters of the same input."""
+        return scored(self.clustering, *self._heads(x), grid)
+
+    def plan(self, *inputs: Any, **kwargs: Any) -> Plan:
+        """Eqs. 1 to 3: the partition that `forward` makes of the same inputs."""
+        return self.clustering.plan(self.keys(*inputs, **kwargs))
+
+
+class SECDeiTBlock(Block):
+    """timm's, which passes on the grid of the patch tokens.  (B, P + L, C)"""
+
+    def forward(
+        self, x: Tensor, grid: tuple[int, int], attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:  # type: ignore[override]
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), grid, attn_mask, is_causal)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 class SECDeiT(VisionTransformer):
@@ -93,7 +102,6 @@ class SECDeiT(VisionTransformer):
     num_clusters: M over the patch tokens at every resolution (4 in the paper), or cluster_size: the most
     a cluster may hold.  partition: as in `secvit.cluster`.
     img_size: where the position table is at home; other sizes resample it, padded to whole patches.
-    With gradient checkpointing, a forward pass of one size goes backward before another size comes.
     """
 
     def __init__(
@@ -126,18 +134,71 @@ class SECDeiT(VisionTransformer):
             global_pool=global_pool, embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio,
             drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate,
             attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate, dynamic_img_size=True,
-            dynamic_img_pad=True, embed_layer=GridPatchEmbed, attn_layer=SECDeiTAttention, device=device, dtype=dtype,
+            dynamic_img_pad=True, block_fn=SECDeiTBlock, attn_layer=SECDeiTAttention, device=device, dtype=dtype,
         )  # fmt: skip
         for block in self.blocks:
-            block.attn.cluster_by(clustering, self.patch_embed.grid)
+            block.attn.clustering = clustering
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """timm's DeiT, and LePE as in SECViT."""
         super().init_weights(mode, needs_reset)
         for module in self.modules():
-            if isinstance(module, SECDeiTAttention):
+            if hasattr(module, "lepe"):
                 trunc_normal_(module.lepe.weight, std=0.02)
                 nn.init.zeros_(module.lepe.bias)
+
+    def _run(
+        self, x: Tensor, take: Collection[int], depth: int, attn_mask: Tensor | None, is_causal: bool
+    ) -> tuple[Tensor, list[Tensor], tuple[int, int]]:
+        """Tokens after the first `depth` blocks, those after blocks `take`, and the grid (H, W) of the patches."""
+        x = self.patch_embed(x)
+        grid = (x.shape[1], x.shape[2])
+        x = self.norm_pre(self.patch_drop(self._pos_embed(x)))
+        taken = []
+        for i, block in enumerate(self.blocks[:depth]):
+            if self.grad_checkpointing and attn_mask is None:
+                x = checkpoint(block, x, grid)
+            else:
+                x = block(x, grid, attn_mask, is_causal)
+            if i in take:
+                taken.append(x)
+        return x, taken, grid
+
+    def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """Normalised tokens after the last block.  (B, in_chans, H, W) -> (B, 1 + L, C)"""
+        return self.norm(self._run(x, (), len(self.blocks), attn_mask, is_causal)[0])
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Any:
+        """As timm's ViT: tokens after chosen blocks, (B, C, H, W) or (B, L, C), and those after the last one."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt={output_fmt}; choose NCHW or NLC")
+        take, last = feature_take_indices(len(self.blocks), indices)
+        depth = last + 1 if stop_early else len(self.blocks)
+        x, taken, grid = self._run(x, take, depth, attn_mask, is_causal)
+        taken = [self.norm(y) for y in taken] if norm else taken
+        prefix = [y[:, : self.num_prefix_tokens] for y in taken]
+        maps = [y[:, self.num_prefix_tokens :] for y in taken]
+        if output_fmt == "NCHW":
+            maps = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in maps]
+        if output_dict:
+            found: dict[str, Any] = {"image_intermediates": maps}
+            if return_prefix_tokens:
+                found["image_intermediates_prefix"] = prefix
+            return found if intermediates_only else {**found, "image_features": self.norm(x)}
+        features = list(zip(maps, prefix)) if return_prefix_tokens else maps
+        return features if intermediates_only else (self.norm(x), features)
 
 
 default_cfgs = generate_default_cfgs(

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from secvit.models.convert import to_packed_rows
 from secvit.models.rotary import RotaryTable
-from secvit.models.secvit import SECAttention, _cfg, check_clusters
-from secvit.ops import Partition
+from secvit.models.secvit import SECAttention, _cfg, stage_clusterings
+from secvit.ops import Clustering, Partition
 
 __all__ = ["SECSwin"]
 
@@ -33,16 +33,14 @@ class SECSwinBlock(nn.Module):
         dim: int,
         num_heads: int,
         mlp_ratio: float,
-        num_clusters: int | None,
-        cluster_size: int | None,
-        partition: Partition,
+        clustering: Clustering,
         drop_path: float,
         dd: dict[str, Any],
     ) -> None:
         super().__init__()
         self.rotary = RotaryTable(dim // num_heads)
         self.norm1 = nn.LayerNorm(dim, **dd)
-        self.attn = SECAttention(dim, num_heads, num_clusters, cluster_size, partition, dd)
+        self.attn = SECAttention(dim, num_heads, clustering, dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, **dd)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), **dd)
@@ -81,7 +79,7 @@ class SECSwin(SwinTransformer):
         dtype=None,
     ) -> None:
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        num_clusters = check_clusters(num_clusters, cluster_size, partition)
+        clusterings = stage_clusterings(len(depths), num_clusters, cluster_size, partition)
         super().__init__(
             img_size=img_size, in_chans=in_chans, num_classes=num_classes, global_pool=global_pool,
             embed_dim=embed_dim, depths=(0,) * len(depths), num_heads=tuple(num_heads), mlp_ratio=mlp_ratio,
@@ -90,21 +88,13 @@ class SECSwin(SwinTransformer):
         )  # fmt: skip
         rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         for i, stage in enumerate(self.layers):
-            clustered = i < 3
             stage.depth = depths[i]
             stage.blocks = nn.Sequential(
                 *[
-                    SECSwinBlock(
-                        embed_dim * 2**i, num_heads[i], mlp_ratio,
-                        num_clusters=num_clusters[i] if num_clusters is not None and clustered else None,
-                        cluster_size=cluster_size if clustered else None,
-                        partition=partition,
-                        drop_path=rates[i][j],
-                        dd=dd,
-                    )
+                    SECSwinBlock(embed_dim * 2**i, num_heads[i], mlp_ratio, clusterings[i], rates[i][j], dd)
                     for j in range(depths[i])
                 ]
-            )  # fmt: skip
+            )
         self.weight_init_mode = ""
         self.init_weights(needs_reset=False)
 
@@ -112,7 +102,7 @@ class SECSwin(SwinTransformer):
         """timm's Swin, and LePE as in SECViT."""
         super().init_weights(mode, needs_reset)
         for module in self.modules():
-            if isinstance(module, SECAttention):
+            if hasattr(module, "lepe"):
                 trunc_normal_(module.lepe.weight, std=0.02)
                 nn.init.zeros_(module.lepe.bias)
 

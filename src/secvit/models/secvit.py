@@ -33,7 +33,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from secvit.models.convert import checkpoint_filter_fn
 from secvit.models.packed import PackedLinear, fold_layers
 from secvit.models.rotary import RotaryTable, rotate_packed_
-from secvit.ops import Partition, Plan, check_partition, cluster, sec_attention
+from secvit.ops import Clustering, Keys, Partition, Plan, sec_attention
 from secvit.ops.attention import packed_attention_and_values
 
 __all__ = ["SECViT"]
@@ -62,57 +62,47 @@ class SECAttention(nn.Module):
     side and move in one gather.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        num_clusters: int | None,
-        cluster_size: int | None,
-        partition: Partition,
-        dd: dict[str, Any],
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int, clustering: Clustering, dd: dict[str, Any]) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"{dim} channels cannot be shared by {num_heads} heads")
         self.num_heads = num_heads
-        self.num_clusters = num_clusters
-        self.cluster_size = cluster_size
-        self.partition = partition
+        self.clustering = clustering
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
         self.lepe = nn.Conv2d(dim, dim, 5, padding=2, groups=dim, **dd)
         self.proj = nn.Linear(dim, dim, **dd)
 
-    def clusters_for(self, num_tokens: int) -> int:
-        """M for a grid of L tokens; never more clusters than tokens."""
-        if self.cluster_size is not None:
-            return (num_tokens + self.cluster_size - 1) // self.cluster_size
-        if self.num_clusters is not None:
-            return min(self.num_clusters, num_tokens)
-        return 1
-
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         B, H, W, C = x.shape
-        qkv = self.qkv(x).view(B, H * W, self.num_heads, 3, C // self.num_heads)
-        out, v = self.attend(rotate_packed_(qkv, table), H, W)
+        out, v = self.attend(rotate_packed_(self._packed(x), table), H, W)
         lepe = self.lepe(v.reshape(B, H, W, C).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.proj(out.reshape(B, H, W, C) + lepe)
 
-    def plan(self, x: Tensor, table: Tensor) -> Plan:
-        """Eqs. 1 to 3: the partition that `forward` makes of the same input, an order per head.  x (B, H, W, C)"""
+    def _packed(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> q, k, v of each token and head side by side (B, L, h, 3, D)"""
         B, H, W, C = x.shape
-        qkv = rotate_packed_(self.qkv(x).view(B, H * W, self.num_heads, 3, C // self.num_heads), table)
-        k = qkv[:, :, :, 1].transpose(1, 2)
-        return cluster(k, self.clusters_for(H * W), partition=self.partition, grid=(H, W))
+        return self.qkv(x).view(B, H * W, self.num_heads, 3, C // self.num_heads)
 
     def attend(self, qkv: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
         """qkv (B, L, h, 3, D) -> (B, L, h, D), and v in the same shape"""
-        num_clusters = self.clusters_for(H * W)
-        if self.partition != "sec" and num_clusters > 1:
+        num_clusters = self.clustering.clusters_for(H * W)
+        if self.clustering.partition != "sec" and num_clusters > 1:
             q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
-            plan = cluster(k, num_clusters, partition=self.partition, grid=(H, W))
+            plan = self.clustering.plan(Keys(k, (H, W)))
             return sec_attention(q, k, v, plan=plan, scale=self.scale).transpose(1, 2), v.transpose(1, 2)
         return packed_attention_and_values(qkv, num_clusters, self.scale)
+
+    def keys(self, x: Tensor, table: Tensor) -> Keys:
+        """What `forward` clusters of the same input.  x (B, H, W, C)"""
+        qkv = self._packed(x)
+        unturned = qkv[:, :, :, 1].transpose(1, 2).clone()
+        turned = rotate_packed_(qkv, table)[:, :, :, 1].transpose(1, 2)
+        return Keys(turned, (x.shape[1], x.shape[2]), unturned=unturned)
+
+    def plan(self, x: Tensor, table: Tensor) -> Plan:
+        """Eqs. 1 to 3: the partition that `forward` makes of the same input, an order per head.  x (B, H, W, C)"""
+        return self.clustering.plan(self.keys(x, table))
 
     def reparameterize(self) -> None:
         """For inference, `SECViT.fuse`."""
@@ -172,9 +162,7 @@ class Block(nn.Module):
         dim: int,
         num_heads: int,
         mlp_ratio: float,
-        num_clusters: int | None,
-        cluster_size: int | None,
-        partition: Partition,
+        clustering: Clustering,
         drop_path: float,
         init_values: float | None,
         dd: dict[str, Any],
@@ -182,7 +170,7 @@ class Block(nn.Module):
         super().__init__()
         self.cpe = AddDepthwise(dim, dd)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, **dd)
-        self.attn = SECAttention(dim, num_heads, num_clusters, cluster_size, partition, dd)
+        self.attn = SECAttention(dim, num_heads, clustering, dd)
         self.ls1 = nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
         self.drop_path1 = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, **dd)
@@ -270,20 +258,21 @@ class Head(nn.Module):
             self.proj, self.norm = fuse_conv_bn_eval(self.proj, self.norm), nn.Identity()
 
 
-def check_clusters(
-    num_clusters: Sequence[int] | None, cluster_size: int | None, partition: Partition
-) -> Sequence[int] | None:
-    """M of stages 1 to 3, (32, 8, 2) where neither numbers nor a size are given, None where a size is."""
+def stage_clusterings(
+    num_stages: int, num_clusters: Sequence[int] | None, cluster_size: int | None, partition: Partition
+) -> list[Clustering]:
+    """How each stage clusters: (32, 8, 2) where neither numbers nor a size are given; stage 4 is one cluster."""
     if num_clusters is not None and cluster_size is not None:
         raise ValueError(f"num_clusters={num_clusters} and cluster_size={cluster_size}; give one of them")
     if num_clusters is None and cluster_size is None:
         num_clusters = (32, 8, 2)
     if num_clusters is not None and (len(num_clusters) != 3 or min(num_clusters) < 1):
         raise ValueError(f"num_clusters={num_clusters}; give three numbers >= 1, for stages 1 to 3")
-    if cluster_size is not None and cluster_size < 1:
-        raise ValueError(f"cluster_size={cluster_size}; choose cluster_size >= 1")
-    check_partition(partition)
-    return num_clusters
+    if num_clusters is None:
+        clustered = [Clustering(cluster_size=cluster_size, partition=partition)] * 3
+    else:
+        clustered = [Clustering(count, partition=partition) for count in num_clusters]
+    return [*clustered, Clustering(1, partition=partition)][:num_stages]
 
 
 class SECViT(nn.Module):
@@ -320,7 +309,7 @@ class SECViT(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        num_clusters = check_clusters(num_clusters, cluster_size, partition)
+        clusterings = stage_clusterings(len(depths), num_clusters, cluster_size, partition)
         if not 1 <= len(depths) == len(embed_dims) == len(num_heads) <= len(layer_scale) <= 4:
             raise ValueError(
                 f"depths={depths}, embed_dims={embed_dims}, num_heads={num_heads}, layer_scale={layer_scale}; give "
@@ -337,19 +326,10 @@ class SECViT(nn.Module):
         drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
         for i, (depth, dim, heads) in enumerate(zip(depths, embed_dims, num_heads)):
-            clustered = i < 3
+            scale = init_values if layer_scale[i] else None
             blocks: list[nn.Module] = [
-                Block(
-                    dim, heads, mlp_ratio,
-                    num_clusters=num_clusters[i] if num_clusters is not None and clustered else None,
-                    cluster_size=cluster_size if clustered else None,
-                    partition=partition,
-                    drop_path=drop_path[i][j],
-                    init_values=init_values if layer_scale[i] else None,
-                    dd=dd,
-                )
-                for j in range(depth)
-            ]  # fmt: skip
+                Block(dim, heads, mlp_ratio, clusterings[i], drop_path[i][j], scale, dd) for j in range(depth)
+            ]
             in_dim = embed_dims[i - 1] if i else dim
             stages.append(Stage(in_dim, dim, blocks, dim // heads, dd))
             self.feature_info.append({"num_chs": dim, "reduction": stem_stride * 2**i, "module": f"stages.{i}"})

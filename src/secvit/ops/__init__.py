@@ -2,6 +2,7 @@
 
 from secvit.ops.attention import attend_sorted, sec_attention, sec_attention_packed
 from secvit.ops.backends import BACKENDS
+from secvit.ops.clustering import Clustering, Keys
 from secvit.ops.order import (
     Plan,
     cluster_order,
@@ -23,6 +24,8 @@ from secvit.ops.pooling import pool_plan, sec_pool
 __all__ = [
     "BACKENDS",
     "PARTITIONS",
+    "Clustering",
+    "Keys",
     "Partition",
     "Plan",
     "attend_sorted",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 from secvit.images import to_rgb
 from secvit.vis.clusters import BETWEEN, place
-from secvit.vis.record import Layer, choose, evaluating, grid_of, layers, one_image, unsorted
+from secvit.vis.record import Layer, before_each, choose, evaluating, grid_of, layers, one_image, unsorted
 
 OPACITY = 0.6
 
@@ -70,9 +71,12 @@ def grad_cam(
     image = one_image(image)
     chosen = choose(layers(model), stages, block)
     taken: dict[Layer, Tensor] = {}
+    grids: dict[Layer, tuple[int, int]] = {}
+    size = (image.shape[-2], image.shape[-1])
     with evaluating(model), unsorted(model), torch.inference_mode(False), torch.enable_grad(), ExitStack() as taps:
         for layer in chosen:
             taps.callback(_tap(layer, taken).remove)
+            taps.callback(before_each(layer, partial(_keep_grid, layer, grids, size)).remove)
         pixels = image.detach().clone()[None].to(next(model.parameters())).requires_grad_()
         out = model(pixels)
         logits = getattr(out, "logits", out)
@@ -84,12 +88,11 @@ def grad_cam(
             raise ValueError(f"target={target}; this model has classes 0 to {len(shares) - 1}")
         features = [taken[layer] for layer in chosen]
         gradients = torch.autograd.grad(logits[0, target], features)
-    size = (image.shape[-2], image.shape[-1])
     names = getattr(model, "pretrained_cfg", {}).get("label_names") or ()
     name = str(names[target]) if len(names) == len(shares) else f"class {target}"
     maps = []
     for layer, x, gradient in zip(chosen, features, gradients, strict=True):
-        x, gradient = (_as_map(one.detach().float(), layer, size) for one in (x, gradient))
+        x, gradient = (_as_map(one.detach().float(), model, layer, grids[layer]) for one in (x, gradient))
         heat = (x * gradient.mean(dim=(1, 2), keepdim=True)).sum(0).relu().cpu()
         of = (target, name, float(shares[target]))
         maps.append(CamMap(heat, layer.stage, layer.block, *of, layer.blocks, layer.stages))
@@ -99,27 +102,28 @@ def grad_cam(
 def _tap(layer: Layer, taken: dict[Layer, Tensor]) -> Any:
     """A hook that takes a block's features as they come or go."""
 
-    def entering(_: nn.Module, args: tuple[Any, ...]) -> None:
-        taken[layer] = args[0]
-
     def leaving(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
-        taken[layer] = out
+        plain = out.dim() == 3
+        taken[layer] = args[0] if plain else out
 
-    if layer.layout == "NLC":
-        return layer.around.register_forward_pre_hook(entering)
     return layer.around.register_forward_hook(leaving)
 
 
-def _as_map(x: Tensor, layer: Layer, size: tuple[int, int]) -> Tensor:
-    """One image's features or gradient as (C, H, W)."""
+def _keep_grid(
+    layer: Layer, grids: dict[Layer, tuple[int, int]], size: tuple[int, int],
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
+) -> None:  # fmt: skip
+    with torch.no_grad():
+        keys = module.keys(*args, **kwargs)
+    grids[layer] = keys.grid or grid_of(keys.tokens.shape[-2], size)
+
+
+def _as_map(x: Tensor, model: nn.Module, layer: Layer, grid: tuple[int, int]) -> Tensor:
+    """One image's features or gradient as (C, H, W).  Feature maps are as timm's `output_fmt` says, NCHW without."""
     x = x[0]
-    if layer.layout == "NCHW":
-        return x
-    if layer.layout == "NHWC":
-        return x.permute(2, 0, 1)
-    tokens = x[layer.prefix :]
-    embed_grid = getattr(getattr(layer.module, "grid", None), "size", None)
-    return tokens.T.unflatten(1, embed_grid or grid_of(len(tokens), size))
+    if x.dim() == 2:
+        return x[layer.clustering.num_prefix_tokens :].T.unflatten(1, grid)
+    return x.permute(2, 0, 1) if getattr(model, "output_fmt", "NCHW") == "NHWC" else x
 
 
 def heat_overlay(photo: Image.Image, found: CamMap, opacity: float = OPACITY, style: str = "blended") -> np.ndarray:

@@ -1,6 +1,7 @@
 """What a network clusters by: the keys of its attention, recorded in one forward pass.
 
-One way for SECViT, SEC-Swin, SEC-DeiT and vision transformers that `secvit.patch` put clusters into.
+One way for every network whose attentions carry a `Clustering` (see `secvit.ops.clustering`): SECViT, SEC-Swin,
+SEC-DeiT, vision transformers that `secvit.patch` put clusters into, and networks of your own.
 """
 
 from __future__ import annotations
@@ -10,17 +11,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from secvit.adapt import ClusteredAttention
-from secvit.models.rotary import rotate_packed_
-from secvit.models.sec_deit import SECDeiT, SECDeiTAttention
-from secvit.models.sec_swin import SECSwin
-from secvit.models.secvit import SECAttention, SECViT
-from secvit.ops import Partition, Plan, cluster
+from secvit.ops import Clustering, Partition, Plan, cluster
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,7 @@ class Layer:
     """An attention that clusters, and where it is.
 
     stage, block: counted from 0; a plain ViT is one stage.  blocks: how many its stage has.  stages: the network.
-    module: the attention.  around: its block.
-    layout: of what goes through the block, "NCHW", "NHWC" or "NLC", with so many `prefix` tokens in front.
+    module: the attention, with `clustering`, `keys` and `plan`.  around: its block.
     """
 
     stage: int
@@ -37,9 +34,13 @@ class Layer:
     blocks: int
     module: nn.Module
     around: nn.Module
-    layout: str
-    prefix: int = 0
+    num_heads: int
     stages: int = 1
+
+    @property
+    def clustering(self) -> Clustering:
+        clustering: Clustering = self.module.clustering  # type: ignore[assignment]
+        return clustering
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,10 @@ def record_keys(
     image = one_image(image)
     chosen = choose(layers(model), stages, block)
     found: dict[Layer, LayerKeys] = {}
+    size = (image.shape[-2], image.shape[-1])
     with evaluating(model), unsorted(model), ExitStack() as taps, torch.inference_mode():
         for layer in chosen:
-            taps.enter_context(_tapped(layer, found, tuple(image.shape[-2:])))
+            taps.callback(before_each(layer, partial(_keep, layer, found, size)).remove)
         run_features(model, image[None].to(next(model.parameters())))
     return [found[layer] for layer in chosen]
 
@@ -112,32 +114,33 @@ def record_keys(
 
 
 def layers(model: nn.Module) -> list[Layer]:
-    """All attentions of a network that cluster; a ValueError for one that has none."""
-    if isinstance(model, SECViT):
-        return _staged(model.stages, "NCHW")
-    if isinstance(model, SECSwin):
-        return _staged(model.layers, "NHWC")
-    if isinstance(model, SECDeiT):
-        blocks, prefix = model.blocks, model.num_prefix_tokens
-        return [Layer(0, i, len(blocks), block.attn, block, "NLC", prefix) for i, block in enumerate(blocks)]
-    if hasattr(model, "secvit_patch"):
-        names, prefix = model.secvit_patch.layers, model.secvit_patch.clustering.num_prefix_tokens
-        around = [model.get_submodule(_block_name(name)) for name in names]
-        return [
-            Layer(0, i, len(names), model.get_submodule(name), around[i], "NLC", prefix) for i, name in enumerate(names)
-        ]
-    raise ValueError(
-        f"{type(model).__name__} has no attention in clusters; take a secvit_*, sec_deit_* or sec_swin_* model, "
-        "or put clusters into a vision transformer with secvit.patch(model, num_clusters=4)"
-    )
+    """All attentions of a network that cluster; a ValueError for one that has none.
+
+    A block is what carries the last number in an attention's name, blocks.3 of blocks.3.attn; the blocks of one
+    list are a stage.
+    """
+    names = clustered(model)
+    if not names:
+        raise ValueError(
+            f"{type(model).__name__} has no attention in clusters; take a secvit_*, sec_deit_* or sec_swin_* model, "
+            "or put clusters into a vision transformer with secvit.patch(model, num_clusters=4)"
+        )
+    stages: dict[str, list[str]] = {}
+    for name in names:
+        stages.setdefault(_block_name(name).rpartition(".")[0], []).append(name)
+    layers = []
+    for stage, inside in enumerate(stages.values()):
+        for i, name in enumerate(inside):
+            module, owner = (model.get_submodule(n) for n in (name, name.rpartition(".")[0]))
+            heads = getattr(module, "num_heads", None) or getattr(owner, "num_heads", 1)  # of what was patched
+            around = model.get_submodule(_block_name(name))
+            layers.append(Layer(stage, i, len(inside), module, around, heads, len(stages)))
+    return layers
 
 
-def _staged(stages: nn.Module, layout: str) -> list[Layer]:
-    return [
-        Layer(s, i, len(stage.blocks), block.attn, block, layout, stages=len(stages))
-        for s, stage in enumerate(stages)
-        for i, block in enumerate(stage.blocks)
-    ]
+def clustered(model: nn.Module) -> list[str]:
+    """Names of the attentions that cluster."""
+    return [name for name, module in model.named_modules() if hasattr(module, "clustering")]
 
 
 def _block_name(name: str) -> str:
@@ -210,81 +213,31 @@ def unsorted(model: nn.Module) -> Iterator[None]:
         owner.secvit_tapped = before
 
 
-@contextmanager
-def _tapped(layer: Layer, found: dict[Layer, LayerKeys], size: tuple[int, int]) -> Iterator[None]:
-    """What a layer clusters is put into `found` as it runs."""
+def before_each(layer: Layer, tell: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]) -> RemovableHandle:
+    """`tell(attention, args, kwargs)` before each of its forward passes, random numbers left as they were."""
 
-    def keep(
-        keys: Tensor, grid: tuple[int, int], plan: Callable[[], Plan], partition: Partition,
-        centre: str | Tensor = "mean", unturned: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        with torch.random.fork_rng([keys.device] if keys.is_cuda else []):
-            made = plan()  # forked: a random partition is drawn again, and the same, by the layer itself
-        labels = made.labels[0] if made.order.dim() == 3 else made.labels
-        centre = centre.cpu() if isinstance(centre, Tensor) else centre
-        labels = labels.unflatten(-1, grid).cpu()
-        unturned = None if unturned is None else unturned.cpu()
-        found[layer] = LayerKeys(layer, keys.cpu(), labels, made.num_clusters, partition, centre, unturned)
+    def tap(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        devices = [x.device for x in args if isinstance(x, Tensor) and x.is_cuda]
+        with torch.random.fork_rng(devices[:1]):  # a random partition is drawn again, and the same, by the layer itself
+            tell(module, args, kwargs)
 
-    module = layer.module
-    if isinstance(module, SECAttention):
-
-        def tap(_: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
-            x, table = inputs
-            B, H, W, C = x.shape
-            qkv = module.qkv(x).view(B, H * W, module.num_heads, 3, C // module.num_heads)
-            unturned = qkv[:, :, :, 1].transpose(1, 2).clone()
-            keys = rotate_packed_(qkv, table)[:, :, :, 1].transpose(1, 2)
-            keep(keys, (H, W), lambda: module.plan(x, table), module.partition, unturned=unturned)
-
-        handle = module.register_forward_pre_hook(tap)
-    elif isinstance(module, SECDeiTAttention):
-
-        def tap(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            c, grid = module.clustering, module.grid.size
-            qkv = module.qkv(inputs[0])[:, c.num_prefix_tokens :].unflatten(-1, (3, module.num_heads, -1))
-            keys = module.k_norm(qkv[:, :, 1].transpose(1, 2))
-            clusters = c.clusters_for(keys.shape[2])
-            keep(keys, grid, lambda: cluster(keys, clusters, partition=c.partition, grid=grid), c.partition)
-
-        handle = module.register_forward_pre_hook(tap)
-    else:
-        clustered = module.secvit
-        module.secvit = _Overheard(clustered, keep, size)
-        try:
-            yield
-        finally:
-            module.secvit = clustered
-        return
-    try:
-        yield
-    finally:
-        handle.remove()
+    return layer.module.register_forward_pre_hook(tap, with_kwargs=True)
 
 
-class _Overheard:
-    """A patched layer's attention, which says what it clusters before it does."""
-
-    def __init__(self, clustered: ClusteredAttention, keep: Callable[..., None], size: tuple[int, int]) -> None:
-        self.clustered, self.keep, self.size = clustered, keep, size
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        c = self.clustered.clustering
-        scored = {"keys": key, "queries": query, "values": value}[c.score]
-        if c.shared:
-            scored = scored.transpose(1, 2).flatten(2).unsqueeze(1)
-        centre: str | Tensor = scored[..., 0, :] if c.centre == "cls" else c.centre
-        scored = scored[..., c.num_prefix_tokens :, :]
-        length = scored.shape[-2]
-        clusters = c.clusters_for(length)
-
-        def plan() -> Plan:
-            if clusters == 1:  # the layer does not ask for one either
-                return cluster(scored, 1)
-            return self.clustered.plan(query, key, value, clusters, None)
-
-        self.keep(scored, c.grid or grid_of(length, self.size), plan, c.partition, centre)
-        return self.clustered(query, key, value, *args, **kwargs)
+def _keep(
+    layer: Layer, found: dict[Layer, LayerKeys], size: tuple[int, int],
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
+) -> None:  # fmt: skip
+    """Put what a layer clusters into `found`."""
+    keys, plan = module.keys(*args, **kwargs), module.plan(*args, **kwargs)
+    grid = keys.grid or grid_of(plan.order.shape[-1], size)
+    labels = plan.labels[0] if plan.order.dim() == 3 else plan.labels  # of each head, or one for all
+    tokens = keys.tokens if keys.tokens.dim() == 4 else keys.tokens.unsqueeze(1)
+    centre = keys.centre.cpu() if isinstance(keys.centre, Tensor) else keys.centre
+    found[layer] = LayerKeys(
+        layer, tokens.cpu(), labels.unflatten(-1, grid).cpu(), plan.num_clusters, module.clustering.partition, centre,
+        None if keys.unturned is None else keys.unturned.cpu(),
+    )  # fmt: skip
 
 
 def grid_of(num_tokens: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -21,9 +21,6 @@ from secvit.draw.panels import Panel, panel_size
 from secvit.draw.picture import INK, check_output, save
 from secvit.files import check_writable
 from secvit.images.photos import Made, Photos, listed, opened, picture_names
-from secvit.models.sec_deit import SECDeiT
-from secvit.models.sec_swin import SECSwin
-from secvit.models.secvit import SECViT
 from secvit.ops import Partition, check_partition
 from secvit.vis.clusters import (
     STYLES,
@@ -38,7 +35,7 @@ from secvit.vis.clusters import (
 from secvit.vis.gradcam import grad_cam, heat_overlay
 from secvit.vis.metrics import cluster_metrics
 from secvit.vis.pages import Row, compare_partitions, draw_page, draw_partitions
-from secvit.vis.record import LayerKeys, record_keys
+from secvit.vis.record import LayerKeys, clustered, record_keys
 
 FRAME_AREA = 360 * 270  # px of an animation
 FRAME_MS = 700
@@ -95,7 +92,7 @@ class View:
     def network(self) -> nn.Module:
         """The network, or the backbone of one, its attention in clusters."""
         model = runs.network(self.run, self.model)
-        if isinstance(model, (SECViT, SECSwin, SECDeiT)) or hasattr(model, "secvit_patch"):
+        if clustered(model):
             return model
         clusters = 4 if self.num_clusters is None and self.cluster_size is None else self.num_clusters
         return patch(model, clusters, self.cluster_size, partition=self.partition or "sec")
