@@ -210,7 +210,8 @@ def _trace(network: nn.Module, sides: tuple[int, int], step: int | None) -> Expo
         width += step * (1 + (width + step == height))
     try:
         with _quiet():  # a batch of two: one would be taken for "always one"
-            return torch.export.export(network, (_pictures(2, (height, width)),), dynamic_shapes=(shape,))
+            sample = (_pictures(2, (height, width)),)
+            return torch.export.export(network, sample, dynamic_shapes=(shape,), strict=False)
     except Exception as error:  # the tracer raises whatever the network's code does not survive
         other = " of any size; export without dynamic" if step is not None else ""
         raise ValueError(f"{type(network).__name__} cannot be exported{other}: torch.export: {_line(error)}") from error
@@ -244,6 +245,7 @@ def _write_onnx(program: ExportedProgram, path: Path, opset: int | None) -> Made
     weights = sum(value.numel() * value.element_size() for value in program.state_dict.values())
     try:
         with _quiet():
+            program = program.run_decompositions({torch.ops.aten.adaptive_avg_pool2d.default: _pooled})
             made = torch.onnx.export(
                 program, dynamo=True, input_names=["images"], output_names=["logits"], opset_version=opset
             )
@@ -255,6 +257,11 @@ def _write_onnx(program: ExportedProgram, path: Path, opset: int | None) -> Made
     except Exception as error:  # an operator that ONNX or its runtime lacks, an opset that is too old
         raise ValueError(f"this network cannot be written as ONNX: {_line(error)}") from error
     return Made(f"ONNX Runtime {onnxruntime.__version__}", session, {"opset": _opset(path)})
+
+
+def _pooled(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Adaptive pooling to one pixel.  torch 2.7 writes it with operators on sequences, which OpenVINO lacks."""
+    return x.mean((-2, -1), keepdim=True) if list(size) == [1, 1] else NotImplemented
 
 
 def _session(path: Path) -> Run:
@@ -274,6 +281,7 @@ def _opset(path: Path) -> str:
 
 def _write_openvino(program: ExportedProgram, path: Path, opset: int | None) -> Made:
     import openvino
+    from openvino.frontend import OpConversionFailure
 
     between = path.with_name("network.onnx")
     versions = _write_onnx(program, between, opset).versions
@@ -282,7 +290,7 @@ def _write_openvino(program: ExportedProgram, path: Path, opset: int | None) -> 
         with _quiet():
             openvino.save_model(openvino.convert_model(between), path, compress_to_fp16=False)
             exact, own = (core.compile_model(path, "CPU", hint) for hint in ({"INFERENCE_PRECISION_HINT": "f32"}, {}))
-    except RuntimeError as error:  # an operator that OpenVINO lacks, a full disk
+    except (RuntimeError, OpConversionFailure) as error:  # an operator that OpenVINO lacks, a full disk
         raise ValueError(f"this network cannot be written for OpenVINO: {_line(error)}") from error
     for file in path.parent.glob("network.onnx*"):
         file.unlink()
@@ -397,12 +405,18 @@ def _quantise(
     path: Path, network: nn.Module, made: Made, images: Tensor | None, sides: tuple[int, int]
 ) -> dict[str, Any]:
     """Put weights of linear layers in 8 bits, in place, and say what that does; a ValueError where it is no use."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     logger.info("export: to 8 bits")
     files = sorted(path.parent.iterdir())
     smaller = path.parent / "int8" / path.name
     smaller.parent.mkdir()
+    model = onnx.load(path, load_external_data=False)
+    del model.graph.value_info[
+        :
+    ]  # ONNX Runtime infers them; 1.22 transposes weights and then trips over their old shapes
+    onnx.save(model, path)
     with _quiet():
         quantize_dynamic(
             path, smaller, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,

@@ -106,7 +106,7 @@ def takes_triton(options: Options, q: Tensor, k: Tensor, v: Tensor, num_clusters
     """Whether the fused kernels are what `options.backend` asks for; ValueError where it is asked for and cannot."""
     if options.backend == "auto":
         small = num_clusters > 1 and max_size <= TRITON_SIZE
-        if q.device.type != "cuda" or not small or torch.compiler.is_exporting():
+        if q.device.type != "cuda" or not small or exporting():
             return False
     elif options.backend != "triton":
         return False
@@ -125,7 +125,7 @@ def _unfit(options: Options, q: Tensor, k: Tensor, v: Tensor) -> str | None:
         return f"needs q, k and v of one width up to 128, not {q.shape[-1]} and {v.shape[-1]}"
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
         return f"needs q, k and v all in float32, bfloat16 or float16, not {q.dtype}, {k.dtype} and {v.dtype}"
-    return "cannot be exported" if torch.compiler.is_exporting() else None
+    return "cannot be exported" if exporting() else None
 
 
 @torch.compiler.assume_constant_result

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+DYNAMO_ALWAYS_EXPORTS = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
+
 
 def partition_sizes(num_tokens: int, num_clusters: int) -> list[int]:
     """Eq. 3 for any L: N of each cluster; the first L mod M clusters hold one token more than the rest."""
@@ -115,6 +117,15 @@ def sec_scores(k: Tensor, mask: Tensor | None = None) -> Tensor:
     return similarity(k, mean_key(k, mask))
 
 
+def exporting() -> bool:
+    """Whether torch.export is at work.
+
+    Before torch 2.14 Dynamo says so under torch.compile, too; there a strict export is taken for torch.compile.
+    What must hold for any length in each of them asks torch.compiler.is_exporting.
+    """
+    return torch.compiler.is_exporting() and not (DYNAMO_ALWAYS_EXPORTS and torch.compiler.is_dynamo_compiling())
+
+
 def order_by(score: Tensor, mask: Tensor | None = None, descending: bool = False) -> Tensor:
     """Eq. 2: token indices by rising (or falling) score, ties in token order.  score (..., L) -> idx (..., L).
 
@@ -125,9 +136,9 @@ def order_by(score: Tensor, mask: Tensor | None = None, descending: bool = False
     if mask is not None:
         last = torch.finfo(score.dtype).max
         score = torch.nan_to_num(score, nan=last, posinf=last).masked_fill(~mask, float("inf"))
-    if torch.compiler._is_exporting_flag:  # ONNX has no stable sort
+    if exporting():  # ONNX has no stable sort, but the TopK that it sorts by keeps the order of ties
         return torch.sort(score, dim=-1).indices
-    # torch 2.7 says is_exporting() under torch.compile, too
+    # no operator of ours in any export
     if score.device.type == "cpu" and score.dtype == torch.float32 and not torch.compiler.is_exporting():
         return sort_packed(score)
     return torch.sort(score, dim=-1, stable=True).indices

@@ -340,8 +340,10 @@ def shown_name(partition: Partition) -> str:
     """What a picture or a table calls a partition."""
     if isinstance(partition, str):
         return partition
-    registered = (name for name, function in SCORES.items() if function is partition)
-    return next(registered, getattr(partition, "__name__", type(partition).__name__))
+    for name, function in SCORES.items():
+        if function is partition:
+            return name
+    return getattr(partition, "__name__", type(partition).__name__)
 
 
 def written(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,21 @@ def shard(task: nn.Module, optimizer: torch.optim.Optimizer) -> None:
                 optimizer.state[sliced] = {k: _like(v, old, sliced) for k, v in optimizer.state.pop(old).items()}
 
 
+def gain(device: torch.device) -> float:
+    """How many times the mean over the processes a sharded gradient is: 1, as it should be, or their number.
+
+    torch 2.7 sums on CPUs, as its gloo takes a mean for a sum in reduce_scatter.
+    """
+    from torch.distributed import get_world_size
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    probe = nn.Linear(1, 1, bias=False, device=device)
+    fully_shard(probe, mesh=init_device_mesh(device.type, (get_world_size(),)))
+    probe(torch.ones(1, 1, device=device)).sum().backward()
+    return whole(probe.weight.grad).item()
+
+
 def blocks(task: nn.Module) -> list[nn.Module]:
     """What is put together, used and cut again on its own: the entries of lists that have parts themselves.
 

@@ -18,7 +18,7 @@ from secvit.train.buffers import Buffers
 from secvit.train.config import Loop
 from secvit.train.nonfinite import first_nonfinite, nonfinite_gradient
 from secvit.train.sampler import mix
-from secvit.train.sharding import shard, whole
+from secvit.train.sharding import gain, shard, whole
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Step:
         """After weights and optimizer are loaded: compile, and wrap for many processes."""
         if self.loop.compile:
             self.task.compile()
-        self.forward = self.task
+        self.forward, self.gain = self.task, 1.0
         if self.sharded:
             shard(self.task, self.optimizer)
+            self.gain = gain(self.device)
         elif self.processes > 1:
             self.forward = replicate(self.task, self.device)
         self.parameters = [p for p in self.task.parameters() if p.requires_grad]
@@ -77,7 +78,7 @@ class Step:
             with contextlib.nullcontext() if last else getattr(self.forward, "no_sync", contextlib.nullcontext)():
                 with self.autocast():
                     out = self.forward(batch)
-                self.scaler.scale(out["loss"] / len(parts)).backward()
+                self.scaler.scale(out["loss"] / (len(parts) * self.gain)).backward()
             for key, value in out.items():
                 part = value.detach().float() / len(parts)
                 totals[key] = totals[key] + part if key in totals else part
