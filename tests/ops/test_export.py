@@ -7,6 +7,7 @@ from torch.export import Dim
 
 import secvit
 from secvit.ops import sec_attention, sec_attention_packed, sec_pool
+from secvit.ops.order import exporting
 
 LENGTHS = [64, 63, 65, 100]  # a remainder rounds differently in ONNX than in Python
 
@@ -91,6 +92,20 @@ def test_nothing_views_what_sdpa_gives_in_an_exported_program():
     attention = torch.ops.aten.scaled_dot_product_attention.default
     users = [user.target for node in program.graph.nodes if node.target is attention for user in node.users]
     assert users and set(users) == {torch.ops.aten.clone.default}
+
+
+class Exporting(nn.Module):
+    def forward(self, x):
+        return x + 1 if exporting() else x
+
+
+def test_torch_compile_is_not_taken_for_an_export():
+    """Before torch 2.14, is_exporting() says it is."""
+    zero = torch.zeros(2)
+    torch.compiler.reset()
+    assert not torch.compile(Exporting(), fullgraph=True, backend="eager")(zero).any()
+    assert torch.export.export(Exporting(), (zero,), strict=False).module()(zero).all()
+    assert not Exporting()(zero).any()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secvit.ops.order import Plan
+from secvit.ops.order import Plan, exporting
 
 BACKENDS = ("auto", "sdpa", "math", "reference", "triton")
 # tokens a cluster up to which "auto" takes the fused kernel: none until a GPU has passed `make bench-gpu`, with 256

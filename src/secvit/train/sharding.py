@@ -39,7 +39,7 @@ def gain(device: torch.device) -> float:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    probe = nn.Linear(1, 1, bias=False, device=device)
+    probe = nn.utils.skip_init(nn.Linear, 1, 1, bias=False, device=device)  # draws no random number
     fully_shard(probe, mesh=init_device_mesh(device.type, (get_world_size(),)))
     probe(torch.ones(1, 1, device=device)).sum().backward()
     return whole(probe.weight.grad).item()
