@@ -9,8 +9,8 @@ import torch
 from timm.utils import reparameterize_model
 from torch import nn
 
+from secvit.models.blocks import AddDepthwise
 from secvit.models.packed import _HAS_BFLOAT16, _HAS_ONEDNN, ConvGELU, PackedLinear
-from secvit.models.secvit import AddDepthwise
 
 
 def network(**options):

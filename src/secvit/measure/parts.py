@@ -26,7 +26,7 @@ SPENT_IN = {
     "inverse": ("secvit.ops.rows:inverse_order", "secvit.ops.order:inverse_order"),
     "restore": ("secvit.ops.order:Plan.put_back",),
     "indices": (
-        "secvit.models.secvit:packed_attention_and_values",
+        "secvit.models.blocks:packed_attention_and_values",
         "secvit.adapt.attend:sec_attention",
         "secvit.adapt.attend:attend_sorted",
     ),

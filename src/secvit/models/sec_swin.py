@@ -17,9 +17,10 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer import checkpoint_filter_fn as timm_filter
 from torch import Tensor, nn
 
+from secvit.models.blocks import SECAttention, stage_clusterings
 from secvit.models.convert import to_packed_rows
 from secvit.models.rotary import RotaryTable
-from secvit.models.secvit import SECAttention, _cfg, stage_clusterings
+from secvit.models.secvit import _cfg
 from secvit.ops import Clustering, Partition
 
 __all__ = ["SECSwin"]

@@ -29,6 +29,8 @@ from secvit.ops.order import raised
 LOG2_E = 1.4426950408889634  # the kernels use 2**x, which is what the hardware has
 SMALL, LIFT = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)  # of squared norms and of keys, as in `order.similarity`
 SORTED_AT_ONCE = 4096  # tokens that a block of threads sorts; torch sorts more
+# Integers that differ from call to call.  Triton would compile a binary for each that is 1 or a multiple of 16, and what
+# that tells about alignment, UNIT says for all of them.
 SIZES = [f"{name}_{axis}" for name in ("order", "q", "k", "v", "out", "grad", "d") for axis in "bhl"]
 SIZES += ["heads", "length", "num_clusters", "tiles"]  # one binary for all of them
 
@@ -36,7 +38,11 @@ SIZES += ["heads", "length", "num_clusters", "tiles"]  # one binary for all of t
 @triton.jit
 def _rows(x, token, real, stride, D: tl.constexpr, D_PAD: tl.constexpr, UNIT: tl.constexpr, INTERPRETED: tl.constexpr):
     """Rows of tokens, zeros where there is none.  (TILE, D_PAD)"""
+    # strides come divided by UNIT, their greatest common divisor (see `_launch`): the product shows the compiler that
+    # every row begins at a multiple of UNIT elements, so that it may load 16 bytes at once
+    # [1, D_PAD]
     channel = tl.arange(0, D_PAD)[None, :]
+    # [TILE, D_PAD]
     exists = real[:, None] & (channel < D)
     rows = tl.load(x + token[:, None] * (stride * UNIT) + channel, mask=exists, other=0.0)
     return rows.to(tl.float32) if INTERPRETED else rows  # triton's interpreter multiplies bfloat16 wrongly
@@ -51,7 +57,10 @@ def _put_rows(x, token, real, stride, rows, D: tl.constexpr, D_PAD: tl.constexpr
 
 @triton.jit
 def _program(heads, num_clusters, tiles):
-    """Image, head, cluster and tile of this program."""
+    """Image, head, cluster and tile of this program.
+
+    Tiles of one cluster are neighbours, for they read the same keys.  Offsets are int64: B h L D may pass 2**31.
+    """
     program = tl.program_id(0)
     tile = program % tiles
     cluster = program // tiles % num_clusters
@@ -77,6 +86,7 @@ def _ranks(bounds, sequence, cluster, num_clusters, length, EQUAL: tl.constexpr)
 @triton.jit
 def _tokens(order, first, stop, TILE: tl.constexpr):
     """Ranks of a tile, which of them the cluster has, and their tokens.  (TILE)"""
+    # [TILE]
     rank = first + tl.arange(0, TILE)
     real = rank < stop
     return rank, real, tl.load(order + rank, mask=real, other=0)
@@ -90,17 +100,26 @@ def _score(
     """Eq. 2 for a tile of tokens, as `order.similarity`; score and token in one integer, as `order.sort_packed`."""
     tile = tl.program_id(0) % tiles
     sequence = (tl.program_id(0) // tiles).to(tl.int64)
+    # [TILE]
     token = tile * TILE + tl.arange(0, TILE)
     real = token < length
     start = k + ((sequence // heads) * k_b + (sequence % heads) * k_h) * UNIT
+    # [TILE, D_PAD], float32
     key = _rows(start, token, real, k_l, D, D_PAD, UNIT, True)
+    # [D_PAD]
     channel = tl.arange(0, D_PAD)
     mean = tl.load(centre + sequence * D + channel, mask=channel < D, other=0.0)
+    # [TILE]
     lift = tl.where(tl.sum(key * key, axis=1) < SMALL, LIFT, 1.0)  # squares of small keys would vanish
     key = key * lift[:, None]
     score = tl.sum(key * mean[None, :], axis=1) * tl.rsqrt(tl.maximum(tl.sum(key * key, axis=1), 1e-37))
+    # A float's bits, read as an integer, rise with it where it is positive and fall where it is negative: there all bits
+    # but the sign are turned over.  `bits >> 31` is -1 for negative numbers and 0 for others.
+    # [TILE], int32
     bits = score.to(tl.int32, bitcast=True)
     bits = tl.where(score == score, tl.where(score == 0, 0, bits), 0x7FC00000)  # one zero, one NaN
+    # The score above, the token below: one sort of integers orders by score, and by token where scores are equal.
+    # [TILE], int64
     packed = ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32) | token
     tl.store(keys + sequence * length + token, packed, mask=real)
 
@@ -108,9 +127,11 @@ def _score(
 @triton.jit(do_not_specialize=["length"])
 def _sort(keys, length, PADDED: tl.constexpr):
     """Tokens by rising key, in the place of the keys."""
+    # [PADDED], int64; the greatest integer fills up, and stays behind all keys
     rank = tl.arange(0, PADDED)
     place = keys + tl.program_id(0).to(tl.int64) * length + rank
     key = tl.sort(tl.load(place, mask=rank < length, other=0x7FFFFFFFFFFFFFFF))
+    # the lower half is the token
     tl.store(place, key & 0xFFFFFFFF, mask=rank < length)
 
 
@@ -122,26 +143,39 @@ def _forward(
     D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr, EQUAL: tl.constexpr, SINGLE: tl.constexpr,
     UNIT: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
+    """Eq. 4 for one tile of a cluster's queries: an online softmax over the tiles of its keys.
+
+    scale: log2(e) times the caller's, so that exp2 gives what exp would.  SINGLE: the cluster is one tile.
+    """
     b, h, sequence, cluster, tile = _program(heads, num_clusters, tiles)
     start, stop = _ranks(bounds, sequence, cluster, num_clusters, length, EQUAL)
-    if start + tile * TILE >= stop:
+    if start + tile * TILE >= stop:  # clusters have as many tiles as the largest needs
         return
     order += b * order_b + h * order_h
+    # [TILE]
     rank, real, token = _tokens(order, start + tile * TILE, stop, TILE)
+    # [TILE, D_PAD]
     query = _rows(q + (b * q_b + h * q_h) * UNIT, token, real, q_l, D, D_PAD, UNIT, INTERPRETED)
     k += (b * k_b + h * k_h) * UNIT
     v += (b * v_b + h * v_h) * UNIT
+    # [TILE]: highest score of each query so far, and its sum of 2**(score - best)
     best = tl.full([TILE], float("-inf"), tl.float32)
     total = tl.zeros([TILE], tl.float32)
+    # [TILE, D_PAD]: values, each times 2**(score - best), summed
     mixed = tl.zeros([TILE, D_PAD], tl.float32)
     for i in range(0, 1 if SINGLE else tl.cdiv(stop - start, TILE)):
         _, key_real, key_token = _tokens(order, start + i * TILE, stop, TILE)
+        # [TILE, D_PAD]
         key = _rows(k, key_token, key_real, k_l, D, D_PAD, UNIT, INTERPRETED)
         value = _rows(v, key_token, key_real, v_l, D, D_PAD, UNIT, INTERPRETED)
+        # [TILE, TILE]: queries, keys
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
         score = tl.where(key_real[None, :], score, float("-inf"))
+        # [TILE]
         higher = tl.maximum(best, tl.max(score, axis=1))
+        # [TILE, TILE]
         weight = tl.exp2(score - higher[:, None])
+        # [TILE]: what was summed by the former best is brought to the new one
         shrink = tl.exp2(best - higher)
         total = total * shrink + tl.sum(weight, axis=1)
         mixed = mixed * shrink[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
@@ -155,8 +189,10 @@ def _weights(
     query, key, value, grad, mixed, lse, key_real, scale, PRECISION: tl.constexpr
 ):  # fmt: skip
     """Weights of a tile of queries on a tile of keys, and the gradient of their scores.  (queries, keys)"""
+    # [queries, keys]; lse is log2 of a query's sum, so this is its softmax
     score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
     weight = tl.where(key_real[None, :], tl.exp2(score - lse[:, None]), 0.0)
+    # [queries]: the softmax's gradient is weight * (dweight - mean of dweight), and that mean is grad . output
     mean = tl.sum(grad.to(tl.float32) * mixed.to(tl.float32), axis=1)
     return weight, weight * (tl.dot(grad, tl.trans(value), input_precision=PRECISION) - mean[:, None])
 
@@ -169,6 +205,11 @@ def _backward(
     D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr, EQUAL: tl.constexpr, SINGLE: tl.constexpr,
     UNIT: tl.constexpr, PRECISION: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
+    """Gradients of one tile of a cluster's tokens: as keys and values under all queries, and as queries.
+
+    A program writes its own tokens' rows alone, hence no atomics; scores are computed again from lse, by rank.
+    scale is log2(e) times the caller's, as in `_forward`; dscale the caller's, for the gradient of q k^T scale.
+    """
     b, h, sequence, cluster, tile = _program(heads, num_clusters, tiles)
     start, stop = _ranks(bounds, sequence, cluster, num_clusters, length, EQUAL)
     if start + tile * TILE >= stop:
@@ -180,36 +221,47 @@ def _backward(
     out += (b * out_b + h * out_h) * UNIT
     grad += (b * grad_b + h * grad_h) * UNIT
     lse += sequence * length
+    # [TILE]
     rank, real, token = _tokens(order, start + tile * TILE, stop, TILE)
+    # [TILE, D_PAD]
     own_query = _rows(q, token, real, q_l, D, D_PAD, UNIT, INTERPRETED)
     own_key = _rows(k, token, real, k_l, D, D_PAD, UNIT, INTERPRETED)
     own_value = _rows(v, token, real, v_l, D, D_PAD, UNIT, INTERPRETED)
     own_grad = _rows(grad, token, real, grad_l, D, D_PAD, UNIT, INTERPRETED)
     own_out = _rows(out, token, real, out_l, D, D_PAD, UNIT, INTERPRETED)
+    # [TILE]
     own_lse = tl.load(lse + rank, mask=real, other=0.0)
-    if SINGLE:
+    if SINGLE:  # the cluster is this tile: one product of each kind
+        # [TILE, TILE]: queries, keys
         weight, dscore = _weights(own_query, own_key, own_value, own_grad, own_out, own_lse, real, scale, PRECISION)
         dscore = dscore.to(own_key.dtype)
+        # [TILE, D_PAD]
         dvalue = tl.dot(tl.trans(weight.to(own_grad.dtype)), own_grad, input_precision=PRECISION)
         dkey = tl.dot(tl.trans(dscore), own_query, input_precision=PRECISION)
         dquery = tl.dot(dscore, own_key, input_precision=PRECISION)
     else:
+        # [TILE, D_PAD]
         dvalue = tl.zeros([TILE, D_PAD], tl.float32)
         dkey = tl.zeros([TILE, D_PAD], tl.float32)
         dquery = tl.zeros([TILE, D_PAD], tl.float32)
         for first in range(start, stop, TILE):  # this tile's keys and values, all queries
+            # [TILE]
             at, there, other = _tokens(order, first, stop, TILE)
+            # [TILE, D_PAD]
             query = _rows(q, other, there, q_l, D, D_PAD, UNIT, INTERPRETED)
             its_grad = _rows(grad, other, there, grad_l, D, D_PAD, UNIT, INTERPRETED)
             its_out = _rows(out, other, there, out_l, D, D_PAD, UNIT, INTERPRETED)
             its_lse = tl.load(lse + at, mask=there, other=0.0)
+            # [TILE, TILE]: others' queries, own keys
             weight, dscore = _weights(query, own_key, own_value, its_grad, its_out, its_lse, real, scale, PRECISION)
             dvalue += tl.dot(tl.trans(weight.to(its_grad.dtype)), its_grad, input_precision=PRECISION)
             dkey += tl.dot(tl.trans(dscore.to(query.dtype)), query, input_precision=PRECISION)
         for first in range(start, stop, TILE):  # this tile's queries, all keys and values
             _, there, other = _tokens(order, first, stop, TILE)
+            # [TILE, D_PAD]
             key = _rows(k, other, there, k_l, D, D_PAD, UNIT, INTERPRETED)
             value = _rows(v, other, there, v_l, D, D_PAD, UNIT, INTERPRETED)
+            # [TILE, TILE]: own queries, others' keys
             _, dscore = _weights(own_query, key, value, own_grad, own_out, own_lse, there, scale, PRECISION)
             dquery += tl.dot(dscore.to(key.dtype), key, input_precision=PRECISION)
     place = (b * d_b + h * d_h) * UNIT
