@@ -29,7 +29,7 @@ from secvit.ops.order import raised
 LOG2_E = 1.4426950408889634  # the kernels use 2**x, which is what the hardware has
 SMALL, LIFT = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)  # of squared norms and of keys, as in `order.similarity`
 SORTED_AT_ONCE = 4096  # tokens that a block of threads sorts; torch sorts more
-# Integers that differ from call to call.  Triton would compile a binary for each that is 1 or a multiple of 16, and what
+# Integers that differ from call to call.  Triton would compile a binary for those that are 1 or a multiple of 16; what
 # that tells about alignment, UNIT says for all of them.
 SIZES = [f"{name}_{axis}" for name in ("order", "q", "k", "v", "out", "grad", "d") for axis in "bhl"]
 SIZES += ["heads", "length", "num_clusters", "tiles"]  # one binary for all of them
@@ -113,8 +113,8 @@ def _score(
     lift = tl.where(tl.sum(key * key, axis=1) < SMALL, LIFT, 1.0)  # squares of small keys would vanish
     key = key * lift[:, None]
     score = tl.sum(key * mean[None, :], axis=1) * tl.rsqrt(tl.maximum(tl.sum(key * key, axis=1), 1e-37))
-    # A float's bits, read as an integer, rise with it where it is positive and fall where it is negative: there all bits
-    # but the sign are turned over.  `bits >> 31` is -1 for negative numbers and 0 for others.
+    # A float's bits, read as an integer, rise with it where it is positive and fall where it is negative: there all
+    # bits but the sign are turned over.  `bits >> 31` is -1 for negative numbers and 0 for others.
     # [TILE], int32
     bits = score.to(tl.int32, bitcast=True)
     bits = tl.where(score == score, tl.where(score == 0, 0, bits), 0x7FC00000)  # one zero, one NaN
