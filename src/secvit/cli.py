@@ -60,7 +60,7 @@ def train(words: Sequence[str]) -> int:
         print(recipe_options.overview())
         return 0
     order = recipe_options.read(words)
-    work = runs.train
+    work: Callable[..., dict[str, Any] | None] = runs.train
     if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun then shows the error of the process that failed first
         from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -69,7 +69,7 @@ def train(words: Sequence[str]) -> int:
 
     output = Path(order.output)
     try:
-        result = work(order.recipe, order.data, output, order.resume, name=order.name)
+        result = work(order.recipe, order.data, output, order.resume, name=order.name) or {}
     except KeyboardInterrupt:
         from secvit.train import latest
 

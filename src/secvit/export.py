@@ -425,7 +425,7 @@ def _quantise(
     sample = _pictures(32, sides) if images is None else images.float().cpu()
     run = _session(smaller)
     found, expected = (torch.cat([one(part) for part in sample.split(4)]) for one in (run, network))
-    report = {
+    report: dict[str, Any] = {
         "layers": "weights of linear layers in 8 bits, the rest in float32",
         "size": _bytes(smaller.parent.iterdir()) / _bytes(files),
         "time": _relative_time(run, made.run, sample[:1]),

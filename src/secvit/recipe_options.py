@@ -81,7 +81,7 @@ def parser_of(name: str, recipe: Any, make: Any, any_data: bool) -> Any:
     parser.add_argument("--resume", type=str, default="auto", help="auto, never or a checkpoint")
     for entry, kind in get_type_hints(type(recipe)).items():
         parser.add_argument(f"--{entry}", type=kind, default=getattr(recipe, entry))
-        _explain(parser, entry, kind if is_dataclass(kind) else type(recipe))
+        _explain(parser, entry, kind if isinstance(kind, type) and is_dataclass(kind) else type(recipe))
     return parser
 
 

@@ -47,7 +47,7 @@ def of(module: ModuleType) -> dict[str, Callable[[], Any]]:
 
 def every() -> dict[str, Callable[[], Any]]:
     """The recipes of all slices whose packages are installed."""
-    found = {}
+    found: dict[str, Callable[[], Any]] = {}
     for file in sorted(Path(secvit.__path__[0]).glob("*/recipes.py")):
         package = file.parent.name
         try:
@@ -128,7 +128,7 @@ def _frozen(old: Any, new: Any) -> Iterator[Change]:
     if getattr(new, "frozen", ()) and new.frozen == old.frozen and _network(new.name) != _network(old.name):
         from secvit.models.saved import create
 
-        network = create(new.name, 1, {**new.args, "device": "meta"})
+        network: Any = create(new.name, 1, {**new.args, "device": "meta"})
         heads = network.pretrained_cfg["classifier"]
         heads = {head.partition(".")[0] for head in ([heads] if isinstance(heads, str) else heads)}
         parts = [name for name, part in network.named_children() if any(True for _ in part.parameters())]

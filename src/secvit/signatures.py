@@ -145,7 +145,7 @@ def summary(function: Callable[..., Any]) -> str:
     names = inspect.signature(function).parameters
     kept = []
     for line in lines:
-        if line.strip() in ("Args:",) or (_entry(line) and set(_entry(line)[0]) & set(names)):
+        if line.strip() == "Args:" or ((entry := _entry(line)) and set(entry[0]) & set(names)):
             break
         kept.append(line)
     return "\n".join(kept).strip()

@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ def serve(
         raise ValueError(f"max_upload_mb={max_upload_mb}; choose 1 or more")
     if not host:
         raise ValueError("host is empty; give 127.0.0.1 for this computer alone, 0.0.0.0 for all of the network")
-    guard = partial(Guard, host=host, allow_hosts=allow_hosts, max_upload_mb=max_upload_mb)
+    guard: Callable[..., Guard] = partial(Guard, host=host, allow_hosts=allow_hosts, max_upload_mb=max_upload_mb)
     guard(None)  # a wrong name is said before the work
     with own_folder() as folder:
         for name in ("GRADIO_TEMP_DIR", "MPLCONFIGDIR"):  # before gradio and matplotlib are imported

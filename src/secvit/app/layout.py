@@ -209,12 +209,17 @@ def page(folder: Path, run: str | None = None) -> gr.Blocks:
             (gr.State(True), demo.load, given, shown),
             (compare, compare.input, others, shown_beside),
         ):
-            run = {"fn": show, "inputs": [on, photo, *controls], "outputs": there, "show_progress_on": there[:2]}
+            shows: dict[str, Any] = {
+                "fn": show,
+                "inputs": [on, photo, *controls],
+                "outputs": there,
+                "show_progress_on": there[:2],
+            }
             model, stage, *rest = controls
             gr.on([model.input, stage.input], places, [model, stage], [stage, *rest[:2]], **PRIVATE).then(
-                **run, **QUEUED
+                **shows, **QUEUED
             )
-            gr.on([begin, photo.change, *(control.input for control in rest)], **run, **QUEUED)
+            gr.on([begin, photo.change, *(control.input for control in rest)], **shows, **QUEUED)
         with gr.Column(visible=False):
             gr.Button().click(clusters, *program_sides(models), api_name="clusters", concurrency_id="network")
     return demo.queue(max_size=MAX_WAITING)

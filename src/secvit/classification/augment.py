@@ -60,7 +60,7 @@ def training_transform(augment: Augment, size: int, mean: Sequence[float], std: 
             is_training=True,
             scale=augment.scale,
             hflip=augment.flip,
-            color_jitter=augment.color_jitter or None,
+            color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]  # timm takes None, and annotates float
             auto_augment=augment.auto or None,
             interpolation="bicubic",
             mean=tuple(mean),

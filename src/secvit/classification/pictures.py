@@ -28,7 +28,8 @@ def draw_wrong(rows: Sequence[tuple[Image.Image, str, str, Any]], title: str, ou
         row, column = divmod(i, COLUMNS)
         seen = image.convert("RGB")
         factor = SIDE / max(seen.size)
-        seen = seen.resize(tuple(max(1, round(side * factor)) for side in seen.size), Image.Resampling.BICUBIC)
+        width_, height_ = (max(1, round(side * factor)) for side in seen.size)
+        seen = seen.resize((width_, height_), Image.Resampling.BICUBIC)
         left, top = 12 + column * (SIDE + 12), head + row * (SIDE + 44)
         x, y = left + (SIDE - seen.width) / 2, top + (SIDE - seen.height) / 2
         axes = figure.add_axes((x / width, 1 - (y + seen.height) / whole, seen.width / width, seen.height / whole))

@@ -103,7 +103,7 @@ def save(done: Result, chosen: Model, classes: Sequence[str], output: Path) -> N
     write_atomically(output / "config.json", json.dumps(config, indent=2).encode())
 
 
-def timm_config(model: nn.Module, chosen: Model, classes: Sequence[str]) -> dict[str, Any]:
+def timm_config(model: Any, chosen: Model, classes: Sequence[str]) -> dict[str, Any]:
     """What timm's config.json says of a network: how to make it, and what it looks at."""
     architecture, _, tag = chosen.name.partition(".")
     cfg = {key: value for key, value in model.pretrained_cfg.items() if key in TIMM_CFG}
@@ -142,7 +142,7 @@ def start(recipe: Recipe, classes: Sequence[str]) -> nn.Module:
         raise ValueError(f"pretrained=true and init={chosen.init}; give one of them")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
-        model = create(chosen.name, len(classes), {**chosen.args, "pretrained": chosen.pretrained})
+        model: Any = create(chosen.name, len(classes), {**chosen.args, "pretrained": chosen.pretrained})
         kept = chosen.pretrained and model.pretrained_cfg["num_classes"] == len(classes)
         fresh = _classifier(create(chosen.name, len(classes), chosen.args) if kept else model)
     if kept:
@@ -177,7 +177,7 @@ def _check_sees(model: nn.Module, chosen: Model, classes: int) -> None:
         raise ValueError(f"{chosen.name} with {chosen.args} gives {shape} for a picture; expected {(1, classes)}")
 
 
-def _classifier(model: nn.Module) -> dict[str, Tensor]:
+def _classifier(model: Any) -> dict[str, Tensor]:
     """Copies of the tensors with a row for each class."""
     layers = model.pretrained_cfg["classifier"]
     starts = tuple(f"{layer}." for layer in ([layers] if isinstance(layers, str) else layers))

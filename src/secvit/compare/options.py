@@ -114,8 +114,8 @@ def _compare(words: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"--vary {entry}: the values give other data; {FIXED['data']}")
     output = asked.output or f"runs/compare.{first.name}.{entries[0].rpartition('.')[2]}"
     recipes = {label: order.recipe for label, order in orders.items()}
-    about = {"entry": entry, "name": first.name, "figure": asked.figure}
-    return compare(recipes, first.data, output, asked.seeds, **about, tell=logger.info)
+    told = {"entry": entry, "name": first.name}
+    return compare(recipes, first.data, output, asked.seeds, **told, figure=asked.figure, tell=logger.info)
 
 
 def again(figure: str | None = None) -> None:

@@ -47,14 +47,14 @@ def reopen(output: str | os.PathLike[str], figure: str | None = None) -> dict[st
     if not (output / JSON).is_file():
         raise ValueError(f"{output}: no {JSON}; give the folder of a comparison with a finished run")
     found = Entry(str(output / JSON), read_json(output / JSON))
-    about = {key: found.get(key, text) for key in ("task", "data")}
+    about: dict[str, Any] = {key: found.get(key, text) for key in ("task", "data")}
     about |= {key: found.get(key, said, "") for key in ("recipe", "entry", "stopped")}
     if about["task"] not in MAIN:
         raise ValueError(f"{found.where}: task is {about['task']!r}, expected one of {', '.join(MAIN)}")
     entries = [Entry(f"{found.where}: run {i}", run) for i, run in enumerate(found.get("runs", items), 1)]
     runs = []
     for entry in entries:
-        run = {"variant": entry.get("variant", text), "seed": entry.get("seed", whole)}
+        run: dict[str, Any] = {"variant": entry.get("variant", text), "seed": entry.get("seed", whole)}
         run |= {"folder": entry.get("folder", text), "failed": entry.get("failed", said, "")}
         runs.append({**run, "result": finished(output / run["folder"])})
     about |= {f"{key}s": list(dict.fromkeys(run[key] for run in runs)) for key in ("variant", "seed")}

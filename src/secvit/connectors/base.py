@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from secvit.connectors.positions import Grid, Merged, Position, grid_of, locate
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "gelu_pytorch_tanh": lambda: nn.GELU("tanh"),
     "relu": nn.ReLU,
     "silu": nn.SiLU,
 }
+
+
+class Mlp(Protocol):
+    """LLaVA's projector, as far as a connector takes it over."""
+
+    linear_1: nn.Linear
+    act: nn.Module
+    linear_2: nn.Linear
 
 
 class Connector(nn.Module):
@@ -71,7 +80,7 @@ class Connector(nn.Module):
         if positions:
             self.pool["position"] = Position(self.pool_dim)
         self.linear_1 = nn.Linear(self.pool_dim if where == "before" else in_dim, out_dim, bias=bias)
-        self.act = ACTIVATIONS[act]()
+        self.act: nn.Module = ACTIVATIONS[act]()
         self.linear_2 = nn.Linear(out_dim, out_dim, bias=bias)
         if num_patches is not None:
             self.check_length(num_patches)
@@ -95,9 +104,10 @@ class Connector(nn.Module):
         """LLaVA's two-layer MLP.  (..., in_dim) -> (..., out_dim)"""
         return self.linear_2(self.act(self.linear_1(x)))
 
-    def take_mlp(self, projector: nn.Module) -> None:
+    def take_mlp(self, projector: Mlp) -> None:
         """Go on with a trained LLaVA projector's own `linear_1`, `act` and `linear_2`, quantised or not."""
-        found, own = ((m.linear_1.in_features, m.linear_2.out_features) for m in (projector, self))
+        found = (projector.linear_1.in_features, projector.linear_2.out_features)
+        own = (self.linear_1.in_features, self.linear_2.out_features)
         if found != own:
             raise ValueError(f"an MLP from {found[0]} to {found[1]} channels for a connector from {own[0]} to {own[1]}")
         self.linear_1, self.act, self.linear_2 = projector.linear_1, projector.act, projector.linear_2
@@ -122,18 +132,19 @@ class Connector(nn.Module):
             grid = grid_of(tokens.shape[1], grid)
         extra = tokens[:, :0]
         if self.extra_token is not None:
-            extra = (cls if self.extra_token == "cls" else tokens.mean(dim=1)).to(tokens.dtype).unsqueeze(1)
+            one = cls if self.extra_token == "cls" and cls is not None else tokens.mean(dim=1)
+            extra = one.to(tokens.dtype).unsqueeze(1)
         if self.where == "after":
             both = self.project(torch.cat([extra, tokens], dim=1))
             extra, tokens = both[:, : extra.shape[1]], both[:, extra.shape[1] :]
         out, weights = self.reduce(tokens, cls_attention, grid, located)
-        merged = locate(weights, grid) if located else None
+        merged = locate(weights, grid) if located and grid is not None else None
         if self.positions is not None:
             out = out + self.pool["position"](merged).to(out.dtype)
         out = torch.cat([extra.repeat(1, 1, out.shape[-1] // extra.shape[-1]), out], dim=1)
         if self.where == "before":
             out = self.project(out)
-        return (out, merged) if return_merged else out
+        return (out, merged) if return_merged and merged is not None else out
 
     @torch.no_grad()
     def merged(
@@ -146,7 +157,7 @@ class Connector(nn.Module):
         if tokens.dim() != 3 or tokens.shape[-1] != self.in_dim:
             raise ValueError(f"tokens of shape {tuple(tokens.shape)}; give (B, L, {self.in_dim}), without [cls]")
         self.check_length(tokens.shape[1])
-        expected = (tokens.shape[0], self.in_dim)
+        expected: tuple[int, ...] = (tokens.shape[0], self.in_dim)
         if self.needs_cls and (cls is None or tuple(cls.shape) != expected):
             found = "none was given" if cls is None else f"this one is {tuple(cls.shape)}"
             raise ValueError(

@@ -71,7 +71,9 @@ class CAbstractorConnector(Connector):
     def reduce(
         self, x: Tensor, cls_attention: Tensor | None, grid: Grid | None, weigh: bool
     ) -> tuple[Tensor, Tensor | None]:
-        place = self.pool["places"].weight.unflatten(0, self.learned_grid)
+        assert grid is not None  # merges_on_grid
+        places: Any = self.pool["places"]
+        place = places.weight.unflatten(0, self.learned_grid)
         if grid != self.learned_grid:
             wide = place.permute(2, 0, 1).unsqueeze(0).float()
             wide = F.interpolate(wide, size=grid, mode="bicubic", antialias=True, align_corners=False)

@@ -27,6 +27,7 @@ class EViTConnector(Connector):
     def reduce(
         self, x: Tensor, cls_attention: Tensor | None, grid: Grid | None, weigh: bool
     ) -> tuple[Tensor, Tensor | None]:
+        assert cls_attention is not None  # needs_cls_attention
         attention = cls_attention.float()
         order = order_by(attention, descending=True)
         kept = order[:, : self.num_tokens - 1].sort(dim=-1).values

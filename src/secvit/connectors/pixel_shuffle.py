@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secvit.connectors.base import Connector
+from secvit.connectors.base import Connector, Mlp
 from secvit.connectors.positions import Grid
 
 CLIP_PATCHES = 576  # CLIP ViT-L/14 at 336 px
@@ -54,7 +54,7 @@ class PixelShuffleConnector(Connector):
                 f"{length} tokens cannot give {self.num_tokens} with r={self.factor}; choose num_patches={length}"
             )
 
-    def take_mlp(self, projector: nn.Module) -> None:
+    def take_mlp(self, projector: Mlp) -> None:
         linear = projector.linear_1
         if linear.in_features == self.in_dim and self.factor > 1:
             if not linear.weight.is_floating_point():
@@ -64,7 +64,7 @@ class PixelShuffleConnector(Connector):
                 )
             copies = self.factor**2
             wide = nn.Linear(linear.in_features * copies, linear.out_features, bias=linear.bias is not None)
-            wide = wide.to(linear.weight)
+            wide = wide.to(linear.weight.device, linear.weight.dtype)
             with torch.no_grad():
                 wide.weight.copy_(linear.weight.repeat(1, copies) / copies)
                 if linear.bias is not None:
@@ -83,7 +83,8 @@ class PixelShuffleConnector(Connector):
         weights = self._side_by_side(unit, grid).unflatten(-1, (self.factor**2, -1)).mean(dim=2)
         return out, weights.expand(len(x), -1, -1)
 
-    def _side_by_side(self, x: Tensor, grid: Grid) -> Tensor:
+    def _side_by_side(self, x: Tensor, grid: Grid | None) -> Tensor:
+        assert grid is not None  # merges_on_grid
         height, width = grid
         r = self.factor
         if height % r or width % r:

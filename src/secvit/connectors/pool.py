@@ -23,6 +23,7 @@ class PoolConnector(Connector):
     def reduce(
         self, x: Tensor, cls_attention: Tensor | None, grid: Grid | None, weigh: bool
     ) -> tuple[Tensor, Tensor | None]:
+        assert grid is not None  # merges_on_grid
         out = pool_to_square(x.transpose(1, 2).unflatten(2, grid), self.side, grid)
         weights = pooling_weights(self.side, grid, len(x), x.device) if weigh else None
         return out.flatten(2).transpose(1, 2), weights

@@ -70,11 +70,14 @@ class ResamplerConnector(Connector):
     def reduce(
         self, x: Tensor, cls_attention: Tensor | None, grid: Grid | None, weigh: bool
     ) -> tuple[Tensor, Tensor | None]:
-        queries = self.pool["queries"].weight
+        assert grid is not None  # merges_on_grid
+        learned: Any = self.pool["queries"]
+        blocks: Any = self.pool["blocks"]
+        queries: Tensor = learned.weight
         tokens = x.to(queries.dtype)
         position = sines(grid, x.shape[-1], x.device).to(queries.dtype)
         queries, weights = queries.expand(len(x), -1, -1), None
-        for block in self.pool["blocks"]:
+        for block in blocks:
             queries, weights = block(queries, tokens, position, weigh)
         return self.pool["norm"](queries).to(x.dtype), weights
 

@@ -189,7 +189,8 @@ def read_annotations(
             box = one.get("bbox")
             if type(box) is not list or len(box) != 4 or not all(type(v) in REAL and -LIMIT < v < LIMIT for v in box):
                 raise Wrong(f"of {pictures.names[image]} has no box of four numbers: {shown(box)}")
-            crowd, area = one.get("iscrowd"), one.get("area")
+            crowd: Any = one.get("iscrowd")
+            area: Any = one.get("area")
             if type(crowd) not in (int, type(None)) or crowd not in (0, 1, None):
                 crowd = _typed("iscrowd", crowd, flag)
             if type(area) not in REAL or not 0 <= area < LIMIT**2:

@@ -279,7 +279,7 @@ def _table(
     usable = np.ones(len(images), bool)
     usable[list(faults)] = False
     dropped = []
-    for i in np.flatnonzero(empty & usable):
+    for i in np.flatnonzero(empty & usable).tolist():
         name = pictures.names[images[i]]
         dropped.append(f"{where(content, found.numbers[i])}: of {name} has no area, box {boxes[i].tolist()}")
     say.no_area(dropped, learn)

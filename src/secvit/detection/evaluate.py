@@ -11,6 +11,7 @@ from typing import Any
 from faster_coco_eval import COCO, COCOeval_faster
 from PIL import Image
 from torch import nn
+from torchvision.models.detection.roi_heads import RoIHeads
 from tqdm import tqdm
 
 from secvit.detection.data import Coco, load
@@ -103,7 +104,7 @@ def score(
     batch_size: int = 1,
 ) -> dict[str, Any]:
     """`evaluate_checkpoint` of a loaded detector.  categories: of `load_detector`.  known_from: its name in errors."""
-    coco = load(data, split, has_masks(model), divide=True, learn=False)
+    coco = load(os.fspath(data), split, has_masks(model), divide=True, learn=False)
     kinds = ("box", "mask")[: 1 + (has_masks(model) and coco.has_masks)]
     try:
         coco = coco.with_classes(tuple(categories.values()), tuple(categories), known_from)
@@ -117,7 +118,8 @@ def score(
 
 
 def has_masks(model: nn.Module) -> bool:
-    return hasattr(model, "roi_heads") and model.roi_heads.has_mask()
+    """Whether a detector makes masks."""
+    return isinstance(heads := getattr(model, "roi_heads", None), RoIHeads) and heads.has_mask()
 
 
 def average_precision(

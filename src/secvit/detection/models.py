@@ -123,14 +123,15 @@ def _two_stage(
 ) -> MaskRCNN:  # fmt: skip
     strides = dict(zip(LEVELS, body.strides, strict=True))
     align: Any = AlignedRoIAlign if aligned else plain_roi_align
-    pools = [align(strides, size) for size in (7, 14)]
+    box_pool, mask_pool = (align(strides, size) for size in (7, 14))
     check_options(MaskRCNN, options)
     options = {**body.defaults(), **options}
     model = MaskRCNN(body, num_classes + 1, **options)
     stages = len(box_heads)
     old = model.roi_heads
     model.roi_heads = StagedRoIHeads(
-        *pools,
+        box_pool,
+        mask_pool,
         box_heads,
         [FastRCNNPredictor(1024, num_classes + 1) for _ in range(stages)],
         [MaskRCNNHeads(CHANNELS, [CHANNELS] * 4, 1) for _ in range(stages if masks else 0)],

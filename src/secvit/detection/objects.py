@@ -38,10 +38,10 @@ class Rows(Sequence[T]):
     """A sequence whose entries are made when asked for."""
 
     def __init__(self, count: int, make: Callable[[int], T]) -> None:
-        self.count, self.make = count, make
+        self.length, self.make = count, make
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     @overload
     def __getitem__(self, i: int) -> T: ...
@@ -49,11 +49,11 @@ class Rows(Sequence[T]):
     def __getitem__(self, i: slice) -> list[T]: ...
     def __getitem__(self, i: int | slice) -> T | list[T]:
         if isinstance(i, slice):
-            return [self.make(k) for k in range(*i.indices(self.count))]
-        return self.make(range(self.count)[i])
+            return [self.make(k) for k in range(*i.indices(self.length))]
+        return self.make(range(self.length)[i])
 
     def __iter__(self) -> Iterator[T]:
-        return map(self.make, range(self.count))
+        return map(self.make, range(self.length))
 
 
 class ByNumber(Mapping[int, T]):

@@ -124,8 +124,8 @@ def lay(mask: Tensor, box: Tensor, small: Tensor) -> None:
 
 def as_results(found: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int | str]) -> list[dict[str, Any]]:
     """What `predict` found in one image in COCO's result format: boxes (x, y, w, h), masks as run lengths."""
-    boxes = found["boxes"]
-    boxes = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
+    corners = found["boxes"]
+    boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
     entries: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": category_ids[int(label)], "bbox": box, "score": float(score)}
         for box, label, score in zip(boxes, found["labels"], found["scores"])

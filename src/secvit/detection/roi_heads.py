@@ -96,7 +96,7 @@ class StagedRoIHeads(RoIHeads):
             RoIHeads(None, None, None, iou, iou, *sampled, coded, *kept)
             for iou, coded in zip(ious, weights, strict=True)
         ]
-        self.mask_pool = mask_roi_pool
+        self.mask_pool: nn.Module | None = mask_roi_pool
         self.box_heads, self.box_predictors = nn.ModuleList(box_heads), nn.ModuleList(box_predictors)
         self.mask_heads, self.mask_predictors = nn.ModuleList(mask_heads), nn.ModuleList(mask_predictors)
         self.loss_weights = tuple(loss_weights)
@@ -170,8 +170,8 @@ class StagedRoIHeads(RoIHeads):
         result = [{"boxes": b, "scores": s, "labels": c - 1} for b, s, c in zip(*found)]
         if self.has_mask():
             where, labels = [r["boxes"] for r in result], found[2]
-            logits = [self._mask_stage(i, features, where, image_shapes) for i in range(len(self.mask_heads))]
-            masks = torch.stack([m.sigmoid() for m in logits]).mean(0)
+            stages = [self._mask_stage(i, features, where, image_shapes) for i in range(len(self.mask_heads))]
+            masks = torch.stack([stage.sigmoid() for stage in stages]).mean(0)
             for r, mask in zip(result, maskrcnn_inference(torch.logit(masks, eps=1e-6), labels)):
                 r["masks"] = mask
         return result
@@ -186,6 +186,7 @@ class StagedRoIHeads(RoIHeads):
         self, i: int, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Tensor:
         """Mask logits (n, K + 1, 28, 28) of stage i."""
+        assert self.mask_pool is not None  # has_mask
         return self.mask_predictors[i](self.mask_heads[i](self.mask_pool(features, boxes, image_shapes)))
 
     def _refined(

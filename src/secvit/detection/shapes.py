@@ -64,7 +64,7 @@ def read_masks(segmentations: Sequence[Any], heights: np.ndarray, widths: np.nda
         drawn[owner] = True
         drawn &= ~sure | wanted
     masks = Masks.of(points, sizes, counts, texts)
-    for i in np.flatnonzero(drawn):
+    for i in np.flatnonzero(drawn).tolist():
         if i not in faults:
             size = (int(heights[i]), int(widths[i]))
             texts[i] = encode(masks.segmentation(i, *size), *size)["counts"]

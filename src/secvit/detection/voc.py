@@ -117,23 +117,25 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
             faults.add(error)
     xmls = {_stem(path, annotations): path for path in [*parsed, *broken] if path.is_relative_to(annotations)}
     ids = {name: i for i, name in enumerate(class_names(labels), 1)}
-    content = Content([], [], [{"id": i, "name": name} for name, i in ids.items()], [], [])
+    entries: list[str] = []
+    paths: list[Path] = []
+    content = Content([], [], [{"id": i, "name": name} for name, i in ids.items()], entries, paths)
     shift, without = _first_pixel(parsed.values()), 0
     for where, name in [(name, name) for name in by_name] if file is None else _listed(file, by_name):
         some = by_name.get(name) or [path for path in by_name.get(_cut(name), ()) if path.name == Path(name).name]
-        path = xmls.get(_stem(some[0], pictures)) if some else None
+        xml = xmls.get(_stem(some[0], pictures)) if some else None
         if not some:
             faults.add(f"image {where}: no file of that name in {pictures}")
         elif len(some) > 1:
             faults.add(f"image {name}: {some[0].name} and {some[1].name} would have one XML file; rename one of them")
-        elif path is None and file is not None:
+        elif xml is None and file is not None:
             faults.add(
                 f"image {where}: no {_stem(some[0], pictures)}.xml in {annotations}; add it (without objects if there "
                 "are none), or remove the line"
             )
-        elif path is None:
+        elif xml is None:
             without += 1
-        if len(some) != 1 or path not in parsed:
+        if len(some) != 1 or xml is None or xml not in parsed:
             continue
         image = some[0]
         try:
@@ -141,15 +143,15 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
         except ValueError as error:
             faults.add(f"image {name}: {error}")
             continue
-        if fault := _other_size(parsed[path], width, height):
-            faults.add(f"image {name}: {path.name}: {fault}")
+        if fault := _other_size(parsed[xml], width, height):
+            faults.add(f"image {name}: {xml.name}: {fault}")
             continue
         image_id = len(content.images) + 1
         name = image.relative_to(pictures).as_posix()
         content.images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        content.paths.append(image)
-        for i, one in enumerate(parsed[path].iter("object"), 1):
-            here = f"{path.name} object {i}"
+        paths.append(image)
+        for i, one in enumerate(parsed[xml].iter("object"), 1):
+            here = f"{xml.name} object {i}"
             try:
                 x0, y0, x1, y1 = _corners(one)
                 difficult = _difficult(one)
@@ -162,7 +164,7 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
             box = [x0 - shift, y0 - shift, x1 - x0 + shift, y1 - y0 + shift]
             own = {"image_id": image_id, "category_id": ids[label], "bbox": box, "iscrowd": int(difficult)}
             content.annotations.append(own)
-            content.where.append(here)
+            entries.append(here)
     notes = []
     if lone := sorted(path for stem, path in xmls.items() if stem not in by_name):
         notes.append(f"{len(lone)} XML files have no image and are left out, {lone[0].name} for one")

@@ -265,9 +265,11 @@ def _is_label(path: Path) -> bool:
 def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Content:
     """What some folders of images and the label files beside them hold."""
     config = _config(file)
-    categories = [{"id": number_, "name": name} for number_, name in _classes(file, config).items()]
-    known = {category["id"] for category in categories}
-    content = Content([], [], categories, [], [])
+    classes = _classes(file, config)
+    categories, known = [{"id": number_, "name": name} for number_, name in classes.items()], set(classes)
+    entries: list[str] = []
+    paths: list[Path] = []
+    content = Content([], [], categories, entries, paths)
     labels, used, seen = _Labels(), {}, set()  # type: tuple[_Labels, dict[Path, Path], set[Path]]
     unlabelled, left_out = [], LeftOut()
     for where, image in (pair for place in places for pair in _images(place, root, left_out)):
@@ -291,9 +293,9 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
             unlabelled.append(image)
         image_id = len(content.images) + 1
         content.images.append({"id": image_id, "file_name": _inside(image, root), "width": width, "height": height})
-        content.paths.append(image)
+        paths.append(image)
         for i, words in enumerate(lines, 1):
-            if not words.strip():
+            if not words.strip() or label is None:
                 continue
             here = f"{_inside(label, root)} line {i}"
             try:
@@ -305,7 +307,7 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
             one["bbox"] = [value * scale[i % 2] for i, value in enumerate(one["bbox"])]
             one["segmentation"] = [[value * scale[i % 2] for i, value in enumerate(p)] for p in one["segmentation"]]
             content.annotations.append({"image_id": image_id, **one})
-            content.where.append(here)
+            entries.append(here)
     notes = []
     if unlabelled and len(unlabelled) == len(content.images):
         first = unlabelled[0]

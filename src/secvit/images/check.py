@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,8 @@ def check_examples(images: Images, count: int = 32) -> None:
     brightest = []
     for i in sorted(chosen):
         try:
-            brightest.append(max(high for _, high in images.image(i).getextrema()))
+            bands: Any = images.image(i).getextrema()  # of RGB, a pair for each band
+            brightest.append(max(high for _, high in bands))
         except ValueError as error:
             broken.append(images.names[i])
             logger.warning("%s: %s", images.name, error)

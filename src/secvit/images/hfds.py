@@ -52,7 +52,7 @@ def hfds_sources(name: str) -> dict[str, Source]:
         _tell_unlisted(name)
     words: dict[str, str] = {}
     joint = next((word for word in available if is_joint(word)), None)
-    if joint and joint_is_train(joint, {split_of(word) for word in available}, f"hfds/{name}"):
+    if joint and joint_is_train(joint, {split for word in available if (split := split_of(word))}, f"hfds/{name}"):
         words["train"] = joint
     for word in available:
         split = split_of(word)

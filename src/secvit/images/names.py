@@ -24,7 +24,8 @@ class Names(Sequence[str]):
 
     def __init__(self, text: Tensor, ends: Tensor) -> None:
         self.text, self.ends = text, ends
-        self._bytes, self._ends = memoryview(text.numpy()), ends.numpy()  # the same memory, which is faster to look at
+        # the same memory, which is faster to look at
+        self._bytes, self._ends = memoryview(text.numpy().data), ends.numpy()
 
     def __reduce__(self) -> tuple[type[Names], tuple[Tensor, Tensor]]:
         return Names, (self.text, self.ends)  # as tensors: torch moves them to other processes in shared memory

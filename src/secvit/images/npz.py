@@ -59,7 +59,8 @@ def read_npz(path: Path, name: str) -> Images:
     empty = sorted(set(range(len(classes))) - set(label.tolist()))
     if empty:
         raise ValueError(f"{path}: no image of class {classes[empty[0]]!r}; remove it from `classes`")
-    kept, skipped = [], []
+    kept: list[int] = []
+    skipped: list[str] = []
     pixels: Tensor | None = None
     for i in tqdm(range(len(label)), desc=f"decoding {path.name}", disable=None, leave=False):
         entry = f"{path}[{i}]" + (f" ({entries[i]})" if entries is not None else "")

@@ -42,11 +42,13 @@ def draw_speeds(result: dict[str, Any], output: str | os.PathLike[str]) -> Path:
     figure.text(left, 1 - 0.5 / height, about, fontsize=8, color=FAINT)
     if models:
         names = [row["name"] for row in models[0]["rows"] if not row["name"].endswith(NULL)]
-        for i, cell in enumerate(grid[0].subgridspec(1, len(models), wspace=0.08)):
-            _bars(figure.add_subplot(cell), models[i], names, labelled=i == 0)
+        cells = grid[0].subgridspec(1, len(models), wspace=0.08)
+        for i in range(len(models)):
+            _bars(figure.add_subplot(cells[i]), models[i], names, labelled=i == 0)
     if curves:
-        for (title, found), cell in zip(curves, grid[-1].subgridspec(1, len(curves), wspace=0.42)):
-            _growth(figure.add_subplot(cell), title, found)
+        cells = grid[-1].subgridspec(1, len(curves), wspace=0.42)
+        for i, (title, found) in enumerate(curves):
+            _growth(figure.add_subplot(cells[i]), title, found)
     return save(figure, output)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 
@@ -21,9 +23,10 @@ def detector_macs(
 class _Work(nn.Module):
     """What a detector computes, without the choices of boxes that depend on the image."""
 
-    def __init__(self, model: nn.Module, proposals: int, masked: int) -> None:
+    def __init__(self, model: Any, proposals: int, masked: int) -> None:
         super().__init__()
-        self.model, self.proposals, self.masked = model, proposals, masked
+        self.model: Any = model  # torchvision's, whose parts are not typed
+        self.proposals, self.masked = proposals, masked
 
     def forward(self, image: Tensor) -> Tensor:
         pyramid = self.model.backbone(image)

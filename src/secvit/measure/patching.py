@@ -96,10 +96,10 @@ def patch_report(
         "shared": shared, "share_order_every": share_order_every,
     }  # fmt: skip
     original, weights = load(run, pretrained, model)
-    for size in sizes:  # whatever cannot be should be said before minutes of work
-        variant(original, "patched", size, options)
-        photographs(images, size, original) if images else None
-    setting = {
+    for side in sizes:  # whatever cannot be should be said before minutes of work
+        variant(original, "patched", side, options)
+        photographs(images, side, original) if images else None
+    setting: dict[str, Any] = {
         "options": options, "batch_size": batch_size, "dtype": dtype, "device": device, "threads": threads,
     }  # fmt: skip
     recipe = {
@@ -115,14 +115,14 @@ def patch_report(
     }  # fmt: skip
     clock = clock_for(threads, device)
     with using_threads(threads), tqdm(total=len(sizes) * 4, desc="patch-report", disable=not progress) as bar:
-        for size in sizes:
-            found, note = _at_size(original, size, setting, rounds, clock, training, unfused, images, bar)
+        for side in sizes:
+            found, note = _at_size(original, side, setting, rounds, clock, training, unfused, images, bar)
             result["sizes"].append(found)
             # the smallest size that loads the code of clustering too
-            warm = next((at["size"] for at in result["sizes"] if at["clusters"] > 1), size)
+            warm = next((at["size"] for at in result["sizes"] if at["clusters"] > 1), side)
             for mode in ("inference", "training")[: 1 + training]:
                 found["peak"][mode] = {
-                    name: peak_memory(original, name, size, mode=mode, warm_size=warm, **setting)
+                    name: peak_memory(original, name, side, mode=mode, warm_size=warm, **setting)
                     for name in (found["inference"]["speeds"] if mode == "inference" else BASES)
                 }
             bar.update()

@@ -21,9 +21,9 @@ from secvit.models.saved import create, has_weights, load_model, saved_config
 class Tower(nn.Module):
     """A vision tower of transformers that is called as timm's models are.  images (B, 3, H, W) -> pooled (B, C)."""
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, model: Any, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model  # transformers', whose interface is that of its kind
         self.pretrained_cfg = {"mean": mean, "std": std}
         settings = model.config
         self.options = {"interpolate_pos_encoding": True} if settings.model_type in FIXED_POSITIONS else {}
@@ -94,7 +94,7 @@ def variant(model: nn.Module, name: str, size: int, options: Mapping[str, Any]) 
     if size < side or size % side:
         near = max(side, round(size / side) * side)
         raise ValueError(f"size {size} is no multiple of the patches' {side} px; choose for example {near}")
-    network = copy.deepcopy(model)
+    network: Any = copy.deepcopy(model)
     if hasattr(network, "set_input_size"):
         network.set_input_size(img_size=(size, size))
     inner = network.model if isinstance(network, Tower) else network
@@ -123,13 +123,13 @@ def num_heads(model: nn.Module) -> int:
     return max(n for m in model.modules() for name in names if isinstance(n := getattr(m, name, 1), int))
 
 
-def clustering(network: nn.Module) -> Any:
+def clustering(network: Any) -> Any:
     """The `Clustering` of a patched variant."""
     inner = network.model if isinstance(network, Tower) else network
     return inner.secvit_patch.clustering
 
 
-def features(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def features(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     """What the model makes of images, before any classifier: tokens (B, P + L, C), pooled (B, C)."""
     if isinstance(network, Tower):
         return network.tokens_and_pooled(images)

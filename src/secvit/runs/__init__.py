@@ -53,7 +53,8 @@ def open(
     options: how it looks at pictures, other than in training: size=..., window=...; see the task's class.
     """
     where = _weights(run)
-    return _kind(_task(where, model))(where, model=model, device=device, **options)
+    kind: Any = _kind(_task(where, model))  # each with options of its own
+    return kind(where, model=model, device=device, **options)
 
 
 def network(run: str | os.PathLike[str], model: str | None = None) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 import timm
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from secvit.files import check_writable
 from secvit.images import Images, load_split, middle
@@ -38,9 +38,10 @@ class Masked(Trained):
         """
         super().__init__(path)
         assert isinstance(path, Path)
-        self.model = load_model(model, path, 0).to(device_of(device))
-        cfg = timm.data.resolve_data_config(model=self.model)
-        self.seen = (self.model.pretrained_cfg["input_size"][-1], cfg["mean"], cfg["std"])
+        network: Any = load_model(model, path, 0).to(device_of(device))
+        cfg = timm.data.resolve_data_config(model=network)
+        self.model: nn.Module = network
+        self.seen: tuple[int, Any, Any] = (network.pretrained_cfg["input_size"][-1], cfg["mean"], cfg["std"])
         with naming(path):
             self.masking = Masking(**self.config["masking"])
         self.filler = load_task(path, self.model).to(device_of(device))

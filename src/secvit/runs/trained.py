@@ -118,8 +118,9 @@ class Trained:
 
 def pictures(given: Picture | Sequence[Picture]) -> list[Image.Image]:
     """One or more pictures, opened or as files, upright RGB."""
-    single = isinstance(given, Image.Image | str | os.PathLike)
-    return [read_image(one) for one in ([given] if single else given)]  # type: ignore[list-item, union-attr]
+    if isinstance(given, Image.Image | str | os.PathLike):
+        return [read_image(given)]
+    return [read_image(one) for one in given]
 
 
 def check_pictures(*files: str | None) -> None:

@@ -45,8 +45,8 @@ def modern(command: str, words: Sequence[str]) -> list[str]:
         at = new.index("--answers")
         run, new[at : at + 2] = new[at + 1], []
         _say(command, "--answers", "FILE.jsonl, right after the command")
-    elif run is not None and command == "patch-report" and (at := _run_in(new)) is not None:
-        new[at : at + 1] = ["--model", new[at]]
+    elif run is not None and command == "patch-report" and (place := _run_in(new)) is not None:
+        new[place : place + 1] = ["--model", new[place]]
     return new if run is None else ["--run", run, *new]
 
 
@@ -56,8 +56,8 @@ def taken_run(words: Sequence[str], default: str | None = None) -> tuple[str, li
     It is what --run names, or the first word that names weights and is no option's value; else `default`.
     """
     if "--run" in words[:-1]:
-        at = words.index("--run")
-        return words[at + 1], [*words[:at], *words[at + 2 :]]
+        option = words.index("--run")
+        return words[option + 1], [*words[:option], *words[option + 2 :]]
     at = _run_in(words)
     if at is None and default is None:
         at = next((at for at, word in enumerate(words) if word[0] != "-" and (not at or words[at - 1][0] != "-")), None)

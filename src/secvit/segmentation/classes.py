@@ -182,7 +182,7 @@ def from_labelmap(file: Path) -> Named:
 
 def from_class_dict(file: Path) -> Named:
     """class_dict.csv, "name,r,g,b" and a class a line: colours in masks."""
-    rows = []
+    rows: list[tuple[int, str, str, Sequence[str]]] = []
     for number, line in _lines(file):
         name, *colour = (cell.strip().strip('"') for cell in line.split(","))
         if rows or [cell.casefold() for cell in (name, *colour)] != ["name", "r", "g", "b"]:
@@ -192,21 +192,21 @@ def from_class_dict(file: Path) -> Named:
 
 def _by_colour(file: Path, rows: Sequence[tuple[int, str, str, Sequence[str]]], form: str) -> Named:
     """Classes from numbers of lines, lines, and names and colours in them; VOC's void is none."""
-    faults, found = Faults(file), []
+    faults, found = Faults(file), []  # type: Faults, list[tuple[int, str, tuple[int, int, int]]]
     for number, line, name, parts in rows:
         try:
-            colour = tuple(whole(part) for part in parts)
+            colour: tuple[int, ...] = tuple(whole(part) for part in parts)
         except Wrong:
             colour = ()
         if not name.strip() or len(colour) != 3 or not 0 <= min(colour) <= max(colour) < 256:
             faults.add(f"line {number}: {line[:60]!r}; expected {form} with colours of 0 to 255")
         elif colour != VOID:
-            found.append((number, name.strip(), colour))
+            found.append((number, name.strip(), (colour[0], colour[1], colour[2])))
     faults.check()
     _different(file, [(number, name) for number, name, _ in found])
     _different(file, [(number, colour) for number, _, colour in found])
     palette = tuple(colour for _, _, colour in found)
-    table = {**{colour: i for i, colour in enumerate(palette[:MOST])}, VOID: IGNORED}
+    table: dict[tuple[int, ...], int] = {**{colour: i for i, colour in enumerate(palette[:MOST])}, VOID: IGNORED}
     colours = Colours.of(table, file.name, everywhere=True)
     names = tuple(name for _, name, _ in found)
     return Named(str(file), names, tuple(range(len(names))), (IGNORED,), palette, colours)
@@ -287,6 +287,7 @@ def number_classes(named: Named | None, used: Collection[int], where: str) -> Cl
     masks that hold 0 and 255 alone, 255 is the second: there is nothing else that it could be.
     """
     binary = set(used) == {0, IGNORED}
+    ignored: tuple[int, ...]
     if named is None:
         values = (0, IGNORED) if binary else tuple(sorted(set(used) - {IGNORED}))
         _check_gaps(values, where)

@@ -98,7 +98,9 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
     pairs.left_out.tell(split, 2 * len(images))
     named = layout.named()
     colours = (named.colours if named else None) or layout.colours
-    looked = over(lambda pair: look_at(*pair, colours), list(zip(images, masks, strict=True)), f"checking {where.name}")
+    looked = over(
+        lambda pair: look_at(pair[0], pair[1], colours), list(zip(images, masks, strict=True)), f"checking {where.name}"
+    )
     used = {value for one in looked for value in one.values}
     faults = Faults(f"{where}: pictures and masks that cannot be used")
     if not (train or named):  # the values of all masks are the classes

@@ -219,9 +219,10 @@ def _place(root: Path, layouts: Sequence[tuple[str, str]], split: str) -> Place 
 
     A ValueError if another folder has masks of the same pictures: which of them are meant is not known.
     """
-    first, *others = [both for layout in layouts if (both := _both(root, layout, split))] or [None]
-    if first is None:
+    found = [both for layout in layouts if (both := _both(root, layout, split))]
+    if not found:
         return None
+    first, *others = found
     for images, masks in others:
         theirs = _names_of_masks(masks) & _names(images, image_files(images))
         if images == first[0] and _names_of_masks(first[1]) & theirs:
@@ -298,7 +299,7 @@ def _voc(root: Path) -> Layout | None:
     files = [file for folder in _matching(root, VOC_LISTS, "") for file in sorted(folder.glob("*.txt"))]
     files = [file for file in files if not is_stray(file.name)]
     lists = _by_split(files[0].parent, files) if files else {}
-    by_split = {split: (file,) for split, file in lists.items()} or {"": tuple(files)}
+    by_split: dict[str, tuple[Path, ...]] = {split: (file,) for split, file in lists.items()} or {"": tuple(files)}
     places = {split: Place(*both, lists=lists, partial=True) for split, lists in by_split.items()}
     return Layout(root, places, lambda: read_names(root) or voc(root), voc_colours())
 

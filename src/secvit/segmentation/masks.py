@@ -86,7 +86,8 @@ def read_indexed(path: Path, colours: Colours | None = None) -> tuple[np.ndarray
             if opened.format in ("JPEG", "MPO"):
                 raise ValueError("it is a JPEG, which changes the values of pixels; export the masks anew as PNG")
             _check_frames(opened)
-            raw = opened.tile[0][3] if opened.tile else None
+            tile = getattr(opened, "tile", None)  # of files alone
+            raw = tile[0][3] if tile else None
             stretch = STRETCHED.get(str(raw[0] if isinstance(raw, tuple) and raw else raw), 1)
             opened.load()
             ImageOps.exif_transpose(opened, in_place=True)

@@ -100,7 +100,7 @@ class SemanticFPN(nn.Module):
         sizes = [x.shape[-2:] for x in maps]
         total: Tensor | None = None
         for level, (x, head) in enumerate(zip(levels, self.scale_heads)):
-            for i, layer in enumerate(head):
+            for i, layer in enumerate(head.children()):
                 x = resize(layer(x), sizes[max(0, level - 1 - i)])
             total = x if total is None else total + x
         return self.classify(total)
@@ -147,7 +147,8 @@ def conv(in_channels: int, channels: int, kernel: int) -> nn.Sequential:
 def classifier(channels: int, classes: int, dropout: float) -> nn.Sequential:
     layer = nn.Conv2d(channels, classes, 1)
     nn.init.normal_(layer.weight, std=0.01)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:  # for the type checker
+        nn.init.zeros_(layer.bias)
     return nn.Sequential(nn.Dropout2d(dropout), layer)
 
 

@@ -20,9 +20,9 @@ def numbered(labels: np.ndarray, values: Sequence[int], palette: Palette) -> Ima
     """Classes (H, W) as the numbers that stand for them in masks: indexed with the palette, beyond 255 16-bit grey."""
     if max(values) > 255:
         return Image.fromarray(np.array(values, np.uint16)[labels])
-    colours = [(0, 0, 0)] * (max(values) + 1)
+    colours: list[Sequence[int]] = [(0, 0, 0)] * (max(values) + 1)
     for value, colour in zip(values, palette, strict=True):
-        colours[value] = tuple(colour)
+        colours[value] = colour
     return indexed(np.array(values, np.uint8)[labels], colours)
 
 

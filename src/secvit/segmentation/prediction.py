@@ -42,12 +42,12 @@ class Logits:
     def band(self, top: int, bottom: int, size: tuple[int, int]) -> Tensor:
         """Rows top..bottom-1 of the logits resized to (height, width), bilinear.  -> (classes, bottom - top, width)"""
         h, w = self.values.shape[-2:]
-        like = {"device": self.values.device, "dtype": self.values.dtype}
+        like: Any = {"device": self.values.device, "dtype": self.values.dtype}
         y = (torch.arange(top, bottom, **like) + 0.5) / size[0] * self.rows / h * 2 - 1
         x = (torch.arange(size[1], **like) + 0.5) / size[1] * self.columns / w * 2 - 1
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-        options = {"mode": "bilinear", "padding_mode": "border", "align_corners": False}
-        return F.grid_sample(self.values[None], grid[None], **options)[0]
+        found = F.grid_sample(self.values[None], grid[None], "bilinear", padding_mode="border", align_corners=False)
+        return found[0]
 
 
 @torch.no_grad()
@@ -78,8 +78,9 @@ def label_picture(
 def shrunk(picture: Image.Image, short_side: int, scale: float) -> Image.Image:
     """The picture with its short side at so many px (0: as it is) times the scale."""
     factor = scale * base_scale(picture.size, short_side)
-    size = tuple(max(1, round(side * factor)) for side in picture.size)
-    return picture if size == picture.size else picture.resize(size, Image.Resampling.BILINEAR)
+    width, height = (max(1, round(side * factor)) for side in picture.size)
+    same = (width, height) == picture.size
+    return picture if same else picture.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def view(model: Segmenter, picture: Image.Image, look: Look, flip: bool, progress: bool) -> Logits:

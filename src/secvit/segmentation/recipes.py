@@ -122,13 +122,14 @@ def camvid_upernet_full() -> Recipe:
 
 def at_full_size(recipe: Recipe) -> Recipe:
     """A CamVid recipe at 480x360, with crops of 320 px and the head's own channels."""
-    often = {"evaluate_every": 1000, "save_every": 1000, "log_every": 100}
     return replace(
         recipe,
         model=replace(recipe.model, args={}),
         augment=replace(recipe.augment, short_side=360, crop=320),
         look=Look(short_side=360),
-        loop=replace(recipe.loop, batch_size=16, steps=8000, workers=8, **often),
+        loop=replace(
+            recipe.loop, batch_size=16, steps=8000, workers=8, evaluate_every=1000, save_every=1000, log_every=100
+        ),
     )
 
 

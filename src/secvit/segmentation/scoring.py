@@ -73,7 +73,7 @@ def score(
     workers: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """`evaluate_checkpoint` of a loaded network.  known_from: its name in errors."""
-    view = EvalView(load(data, split).in_order_of(classes, known_from))
+    view = EvalView(load(os.fspath(data), split).in_order_of(classes, known_from))
     return report(evaluate(model, view, look, workers), classes, view)
 
 

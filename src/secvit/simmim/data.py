@@ -94,7 +94,7 @@ class TrainView(View):
             scale=augment.scale,
             ratio=augment.ratio,
             hflip=augment.flip,
-            color_jitter=None,
+            color_jitter=None,  # type: ignore[arg-type]  # timm takes None, and annotates float
             interpolation="bilinear",
             mean=tuple(mean),
             std=tuple(std),

@@ -7,6 +7,7 @@ pre-trains by it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from timm.layers import trunc_normal_
@@ -29,17 +30,17 @@ class MaskedImageTask(nn.Module):
     waits for the gradient of every parameter.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         if lacking := [name for name in SEAM if not hasattr(model, name)]:
             raise ValueError(
                 f"{type(model).__name__} has no {', '.join(lacking)}; pre-training needs a model with "
                 f"{', '.join(SEAM)}, where forward_features(x) is forward_stages(forward_stem(x)), such as SECViT"
             )
-        self.model = model
+        self.model: Any = model  # with what SEAM names
         if isinstance(head := getattr(model, "head", None), nn.Module):
             head.requires_grad_(False)
-        first, last = model.feature_info[0], model.feature_info[-1]  # type: ignore[index]
+        first, last = model.feature_info[0], model.feature_info[-1]
         self.stride = int(last["reduction"])
         self.mask_token = nn.Parameter(trunc_normal_(torch.zeros(first["num_chs"]), std=0.02))
         self.decoder = nn.Sequential(
@@ -49,7 +50,7 @@ class MaskedImageTask(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """What the model names, for timm's optimizer factory."""
-        named = getattr(self.model, "no_weight_decay", set)()
+        named: set[str] = getattr(self.model, "no_weight_decay", set)()
         return {f"model.{name}" for name in named}
 
     def encode(self, image: Tensor, mask: Tensor) -> Tensor:

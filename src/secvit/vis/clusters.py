@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
@@ -72,10 +72,16 @@ class ClusterMap:
 
 
 class Placed(Protocol):
-    stage: int
-    block: int
-    blocks: int
-    stages: int
+    """Something of a block, counted from 0, of so many blocks and stages."""
+
+    @property
+    def stage(self) -> int: ...
+    @property
+    def block(self) -> int: ...
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def stages(self) -> int: ...
 
 
 def place(of: Placed) -> str:
@@ -252,7 +258,7 @@ def normalised(image: Image.Image, model: nn.Module) -> Tensor:
 
 def input_size(size: tuple[int, int], model: nn.Module) -> tuple[int, int]:
     """(width, height) in px that a model takes, nearest to those of a photo."""
-    embed = getattr(model, "patch_embed", None)
+    embed: Any = getattr(model, "patch_embed", None)
     if getattr(embed, "strict_img_size", False):
         height, width = embed.img_size
         return width, height

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from secvit import connectors
 from secvit.connectors import Merged
@@ -108,8 +109,8 @@ def lit(photo: Image.Image, weights: Tensor) -> np.ndarray:
 
 def picture_of(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
     """What a tower sees as a picture, resized and cropped as it is: pixel_values (3, H, W)."""
-    mean, std = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
-    pixels = (pixel_values.detach().float().cpu() * std + mean).clamp(0, 1) * 255
+    shift, scale = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
+    pixels = (pixel_values.detach().float().cpu() * scale + shift).clamp(0, 1) * 255
     return Image.fromarray(pixels.round().byte().permute(1, 2, 0).numpy())
 
 
@@ -151,7 +152,7 @@ def merge_photo(
 
 
 @torch.inference_mode()
-def deepest_tokens(network: nn.Module, image: Tensor, num_tokens: int) -> tuple[Tensor, Grid]:
+def deepest_tokens(network: Any, image: Tensor, num_tokens: int) -> tuple[Tensor, Grid]:
     """The deepest map of a timm model that has more tokens.  image (3, H, W) -> tokens (1, L, C) and (H, W)"""
     maps = network.forward_intermediates(image.unsqueeze(0), intermediates_only=True)
     for found in reversed(maps):

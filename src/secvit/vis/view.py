@@ -209,7 +209,7 @@ def show_clusters(
     """
     if masks and not metrics:
         raise ValueError("--masks is for --metrics; give both")
-    extra = {"gradcam": gradcam, "gif": gif, "compare": compare, "metrics": metrics, "masks": masks}
+    extra: dict[str, Any] = {"gradcam": gradcam, "gif": gif, "compare": compare, "metrics": metrics, "masks": masks}
     if page and any(extra.values()):
         raise ValueError("--page is one picture by itself; leave out " + ", ".join(f"--{n}" for n in extra if extra[n]))
     stages = None if stage is None else [_from_one("stage", one) for one in stage]

@@ -52,7 +52,7 @@ class Family(NamedTuple):
 
     generation: type
     model: type
-    config: type
+    config: Any
     processor: type
     projector: type
 
@@ -160,7 +160,7 @@ def load_connector(
 
 
 def _connect(model: PreTrainedModel, processor: ProcessorMixin | None, chosen: dict[str, Any]) -> ProcessorMixin | None:
-    base = unwrapped(model)
+    base: Any = unwrapped(model)
     _, ours = _family(base)
     config = _with_connector(base, chosen)
     connector = new_connector(config)
@@ -183,7 +183,7 @@ def _connect(model: PreTrainedModel, processor: ProcessorMixin | None, chosen: d
     return processor
 
 
-def unwrapped(model: nn.Module) -> PreTrainedModel:
+def unwrapped(model: Any) -> PreTrainedModel:
     """The LLaVA inside peft's wrapper, if there is one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -208,7 +208,7 @@ def _with_connector(model: PreTrainedModel, chosen: dict[str, Any]) -> Any:
 
 def _config_as(config: Any, kind: type) -> Any:
     """A config of another class with the same entries, not copies: towers share their parts of it."""
-    new = object.__new__(kind)
+    new: Any = object.__new__(kind)
     vars(new).update(vars(config))
     return new
 
@@ -223,10 +223,10 @@ def _become(model: PreTrainedModel, family: Family, config: Any) -> None:
     model.config = model.model.config = config
 
 
-def _stock_projector(model: PreTrainedModel) -> nn.Module:
+def _stock_projector(model: PreTrainedModel) -> Any:
     """LLaVA's own projector: as it stands, as it stood before use_connector, or of the MLP that the connector holds."""
     stock, _ = _family(model)
-    now = model.model.multi_modal_projector
+    now: Any = model.model.multi_modal_projector
     if "_stock_projector" in model.model.__dict__:
         return model.model.__dict__["_stock_projector"]
     if isinstance(now, stock.projector):
@@ -241,7 +241,7 @@ def _stock_projector(model: PreTrainedModel) -> nn.Module:
     return projector.train(now.training)
 
 
-def _plain(linear: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _plain(linear: Any, dtype: torch.dtype) -> Any:
     """A quantised layer as an nn.Linear of the same function, which can be trained; any other as it is."""
     if "weight" not in linear._parameters or linear.weight.is_floating_point():
         return linear

@@ -25,7 +25,7 @@ Picture = Image.Image | str | os.PathLike[str]
 
 
 def ask(
-    llava: PreTrainedModel,
+    llava: Any,
     processor: ProcessorMixin,
     pictures: Picture | Sequence[Picture],
     question: str,
@@ -37,10 +37,11 @@ def ask(
     llava, processor: of `load_trained`, `use_connector`, or any LLaVA with a chat template.
     pictures: opened, in any mode, or files of any format.
     """
-    single = isinstance(pictures, Image.Image | str | os.PathLike)
-    opened = [read_image(picture) for picture in ([pictures] if single else pictures)]
-    content = [*({"type": "image", "image": image} for image in opened), {"type": "text", "text": question}]
-    inputs = processor.apply_chat_template(
+    given = [pictures] if isinstance(pictures, Image.Image | str | os.PathLike) else pictures
+    opened = [read_image(picture) for picture in given]
+    content: list[Any] = [*({"type": "image", "image": image} for image in opened), {"type": "text", "text": question}]
+    write: Any = processor.apply_chat_template  # gives a string or tensors, by its arguments
+    inputs = write(
         [{"role": "user", "content": content}],
         add_generation_prompt=True,
         tokenize=True,
@@ -67,6 +68,7 @@ def load_trained(
     stage_1 = (path / "connector.json").is_file()
     if path.is_dir() and not stage_1 and not (path / "config.json").is_file():
         raise ValueError(f"{path}: no finished run of vision-language training; its folder gets config.json at the end")
+    llava: Any
     if stage_1:
         llava, processor = with_connector(path)
     else:

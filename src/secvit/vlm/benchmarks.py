@@ -173,9 +173,9 @@ def read_mme(folder: Path, split: str = "test") -> list[Question]:
     for path in sorted(root.glob("**/*.txt")):
         faults = Faults(path)
         for number, line in enumerate(read_text(path).splitlines(), 1):
-            question, tab, label = line.strip().partition("\t")
+            asked, tab, label = line.strip().partition("\t")
             if tab and label.strip().lower() in ("yes", "no"):
-                labels[path.relative_to(root).parts[0], path.stem, _mme_words(question)] = label.strip().lower()
+                labels[path.relative_to(root).parts[0], path.stem, _mme_words(asked)] = label.strip().lower()
             elif line.strip():
                 faults.add(f"line {number}: {shown(line)}, expected a question, a tab, and Yes or No")
         faults.check()
@@ -202,7 +202,7 @@ def read_mmbench(folder: Path, split: str = "val") -> list[Question]:
         row = entry.fields
         options = [f"\n{letter}. {row[letter]}" for letter in _options(row)]
         hint = "" if _is_empty(row.get("hint")) else row["hint"] + "\n"
-        picture = pictures.get(row["image"], row["image"])  # rotations may name the row that has the picture
+        picture = str(pictures.get(row["image"], row["image"]))  # rotations may name the row that has the picture
         try:
             image = base64.b64decode("".join(picture.split()), validate=True)
         except ValueError as error:
@@ -283,7 +283,7 @@ def load(name: str, folder: str | Path, split: str = "val") -> list[Question]:
     questions = find(name).read(folder, split)
     lacking = [question for question in questions if isinstance(question.image, Path) and not question.image.is_file()]
     if lacking:
-        first = [f"{question.image} (question {question.id})" for question in lacking]
+        first = [f"{question.image!s} (question {question.id})" for question in lacking]
         raise ValueError(f"{len(lacking)} of {len(questions)} questions of {name} have no image: {few(first)}")
     if not questions:
         raise ValueError(f"{folder}: no questions of {name}")

@@ -29,7 +29,7 @@ class Cache:
     needs and another does not; connectors of equal needs share one.  A picture's file goes by its path, size and date.
     """
 
-    def __init__(self, folder: str | Path, llava: PreTrainedModel, processor: ProcessorMixin, precision: str) -> None:
+    def __init__(self, folder: str | Path, llava: Any, processor: ProcessorMixin, precision: str) -> None:
         self.llava, self.processor, self.precision = llava, processor, precision
         self.folder = Path(folder) / fingerprint(llava, processor, precision)
 

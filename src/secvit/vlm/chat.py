@@ -81,7 +81,7 @@ class Chat:
     that what is learned is what will be asked for.
     """
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: Any) -> None:
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.template = processor.chat_template or self.tokenizer.chat_template
         if not self.template:
@@ -156,7 +156,7 @@ def check_prompt(chat: Chat, sample: Sample) -> None:
             )
 
 
-def image_tokens(processor: ProcessorMixin) -> int:
+def image_tokens(processor: Any) -> int:
     """Tokens of a picture by its processor, which have to be the same for all."""
     counts = {
         processor._get_num_multimodal_tokens(image_sizes=[size]).num_image_tokens[0]  # what servers ask, too

@@ -60,7 +60,7 @@ def reply(
 
 
 @torch.inference_mode()
-def generate_texts(model: PreTrainedModel, processor: ProcessorMixin, inputs: Any, **generate: Any) -> list[str]:
+def generate_texts(model: Any, processor: ProcessorMixin, inputs: Any, **generate: Any) -> list[str]:
     """What a model says to a batch of `encode`, greedily unless `generate` (arguments of transformers') says else."""
     options = {"do_sample": False, "pad_token_id": processor.tokenizer.pad_token_id, **generate}
     if not options["do_sample"]:  # of no use then, and warned of, also where the checkpoint sets them
@@ -188,7 +188,7 @@ def evaluate_checkpoint(
     """
     rule = benchmarks.find(benchmark)
     check_submission(benchmark)
-    questions = benchmarks.load(benchmark, data, split)
+    questions = benchmarks.load(benchmark, os.fspath(data), split)
     known = rule.rule is not None and benchmarks.has_truth(benchmark, questions)
     path = Path(answers) if answers else _place(checkpoint, benchmark, split)
     if checkpoint is None:
@@ -201,7 +201,11 @@ def evaluate_checkpoint(
         # many checkpoints are saved at half precision, which is slow there
         model, processor = load_trained(checkpoint, place, torch.float32 if place.type == "cpu" else "auto")
         processor = prepare(processor, template, pad=template is not None)
-        options = {"batch_size": batch_size, "max_new_tokens": rule.max_new_tokens, "name": str(checkpoint)}
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "max_new_tokens": rule.max_new_tokens,
+            "name": str(checkpoint),
+        }
         said = answer(model, processor, questions, path, **options)
     found: dict[str, Any] = {"benchmark": benchmark, "answered": len(said), "answers": str(path)}
     if known:

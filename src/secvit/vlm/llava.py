@@ -21,7 +21,6 @@ from transformers import (
     LlavaModel,
     LlavaPreTrainedModel,
     LlavaProcessor,
-    PreTrainedConfig,
 )
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.image_utils import make_flat_list_of_images
@@ -51,12 +50,12 @@ class SecLlavaConfig(LlavaConfig):
         self.connector = dict(DEFAULT if self.connector is None else self.connector)
 
 
-def num_patches(config: PreTrainedConfig) -> int:
+def num_patches(config: Any) -> int:
     """L: patches of one square picture (one tile) in the tower of a LLaVA's config."""
     return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
 
 
-def new_connector(config: PreTrainedConfig) -> Connector:
+def new_connector(config: Any) -> Connector:
     """The connector that `config.connector` describes; its widths, activation and biases are those of LLaVA's MLP."""
     if config.vision_config.model_type == "pixtral":
         raise NotImplementedError("Pixtral's grids differ from picture to picture; take a LLaVA with CLIP or SigLIP")
@@ -72,12 +71,13 @@ def new_connector(config: PreTrainedConfig) -> Connector:
         }
     )
     if not any(p.is_meta for p in connector.parameters()):
+        module: Any
         for module in connector.modules():
             module._is_hf_initialized = True  # transformers would draw normal(0, 0.02) over its start
     return connector
 
 
-def cls_attention(layer: nn.Module, hidden: Tensor) -> Tensor:
+def cls_attention(layer: Any, hidden: Tensor) -> Tensor:
     """What [cls] attends to in one encoder layer, mean over heads: its input (B, 1 + L, C) -> (B, L).
 
     One row, computed again: SDPA and flash attention return no weights.
@@ -99,17 +99,22 @@ def cls_attention(layer: nn.Module, hidden: Tensor) -> Tensor:
 class ConnectedModel:
     """What a LLaVA's inner model (tower, projector, language model) does otherwise with a connector; a mixin."""
 
+    config: Any  # of transformers' class behind this mixin, whose parts are configs, dicts or None to a checker
+    vision_tower: Any
+    multi_modal_projector: Any
+
     # nor quantised, so that a model in 4 bits saves and loads a connector that can be trained
-    _keep_in_fp32_modules = [r"(?:model\.)?multi_modal_projector"]  # noqa: RUF012
+    _keep_in_fp32_modules: Any = [r"(?:model\.)?multi_modal_projector"]  # noqa: RUF012
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
+    def _init_weights(self, module: Any) -> None:
         """Weights that a checkpoint lacks: those of the connector start as the connector has it."""
         projector = self.multi_modal_projector
         if isinstance(projector, Connector) and any(module is part for part in projector.modules()):
             module.reset_parameters()
         else:
-            super()._init_weights(module)
+            behind: Any = super()
+            behind._init_weights(module)
 
     def look(self, pixel_values: Tensor, vision_feature_layer: int | list[int] | None = None) -> tuple[Any, dict]:
         """What the tower sees: pixel_values (B, 3, H, W) -> (its output, the connector's arguments).
@@ -188,8 +193,9 @@ class ConnectedModel:
 
     def get_placeholder_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:
         """Where the prompt has image tokens; a ValueError with the remedy if they are not as many as the pictures'."""
+        behind: Any = super()
         try:
-            return super().get_placeholder_mask(input_ids, inputs_embeds=inputs_embeds, image_features=image_features)
+            return behind.get_placeholder_mask(input_ids, inputs_embeds=inputs_embeds, image_features=image_features)
         except ValueError:
             given = image_features.shape[:-1].numel()
             image_token = self.config.image_token_id
@@ -205,10 +211,13 @@ class ConnectedModel:
 class Connected:
     """The same for the model with its head; a mixin."""
 
+    model: Any
+
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; `connector={...}` gives a stock LLaVA one."""
-        loaded = super().from_pretrained(*args, **kwargs)
+        behind: Any = super()
+        loaded = behind.from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         inner = model.model
         # what must not be quantised is loaded in float32 where the rest is float16
@@ -227,8 +236,9 @@ class SecLlavaModel(ConnectedModel, LlavaModel):
 
     def __init__(self, config: SecLlavaConfig):
         super().__init__(config)
-        self.multi_modal_projector = new_connector(config)
-        config.image_seq_length = self.multi_modal_projector.num_output_tokens(num_patches(config))
+        connector = new_connector(config)
+        self.multi_modal_projector = connector
+        config.image_seq_length = connector.num_output_tokens(num_patches(config))
 
 
 class SecLlavaForConditionalGeneration(Connected, LlavaForConditionalGeneration):
@@ -239,12 +249,15 @@ class SecLlavaForConditionalGeneration(Connected, LlavaForConditionalGeneration)
     def __init__(self, config: SecLlavaConfig):
         LlavaPreTrainedModel.__init__(self, config)  # not LLaVA's own, which would build the towers a second time
         self.model = SecLlavaModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        text: Any = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
 
 class ConnectedProcessor:
     """What a LLaVA's processor does otherwise with a connector; a mixin."""
+
+    image_token: Any
 
     def __init__(
         self,
@@ -258,7 +271,8 @@ class ConnectedProcessor:
         num_image_tokens: int | None = None,
         **kwargs: Any,
     ):
-        super().__init__(
+        behind: Any = super()
+        behind.__init__(
             image_processor,
             tokenizer,
             patch_size=patch_size,
@@ -272,7 +286,9 @@ class ConnectedProcessor:
             raise ValueError("num_image_tokens is missing: give the model's config.image_seq_length")
         self.num_image_tokens = num_image_tokens
 
-    def validate_inputs(self, images: Any = None, text: Any = None, **kwargs: Any) -> None:
+    def validate_inputs(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> None:
         """As in transformers; each prompt has one <image> a picture, and the error names the prompt that has not."""
         if text is not None and images is not None:
             prompts = [text] if isinstance(text, str) else list(text)
@@ -283,9 +299,15 @@ class ConnectedProcessor:
                 for i, (here, there) in enumerate(zip(written, given)):
                     if here != there:
                         raise ValueError(f"prompt {i} has {here} {self.image_token} for {there} picture(s); {REMEDY}")
-            elif sum(written) != (pictures := len(make_flat_list_of_images(images))):
-                raise ValueError(f"{written} {self.image_token} in the prompts for {pictures} picture(s); {REMEDY}")
-        super().validate_inputs(images=images, text=text, **kwargs)
+            else:
+                flat: Any = make_flat_list_of_images(images)
+                if sum(written) != len(flat):
+                    raise ValueError(
+                        f"{written} {self.image_token} in the prompts for {len(flat)} picture(s); {REMEDY}"
+                    )
+        others = {name: value for name, value in (("videos", videos), ("audio", audio)) if value is not None}
+        behind: Any = super()
+        behind.validate_inputs(images=images, text=text, **others, **kwargs)
 
 
 REMEDY = "write it once where each picture goes"

@@ -54,8 +54,9 @@ class SecLlavaNextModel(ConnectedModel, LlavaNextModel):
 
     def __init__(self, config: SecLlavaNextConfig):
         super().__init__(config)
-        self.multi_modal_projector = new_connector(config)
-        config.image_seq_length = self.multi_modal_projector.num_output_tokens(num_patches(config))
+        connector = new_connector(config)
+        self.multi_modal_projector = connector
+        config.image_seq_length = connector.num_output_tokens(num_patches(config))
 
     def tiles(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, list[int]]:
         """(pictures, most tiles, 3, H, W) padded -> (tiles, 3, H, W), and how many each picture has."""
@@ -76,7 +77,8 @@ class SecLlavaNextForConditionalGeneration(Connected, LlavaNextForConditionalGen
     def __init__(self, config: SecLlavaNextConfig):
         LlavaNextPreTrainedModel.__init__(self, config)  # not LLaVA-NeXT's own, which would build the towers twice
         self.model = SecLlavaNextModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        text: Any = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()
 
 

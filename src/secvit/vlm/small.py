@@ -88,7 +88,7 @@ def small_llava(
     next_tiles: LLaVA-NeXT instead, whose pictures are cut in tiles (only with connector=None; `use_connector` does
     the rest).  dim is the width of both towers, in heads of head_dim (vLLM on CPUs takes 32, not 16).
     """
-    heads = {"num_attention_heads": dim // head_dim, "hidden_size": dim, "intermediate_size": 2 * dim}
+    heads: dict[str, Any] = {"num_attention_heads": dim // head_dim, "hidden_size": dim, "intermediate_size": 2 * dim}
     vision = CLIPVisionConfig(
         image_size=image_size, patch_size=patch_size, num_hidden_layers=vision_layers, projection_dim=dim, **heads
     )
@@ -101,15 +101,18 @@ def small_llava(
         eos_token_id=tokenizer.eos_token_id,
         **heads,
     )
-    common = {
+    common: dict[str, Any] = {
         "vision_config": vision,
         "text_config": text,
         "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
         "image_seq_length": (image_size // patch_size) ** 2,
     }
-    sizes = {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
+    sizes: dict[str, Any] = {
+        "size": {"shortest_edge": image_size},
+        "crop_size": {"height": image_size, "width": image_size},
+    }
     # of LLaVA's processors: the tower's tokens, [cls] included, less the one that "default" drops
-    counting = {
+    counting: dict[str, Any] = {
         "patch_size": patch_size,
         "num_additional_image_tokens": 1,
         "vision_feature_select_strategy": "default",
@@ -119,12 +122,12 @@ def small_llava(
         if connector is not None:
             raise ValueError("next_tiles=True makes a stock LLaVA-NeXT: connector=None, then use_connector(...)")
         shapes = [[image_size * h, image_size * w] for h, w in ((1, 2), (2, 1), (2, 2))]
-        model = LlavaNextForConditionalGeneration(LlavaNextConfig(image_grid_pinpoints=shapes, **common))
+        tiled = LlavaNextForConditionalGeneration(LlavaNextConfig(image_grid_pinpoints=shapes, **common))
         images = LlavaNextImageProcessor(image_grid_pinpoints=shapes, **sizes)
-        return model.eval(), LlavaNextProcessor(images, tokenizer, **counting)
+        return tiled.eval(), LlavaNextProcessor(images, tokenizer, **counting)
     if connector is None:
-        model = LlavaForConditionalGeneration(LlavaConfig(**common))
-        return model.eval(), LlavaProcessor(LlavaImageProcessor(**sizes), tokenizer, **counting)
+        stock = LlavaForConditionalGeneration(LlavaConfig(**common))
+        return stock.eval(), LlavaProcessor(LlavaImageProcessor(**sizes), tokenizer, **counting)
     chosen = {"name": connector, "num_tokens": num_tokens, "extra_token": extra_token, **options}
     model = SecLlavaForConditionalGeneration(SecLlavaConfig(connector=chosen, **common))
     processor = SecLlavaProcessor(

@@ -57,7 +57,7 @@ def start(
             llava, processor = from_parts(chosen.language, chosen.vision) if parts else from_transformers(chosen.base)
             processor = connected(llava, processor, chosen, options)
     if chosen.init:
-        processor = load_connector(llava, processor, chosen.init)
+        processor = load_connector(llava, processor, chosen.init) or processor
         logger.info("the connector begins as in %s", chosen.init)
     return llava, processor
 
@@ -80,7 +80,7 @@ def connected(
     """The processor of a LLaVA that has the connector asked for; one that it has already stays, if it is the same."""
     known = getattr(llava.config, "connector", None)
     if known is None:
-        return use_connector(llava, processor, chosen.connector or "mlp", **options)
+        return use_connector(llava, processor, chosen.connector or "mlp", **options) or processor
     if chosen.connector is not None:
         asked = {"name": chosen.connector, **options}
         if differing := {k: (known.get(k), v) for k, v in asked.items() if known.get(k) != v}:
@@ -97,9 +97,9 @@ def from_parts(language: str, vision: str) -> tuple[PreTrainedModel, ProcessorMi
     try:
         with hub(language, "--model.language"):
             tokenizer = read_tokenizer(language)
-            speaker = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
+            speaker: Any = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
         with hub(vision, "--model.vision"):
-            tower = CLIPVisionModel.from_pretrained(vision, dtype=torch.float32)
+            tower: Any = CLIPVisionModel.from_pretrained(vision, dtype=torch.float32)
             images = AutoImageProcessor.from_pretrained(vision)
     except OSError as error:
         raise ValueError(

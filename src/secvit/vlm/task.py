@@ -42,12 +42,12 @@ class Trained(nn.Module):
         self.register_load_state_dict_post_hook(forgive_frozen)
 
 
-def without_frozen(module: nn.Module, state: dict[str, Any], prefix: str, about: Any) -> None:
+def without_frozen(module: Any, state: dict[str, Any], prefix: str, about: Any) -> None:
     for name in module.frozen:
         state.pop(prefix + name, None)
 
 
-def forgive_frozen(module: nn.Module, found: Any) -> None:
+def forgive_frozen(module: Any, found: Any) -> None:
     found.missing_keys[:] = [key for key in found.missing_keys if key not in module.frozen]
 
 

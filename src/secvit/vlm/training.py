@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
 def save(done: Result, output: Path, recipe: Recipe, processor: Any) -> None:
     """Write what the run made, for from_pretrained or `load_connector`."""
     assert isinstance(done.model, Trained)
-    wrapped = done.model.llava
+    wrapped: Any = done.model.llava
     llava = unwrapped(wrapped)
     processor.save_pretrained(output)
     if recipe.model.lora:
@@ -131,7 +131,7 @@ def create_optimizer(task: nn.Module, optim: Optim) -> torch.optim.Optimizer:
     return create_optimizer_v2(groups, opt=optim.name, lr=optim.lr, weight_decay=optim.weight_decay, betas=optim.betas)
 
 
-def evenly(items: list[Any]) -> list[Any]:
+def evenly(items: Sequence[Any]) -> list[Any]:
     return [items[i * len(items) // min(SCORED, len(items))] for i in range(min(SCORED, len(items)))]
 
 
