@@ -6,9 +6,12 @@ import os
 from typing import Any
 
 import timm
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from secvit.fields import few
+from secvit.models import plain_pyramid
 from secvit.models.saved import check_name, fetching
 from secvit.weights import misfit, read_weights
 
@@ -18,7 +21,8 @@ BODY = "backbone.body."
 class FeatureMaps(nn.Module):
     """Maps of a backbone's last `levels` stages, the finest first.  (B, 3, H, W) -> [(B, C_l, H_l, W_l)]
 
-    backbone: a timm name that offers features_only; each stage halves the map of the one before, down to 1/32.
+    backbone: a timm name that offers features_only; each stage halves the map of the one before, down to 1/32.  Of a
+        plain ViT with patches of 16 px, `PlainPyramid` makes such maps of the last one.
     arguments: of timm.create_model, {"pretrained": True, "cluster_size": 98}.
     `channels` and `strides` say what the maps are.  A ValueError names a backbone that has no such maps.
     """
@@ -33,17 +37,34 @@ class FeatureMaps(nn.Module):
         except TypeError as error:
             reason = f"{error}; give --model.backbone_args that it takes, {{}} for none"
             raise ValueError(f"{backbone} with {dict(arguments or {})}: {reason}") from None
-        except (RuntimeError, AttributeError, OSError) as error:
+        except (RuntimeError, AttributeError, OSError, AssertionError) as error:
             raise ValueError(f"{backbone} gives no feature maps: {str(error).splitlines()[0]}") from None
-        strides = self.body.feature_info.reduction()
-        self.strides, self.channels = strides[-levels:], self.body.feature_info.channels()[-levels:]
+        strides, channels = self.body.feature_info.reduction(), self.body.feature_info.channels()
+        self.scales: plain_pyramid.PlainPyramid | None = None
+        if set(strides) == {plain_pyramid.STRIDE}:
+            self.scales = plain_pyramid.PlainPyramid(channels[-1], levels)
+            strides, channels = self.scales.strides, self.scales.channels
+        self.strides, self.channels = strides[-levels:], channels[-levels:]
         if self.strides != [32 // 2**i for i in reversed(range(levels))]:
             ours = backbone.startswith("secvit_") and strides[0] == 2
             has = "it has with backbone_args {'stem_stride': 4}" if ours else "hierarchical backbones have"
             raise ValueError(
                 f"{backbone} has maps of strides {strides}; the head needs {levels} that end with 8, 16, 32, as {has}"
             )
+        self.patch = self._patch_side()
         self.channels_last = str(getattr(self.body, "output_fmt", "")).endswith("NHWC")
+
+    def _patch_side(self) -> int:
+        """Pixels that height and width must be a multiple of; ValueError for a backbone of one image size."""
+        embed = next((module for module in self.body.modules() if isinstance(module, PatchEmbed)), None)
+        if embed is None:
+            return 1
+        if embed.strict_img_size and "img_size" not in self.arguments:
+            raise ValueError(
+                f"{self.name} takes images of {embed.img_size} px alone; give backbone_args "
+                "{'dynamic_img_size': True} for a plain ViT, {'strict_img_size': False} for a Swin"
+            )
+        return int(embed.patch_size[0])
 
     def network(self) -> nn.Module:
         """The backbone as timm's network of that name, without a classifier, with these weights.
@@ -52,8 +73,7 @@ class FeatureMaps(nn.Module):
         """
         made = timm.create_model(self.name, num_classes=0, **{**self.arguments, "pretrained": False})
         own = made.state_dict()
-        # timm's feature networks write stages_0 for the stages.0 of a network
-        names = {key.replace(".", "_", 1): key for key in own if key.partition(".")[2][:1].isdigit()}
+        names = {name: key for key in own for name in _names(key)}
         state = {names.get(key, key): value for key, value in self.body.state_dict().items()}
         made.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
         return made.to(next(self.body.parameters()).device).eval()
@@ -64,8 +84,20 @@ class FeatureMaps(nn.Module):
         return tuple(cfg["mean"]), tuple(cfg["std"])
 
     def forward(self, images: Tensor) -> Any:
-        maps = self.body(images)[-len(self.channels) :]
+        height, width = images.shape[-2:]
+        if height % self.patch or width % self.patch:  # whole patches, by the mean colour
+            images = F.pad(images, (0, -width % self.patch, 0, -height % self.patch))
+        maps = self.body(images)
+        if self.scales is not None:
+            sizes = [(-(-height // stride), -(-width // stride)) for stride in self.strides]
+            return [x[..., :rows, :columns] for x, (rows, columns) in zip(self.scales(maps[-1]), sizes, strict=True)]
+        maps = maps[-len(self.channels) :]
         return [x.permute(0, 3, 1, 2) for x in maps] if self.channels_last else maps
+
+
+def _names(key: str) -> tuple[str, str, str]:
+    """A network's weight as timm's feature networks may call it: stages.0.x, stages_0.x, model.stages.0.x."""
+    return key, key.replace(".", "_", 1), f"model.{key}"
 
 
 def start_from(model: nn.Module, source: str | os.PathLike[str]) -> list[str]:
@@ -76,8 +108,7 @@ def start_from(model: nn.Module, source: str | os.PathLike[str]) -> list[str]:
     """
     state, wanted = read_weights(source), model.state_dict()
     if not any(key.startswith(BODY) for key in state):
-        # timm's feature networks write stages_0 for the stages.0 of a classifier
-        state = {BODY + name: value for key, value in state.items() for name in (key, key.replace(".", "_", 1))}
+        state = {BODY + name: value for key, value in state.items() for name in _names(key)}
     fitting = {key: state[key] for key in wanted if key in state and state[key].shape == wanted[key].shape}
     if report := misfit(fitting, {key: wanted[key] for key in fitting}):
         raise ValueError(f"{source} does not fit the backbone: {report}")

@@ -13,10 +13,13 @@ HALF_WIDTH: dict[str, Any] = {
 SMALL: dict[str, dict[str, Any]] = {  # by the beginning of the name
     "secvit_": HALF_WIDTH,
     "sec_swin_": {"embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [2, 2, 4, 8]},
-    "sec_deit_": {"embed_dim": 48, "depth": 2, "num_heads": 4},
+    "sec_deit_": {"embed_dim": 48, "depth": 3, "num_heads": 4},
+    "swin_": {"img_size": 64, "embed_dim": 24, "depths": [1, 1, 1, 1], "num_heads": [2, 2, 4, 8]},
+    "deit_": {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 4},
+    "evit_deit_": {"img_size": 64, "embed_dim": 48, "depth": 5, "num_heads": 4},
 }
 
 
 def small(name: str) -> dict[str, Any]:
-    """The arguments for a network of that name; none for a family that is not ours."""
-    return next((arguments for beginning, arguments in SMALL.items() if name.startswith(beginning)), {})
+    """The arguments for a network of that name; none for a family that no recipe of the paper has."""
+    return next((dict(arguments) for beginning, arguments in SMALL.items() if name.startswith(beginning)), {})
