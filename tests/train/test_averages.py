@@ -43,6 +43,20 @@ def test_averages_that_lag_are_said_to(tmp_path, caplog):
     assert "averaged over few steps" not in caplog.text
 
 
+def test_weights_that_are_not_averaged_are_scored_as_well(tmp_path):
+    settings = {"steps": 46, "ema_decay": 0.9999, "ema_warmup": False, "score_plain": True}
+    scored = []
+
+    def score(model):
+        scored.append(model)
+        return {"top1": right(model)}
+
+    task, result = run(tmp_path, loop(**settings), evaluate=score, best="top1")
+    assert result.metrics["top1"] < 0.4 < 0.65 < result.metrics["plain_top1"] == right(task.model)
+    assert scored[-1] is result.model and result.best == result.metrics["top1"]  # the averaged ones count
+    assert "plain_top1" in (tmp_path / "eval.csv").read_text().splitlines()[0]
+
+
 @pytest.mark.parametrize(
     ("name", "steps"),
     [

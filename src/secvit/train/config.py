@@ -70,6 +70,8 @@ class Loop:
         ema_decay: decay per step of the averaged weights, which are scored and kept; 0 for none.
         ema_warmup: average over few steps first: the decay is at most (1 + step) / (10 + step).  null does so in runs
             that are too short for `ema_decay`: without, over 1 % of the average would be the first weights.
+        score_plain: score the weights that are not averaged as well, as plain_top1 and so on, beside the averaged ones,
+            which decide the best checkpoint and are kept.
         log_every: steps between two rows of log.csv.
         evaluate_every: steps between two evaluations; 0 for once an epoch.
         save_every: steps between two checkpoints; 0 for once an epoch.
@@ -95,6 +97,7 @@ class Loop:
     clip_grad: float = 0.0
     ema_decay: float = 0.0
     ema_warmup: bool | None = None
+    score_plain: bool = False
     log_every: int = 50
     evaluate_every: int = 0
     save_every: int = 0

@@ -443,7 +443,9 @@ class Run:
         model.eval()
         try:
             with torch.no_grad(), busy(f"step {state.step} of {self.total}, scoring", silent=self.silent):
-                metrics = dict(evaluate(model))
+                both = self.ema is not None and self.loop.score_plain
+                plain = evaluate(self.whole().eval()) if both else {}  # first: what a task draws is of the last
+                metrics = {**evaluate(model), **{f"plain_{name}": value for name, value in plain.items()}}
         except Exception:
             self.save_alone()
             raise
