@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from secvit.classification import ClassificationTask, recipes, tiny, train
 from secvit.classification.config import Model, Recipe
+from secvit.classification.training import start
 from secvit.models.saved import load_model
 from secvit.models.small import HALF_WIDTH
 from secvit.ops.partitions import SCORES
@@ -19,6 +20,8 @@ from secvit.weights import load_backbone, weight_bytes
 
 RECIPES = {name: make() for name, make in recipes_of(recipes).items()}
 IMAGENET = {name: r for name, r in RECIPES.items() if name.startswith(("imagenet_", "table10_"))}
+SIMMIM = {name for name in IMAGENET if name.endswith("_simmim")}
+SCRATCH = IMAGENET.keys() - SIMMIM
 
 
 def small(recipe: Recipe, **changes) -> Recipe:
@@ -39,10 +42,12 @@ def test_every_recipe_says_what_it_is(name):
 
 def test_there_is_a_recipe_for_every_secvit_of_the_paper():
     presets = {name for name in timm.list_models("sec*_*") if name != "secvit_nano"}
-    assert presets == {r.model.name for r in IMAGENET.values()}
+    rivals = {"deit_small", "deit_base", "swin_tiny", "swin_small", "swin_base", "evit_deit_small"}
+    names = {r.model.name.replace("_patch16_224", "").replace("_patch4_window7_224", "") for r in IMAGENET.values()}
+    assert names == presets | rivals
 
 
-@pytest.mark.parametrize("name", IMAGENET)
+@pytest.mark.parametrize("name", sorted(SCRATCH))
 def test_imagenet_recipes_have_deits_numbers(name):
     """The paper's section 4.1 and the authors' training logs."""
     r = IMAGENET[name]
@@ -52,7 +57,41 @@ def test_imagenet_recipes_have_deits_numbers(name):
     assert (r.schedule.warmup_lr, r.schedule.min_lr) == (1e-6, 1e-5)
     assert (r.augment.mixup, r.augment.cutmix, r.augment.erase) == (0.8, 1.0, 0.25)
     assert (r.augment.auto, r.augment.crop, r.label_smoothing) == ("rand-m9-mstd0.5-inc1", "resized", 0.1)
-    assert (r.loop.repeats, r.loop.ema_decay) == (3, 0.99996)
+    assert r.loop.repeats == 3 and r.loop.ema_decay == pytest.approx(0.99996 ** (2048 / 512), abs=5e-7)
+    assert r.sync_norm and r.loop.score_plain
+
+
+@pytest.mark.parametrize("sec, other", [("sec_swin_tiny", "swin_tiny"), ("sec_swin_small", "swin_small"),
+                                        ("sec_deit_small", "deit_small"), ("sec_deit_base", "deit_base"),
+                                        ("sec_swin_base_simmim", "swin_base_simmim")])  # fmt: skip
+def test_a_baseline_differs_in_the_network_alone(sec, other):
+    ours, baseline = RECIPES[f"imagenet_{sec}"], RECIPES[f"imagenet_{other}"]
+    assert replace(baseline, model=replace(baseline.model, name=ours.model.name)) == ours
+
+
+@pytest.mark.parametrize("name", sorted(SIMMIM))
+def test_fine_tuning_has_simmims_numbers(name):
+    """Its released configuration for Swin-B, and mmselfsup's swin-base_ft-8xb256-coslr-100e."""
+    r = IMAGENET[name]
+    assert (r.loop.epochs, r.loop.batch_size, r.loop.clip_grad, r.loop.repeats) == (100, 2048, 5.0, 1)
+    assert (r.optim.lr, r.optim.layer_decay, r.optim.weight_decay) == (1.25e-3 * 2048 / 512, 0.9, 0.05)
+    assert (r.schedule.warmup_epochs, r.schedule.warmup_lr) == (20, 2.5e-7 * 2048 / 512)
+    assert r.model.args["drop_path_rate"] == 0.1 and r.loop.ema_decay == 0
+
+
+@pytest.mark.parametrize("name", sorted(SIMMIM))
+def test_pre_trained_weights_begin_the_fine_tuning(tmp_path, name):
+    from secvit.simmim import recipes as simmim
+    from secvit.simmim import train as pre_train
+
+    masked = simmim.tiny(getattr(simmim, name.removesuffix("_simmim"))())
+    masked = replace(masked, loop=replace(masked.loop, device="cpu", steps=1, batch_size=2))
+    pre_train(masked, "digits", tmp_path / "masked")
+    recipe = small(RECIPES[name])
+    args = {**recipe.model.args, **masked.model.args}
+    recipe = replace(recipe, model=replace(recipe.model, init=str(tmp_path / "masked"), args=args))
+    state, begun = load_file(tmp_path / "masked/model.safetensors"), start(recipe, list("0123456789")).state_dict()
+    assert len(state) > 30 and all(torch.equal(begun[key], value) for key, value in state.items())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from secvit.classification import (
     recipes,
     tiny,
     train,
+    training,
 )
 from secvit.classification.scoring import eval_view
 from secvit.images import Images, load_split
@@ -99,3 +100,17 @@ def test_cifar10_shaped_npz_trains(tmp_path, shared):
     data = shared / "data" / "cifar10"
     images = load_split(data, "val")
     assert images.pixels.shape == (5000, 3, 32, 32) and images.majority == pytest.approx(0.1)
+
+
+def test_evaluation_has_a_batch_of_its_own(tmp_path, monkeypatch):
+    """A training step's share of 2,048 images, looked at at once by each process, would not fit."""
+    sizes = []
+
+    def watch(model, view, batch_size, *rest):
+        sizes.append(batch_size)
+        return evaluate(model, view, batch_size, *rest)
+
+    monkeypatch.setattr(training, "evaluate", watch)
+    for batch in (8, 1024):
+        train(small(steps=1, batch_size=batch), "digits", tmp_path / str(batch))
+    assert sizes == [8, 256]

@@ -57,6 +57,7 @@ class Recipe:
         optim: the optimizer.
         schedule: the learning rate over time.
         loop: length, batch, precision, averaging, logging, saving.
+        sync_norm: batch norms see the images of all GPUs (SyncBN), not those of their own alone.
     """
 
     model: Model
@@ -65,6 +66,7 @@ class Recipe:
     schedule: Schedule
     loop: Loop
     label_smoothing: float = 0.1
+    sync_norm: bool = False
 
     def __post_init__(self) -> None:
         within(self, 0, 1, "label_smoothing")

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from secvit.classification.data import EvalView
 from secvit.images import Images, Transform, load_split, middle
 from secvit.models.saved import class_names_of, device_of, load_model, name_of
+from secvit.precision import on_gpu_autocast
 from secvit.processes import of_all_processes
 
 logger = logging.getLogger(__name__)
+AT_ONCE = 256  # images that a process scores at once, whatever the batch of a training step is
 
 
 @dataclass(frozen=True)
@@ -49,29 +51,33 @@ class Answers:
 def evaluate(
     model: nn.Module,
     dataset: EvalView,
-    batch_size: int = 256,
+    batch_size: int = AT_ONCE,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    precision: str = "no",
 ) -> dict[str, float]:
     """Accuracies in 0..1: top1, top5 (from six classes on), macro (mean over classes), and the
     majority floor (always answering the most frequent class), with the number of images.
 
+    precision: on a GPU, "bf16" and "fp16" look under autocast, as `Loop.precision` trains.
     Of many processes each scores a share of the images, and all return the numbers of all of them.
     """
-    return figures(answers(model, dataset, batch_size, device, workers), dataset)
+    return figures(answers(model, dataset, batch_size, device, workers, precision), dataset)
 
 
 @torch.no_grad()  # not inference_mode: a network may keep tables for its next training step
 def answers(
-    model: nn.Module, dataset: EvalView, batch_size: int = 256, device: torch.device | str = "cpu", workers: int = 0
-) -> Answers:
+    model: nn.Module, dataset: EvalView, batch_size: int = AT_ONCE, device: torch.device | str = "cpu",
+    workers: int = 0, precision: str = "no",
+) -> Answers:  # fmt: skip
     """What a model says of each image; of many processes each looks at a share, and all return what all said."""
     model = model.to(device).eval()
     classes = len(dataset.images.classes)
     rows: list[Tensor] = []
     for batch in dataset.batches(batch_size, workers):
         target = batch["target"]
-        logits = model(batch["image"].to(device)).float().cpu()
+        with on_gpu_autocast(device, precision):
+            logits = model(batch["image"].to(device)).float().cpu()
         if logits.shape[1] != classes:
             raise ValueError(
                 f"the model has {logits.shape[1]} classes, the data {classes}; "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secvit.classification.config import Model, Recipe
 from secvit.classification.data import TrainView
-from secvit.classification.scoring import eval_view, evaluate
+from secvit.classification.scoring import AT_ONCE, eval_view, evaluate
 from secvit.classification.task import ClassificationTask
 from secvit.files import check_writable, write_atomically
 from secvit.images import load_checked, skipped_in
@@ -23,6 +23,7 @@ from secvit.images.names import Names
 from secvit.models import SECDeiT, SECSwin
 from secvit.models.saved import class_names_in, class_names_of, create, load_pretrained, patched
 from secvit.train.job import Job, save_weights
+from secvit.train.norms import synchronised
 from secvit.train.optim import create_optimizer
 from secvit.train.result import Result
 from secvit.weights import load_backbone
@@ -54,6 +55,8 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     check_writable(output)
     train_images, val_images, held_out = load_checked(data)
     model = start(recipe, train_images.classes)
+    if recipe.sync_norm:
+        model = synchronised(model, recipe.loop)
     chosen = recipe.model
     cfg = timm.data.resolve_data_config(model=model)
     dataset = TrainView(
@@ -63,7 +66,8 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
 
     def score(network: nn.Module) -> dict[str, float]:
         device = next(network.parameters()).device
-        return evaluate(network, view, recipe.loop.batch_size, device, recipe.loop.workers)
+        batch = min(AT_ONCE, recipe.loop.batch_size)
+        return evaluate(network, view, batch, device, recipe.loop.workers, recipe.loop.precision)
 
     def report(done: Result) -> dict[str, Any]:
         return {
