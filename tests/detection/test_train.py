@@ -45,7 +45,8 @@ def test_every_recipe_has_a_detector(name):
 
 TWINS = (
     "folder", "nuclei471", "mask_rcnn_1x_sec_swin_tiny", "mask_rcnn_3x_secvit_base",
-    "cascade_mask_rcnn_3x_secvit_small", "retinanet_1x_secvit_large",
+    "cascade_mask_rcnn_3x_secvit_small", "retinanet_1x_secvit_large", "mask_rcnn_1x_sec_deit_small",
+    "mask_rcnn_1x_deit_small", "mask_rcnn_1x_swin_tiny",
 )  # fmt: skip
 
 
@@ -79,10 +80,15 @@ def test_a_run_is_scored_again_to_the_same_figures(tmp_path, folder, capsys):
 def test_coco_recipes_have_the_numbers_of_the_fields_configs(name):
     r = COCO[name]
     assert (r.optim.name, r.optim.lr, r.loop.batch_size, r.schedule.warmup_steps) == ("adamw", 1e-4, 16, 500)
+    assert r.optim.weight_decay == (1e-4 if "retinanet" in name else 0.05)
     epochs = 36 if "_3x_" in name else 12
     assert r.loop.epochs == epochs and r.model.max_size == 1333
     assert [round(at * epochs) for at in r.schedule.decay_at] == ([27, 33] if epochs == 36 else [8, 11])
     assert r.model.min_size == (tuple(range(480, 801, 32)) if epochs == 36 else (800,))
+    assert r.crop == (0.5 if epochs == 36 else 0)
+    assert (r.model.args.get("box_loss"), r.sync_norm) == (("giou", True) if "cascade" in name else (None, False))
+    if name.startswith("mask_rcnn"):
+        assert r.model.args == {"rpn_post_nms_top_n_train": 1000}
 
 
 def test_a_run_broken_off_and_resumed_equals_the_unbroken_one_to_the_bit(tmp_path, folder):

@@ -51,9 +51,12 @@ class Recipe:
     Args:
         model: the detector.
         flip: probability of a horizontal flip.
+        crop: probability that an image is cut before it is resized, to 384 to 600 px a side of a picture of 400, 500 or
+            600 px, as the field's 3x schedule does.
         max_dets: detections of an image that count in the AP.
         drop_broken: leave broken entries out of what is learned from instead of refusing the data; of val, none is.
         background: learn from images without objects as well.
+        sync_norm: batch norms of the heads see the images of all GPUs (SyncBN), not those of their own alone.
         optim: the optimizer.
         schedule: the learning rate over time.
         loop: length, batch, precision, averaging, logging, saving.
@@ -67,7 +70,9 @@ class Recipe:
     max_dets: int = 100
     drop_broken: bool = False
     background: bool = False
+    crop: float = 0.0
+    sync_norm: bool = False
 
     def __post_init__(self) -> None:
-        within(self, 0, 1, "flip")
+        within(self, 0, 1, "flip", "crop")
         within(self, 1, math.inf, "max_dets")

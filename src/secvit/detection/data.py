@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import SanitizeBoundingBoxes
 from torchvision.transforms.v2 import functional as tv
 
+from secvit.detection.augment import SANITIZE, cut
 from secvit.detection.coco import (
     Annotations,
     Categories,
@@ -50,8 +50,6 @@ from secvit.train.sampler import mix
 __all__ = ["Coco", "TrainView", "decode", "encode", "find", "load", "splits"]
 
 logger = logging.getLogger(__name__)
-
-SANITIZE = SanitizeBoundingBoxes()  # boxes that a crop left nothing of, with their labels and masks
 
 
 @dataclass(frozen=True)
@@ -372,8 +370,9 @@ class TrainView(View):
     """Batches {"images": list of (3, H, W) in 0..1, "targets": list of dicts} by sampler keys.
 
     Images without annotations are left out, or with `background` learned from as such; images with nothing but crowds
-    are left out.  The next whole image stands in for a broken file.  Flips and `transform` depend on (seed, key)
-    alone; sizes are the detector's own business.  transform: of torchvision's v2, on (image, target).
+    are left out.  The next whole image stands in for a broken file.  Flips, crops and `transform` depend on (seed,
+    key) alone; sizes are the detector's own business.  crop: part of the images that are cut (`augment.cut`).
+    transform: of torchvision's v2, on (image, target).
     """
 
     def __init__(
@@ -384,9 +383,11 @@ class TrainView(View):
         seed: int = 0,
         transform: Callable[..., Any] | None = None,
         background: bool = False,
+        crop: float = 0.0,
     ) -> None:
         super().__init__(coco, Image.Image.copy)  # type: ignore[arg-type]
         self.coco, self.masks, self.flip, self.seed, self.change = coco, masks, flip, seed, transform
+        self.crop = crop
         starts = coco.table.starts
         learned = ends(~coco.table.crowd)
         usable = learned[starts[1:]] > learned[starts[:-1]]
@@ -421,6 +422,8 @@ class TrainView(View):
                     tv.horizontal_flip(image),
                     {k: tv.horizontal_flip(v) if k != "labels" else v for k, v in target.items()},
                 )
+            if self.crop and torch.rand(()) < self.crop:
+                image, target = cut(image, target)
             if self.change is not None:
                 image, target = SANITIZE(*self.change(image, target))
         plain = {k: v.as_subclass(Tensor) for k, v in target.items()}

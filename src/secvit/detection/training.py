@@ -23,6 +23,7 @@ from secvit.images.classes import match_classes
 from secvit.images.names import Names
 from secvit.models.saved import saved_config
 from secvit.train.job import Job
+from secvit.train.norms import synchronised
 from secvit.train.optim import create_optimizer
 from secvit.train.result import Result
 
@@ -69,8 +70,10 @@ def prepare(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.loop.seed)
         model = create(recipe.model, len(train_split.classes))
+    if recipe.sync_norm:
+        model = synchronised(model, recipe.loop)
     task = DetectionTask(model, recipe.model.norm_eval)
-    dataset = TrainView(train_split, masks, recipe.flip, recipe.loop.seed, transform, recipe.background)
+    dataset = TrainView(train_split, masks, recipe.flip, recipe.loop.seed, transform, recipe.background, recipe.crop)
 
     def score(network: nn.Module) -> dict[str, float]:
         results = detect(network, val_split)
