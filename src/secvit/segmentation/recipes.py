@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
+from secvit.models.small import small
 from secvit.segmentation.config import Augment, Look, Model, Recipe
 from secvit.train.config import Loop, Schedule
 from secvit.train.optim import Optim
@@ -19,6 +20,8 @@ def tiny(recipe: Recipe) -> Recipe:
     model = replace(recipe.model, args={"channels": 8, **NARROW[recipe.model.head]})
     if model.backbone.startswith("secvit_") and not model.init:
         model = replace(model, backbone="secvit_nano", backbone_args=SMALL, weights="random")
+    elif not model.init and model.weights == "random":
+        model = replace(model, backbone_args={**model.backbone_args, **small(model.backbone)})
     return replace(
         recipe,
         model=model,
@@ -136,11 +139,12 @@ def at_full_size(recipe: Recipe) -> Recipe:
 # -- ADE20K ------------------------------------------------------------------------------------
 
 
-def ade20k(head: Literal["semantic_fpn", "upernet"], backbone: str, drop_path_rate: float) -> Recipe:
+def ade20k(head: Literal["semantic_fpn", "upernet"], backbone: str, drop_path_rate: float, **args: Any) -> Recipe:
     """The field's configs for these heads on ADE20K: 16 crops of 512 px a step, batch norms over all of them.
 
     Semantic FPN: 80k iterations, AdamW at 1e-4, weight decay 1e-4, poly with power 0.9 down to 1e-6.
     UperNet: 160k, 6e-5, weight decay 0.01, a linear warm-up of 1,500 and a linear decay.
+    args: of the backbone.
     Sources: the first author's configs of his preceding backbone (qhfan/RMT), which follow PVT and Swin.
     """
     if head == "semantic_fpn":
@@ -150,7 +154,7 @@ def ade20k(head: Literal["semantic_fpn", "upernet"], backbone: str, drop_path_ra
         optim, steps = Optim("adamw", lr=6e-5, weight_decay=0.01), 160_000
         schedule = Schedule("poly", power=1.0, warmup_steps=1500)
     return Recipe(
-        model=Model(head, backbone, {"drop_path_rate": drop_path_rate}),
+        model=Model(head, backbone, {"drop_path_rate": drop_path_rate, **args}),
         augment=Augment(),
         look=Look(),
         optim=optim,
@@ -204,3 +208,100 @@ def ade20k_upernet_secvit_base() -> Recipe:
 def ade20k_upernet_secvit_large() -> Recipe:
     """UperNet 160k, SECViT-L on ADE20K (Table 6: 53.8 mIoU at one scale in the paper).  Not run."""
     return ade20k("upernet", "secvit_large", 0.5)
+
+
+# -- Table 1: what the attention alone changes.  Its mIoU is UperNet's: Swin's own numbers there are -----------
+
+
+def ade20k_upernet_sec_swin_tiny() -> Recipe:
+    """UperNet 160k, SEC-Swin-T on ADE20K (Table 1: 49.3 mIoU in the paper).  Not run.
+
+    secvit train segmentation.ade20k_upernet_sec_swin_tiny --data ADEChallengeData2016 --model.init SEC_SWIN \
+        --output runs/upernet
+    """
+    return ade20k("upernet", "sec_swin_tiny", 0.2)
+
+
+def ade20k_upernet_sec_swin_small() -> Recipe:
+    """UperNet 160k, SEC-Swin-S on ADE20K (Table 1: 51.3 mIoU in the paper).  Not run."""
+    return ade20k("upernet", "sec_swin_small", 0.3)
+
+
+def ade20k_upernet_sec_deit_small() -> Recipe:
+    """UperNet 160k, SEC-DeiT-S on ADE20K (Table 1: 47.5 mIoU in the paper), on a simple feature pyramid.  Not run."""
+    return ade20k("upernet", "sec_deit_small", 0.1)
+
+
+def ade20k_upernet_deit_small() -> Recipe:
+    """UperNet 160k, DeiT-S on ADE20K (Table 1's baseline: 43.0 mIoU in the paper), maps as of SEC-DeiT.  Not run."""
+    return ade20k("upernet", "deit_small_patch16_224", 0.1, dynamic_img_size=True)
+
+
+def ade20k_upernet_swin_tiny() -> Recipe:
+    """UperNet 160k, Swin-T on ADE20K (Table 1's baseline: 44.5 mIoU in the paper).  Not run."""
+    return ade20k("upernet", "swin_tiny_patch4_window7_224", 0.2, strict_img_size=False)
+
+
+def ade20k_upernet_swin_small() -> Recipe:
+    """UperNet 160k, Swin-S on ADE20K (Table 1's baseline: 47.6 mIoU in the paper).  Not run."""
+    return ade20k("upernet", "swin_small_patch4_window7_224", 0.3, strict_img_size=False)
+
+
+# -- Table 6 with the released S, B and L, the only sizes above T whose weights are published ----------------
+
+
+def ade20k_semantic_fpn_secvit_small_release() -> Recipe:
+    """Semantic FPN 80k, SECViT-S with the released depths on ADE20K (beside Table 6: 49.6 mIoU).  Not run."""
+    return ade20k("semantic_fpn", "secvit_small_release", 0.15)
+
+
+def ade20k_semantic_fpn_secvit_base_release() -> Recipe:
+    """Semantic FPN 80k, SECViT-B with the released depths on ADE20K (beside Table 6: 50.7 mIoU).  Not run."""
+    return ade20k("semantic_fpn", "secvit_base_release", 0.4)
+
+
+def ade20k_semantic_fpn_secvit_large_release() -> Recipe:
+    """Semantic FPN 80k, SECViT-L with the released depths on ADE20K (beside Table 6: 52.2 mIoU).  Not run."""
+    return ade20k("semantic_fpn", "secvit_large_release", 0.5)
+
+
+def ade20k_upernet_secvit_small_release() -> Recipe:
+    """UperNet 160k, SECViT-S with the released depths on ADE20K (beside Table 6: 50.6 mIoU).  Not run."""
+    return ade20k("upernet", "secvit_small_release", 0.15)
+
+
+def ade20k_upernet_secvit_base_release() -> Recipe:
+    """UperNet 160k, SECViT-B with the released depths on ADE20K (beside Table 6: 52.2 mIoU).  Not run."""
+    return ade20k("upernet", "secvit_base_release", 0.4)
+
+
+def ade20k_upernet_secvit_large_release() -> Recipe:
+    """UperNet 160k, SECViT-L with the released depths on ADE20K (beside Table 6: 53.8 mIoU).  Not run."""
+    return ade20k("upernet", "secvit_large_release", 0.5)
+
+
+# -- Table 10 in segmentation: tokens per cluster.  98 is ade20k_semantic_fpn_secvit_tiny ------------------
+
+
+def table10_semantic_fpn_196_tokens() -> Recipe:
+    """Table 10: Semantic FPN 80k, SECViT-T with clusters of 196 tokens (47.5 mIoU in the paper).  Not run.
+
+    secvit train segmentation.table10_semantic_fpn_196_tokens --data ADEChallengeData2016 --output runs/table10_196 \
+        --model.init RUN of classification.table10_196_tokens
+    """
+    return ade20k("semantic_fpn", "secvit_tiny", 0.1, cluster_size=196)
+
+
+def table10_semantic_fpn_64_tokens() -> Recipe:
+    """Table 10: Semantic FPN 80k, SECViT-T with clusters of 64 tokens (46.9 mIoU in the paper).  Not run."""
+    return ade20k("semantic_fpn", "secvit_tiny", 0.1, cluster_size=64)
+
+
+def table10_semantic_fpn_49_tokens() -> Recipe:
+    """Table 10: Semantic FPN 80k, SECViT-T with clusters of 49 tokens (47.7 mIoU in the paper).  Not run."""
+    return ade20k("semantic_fpn", "secvit_tiny", 0.1, cluster_size=49)
+
+
+def table10_semantic_fpn_24_tokens() -> Recipe:
+    """Table 10: Semantic FPN 80k, SECViT-T with clusters of 24 tokens (44.6 mIoU in the paper).  Not run."""
+    return ade20k("semantic_fpn", "secvit_tiny", 0.1, cluster_size=24)

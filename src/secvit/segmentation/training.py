@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from secvit.fields import Entry, few
@@ -26,6 +25,7 @@ from secvit.segmentation.scoring import evaluate, report, scores
 from secvit.segmentation.task import SegmentationTask
 from secvit.train.checkpoint import latest
 from secvit.train.job import Job
+from secvit.train.norms import synchronised
 from secvit.train.optim import create_optimizer
 from secvit.train.result import Result
 from secvit.weights import read_weights
@@ -57,9 +57,8 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     others = load(data, held_out, pictures)
     check_overlap(pictures.images, others.images)
     model = start(recipe, len(pictures.classes), pictures.classes)
-    on_gpus = recipe.loop.device != "cpu" and torch.cuda.is_available()
-    if recipe.sync_norm and on_gpus:
-        model = convert_sync_batchnorm(model)
+    if recipe.sync_norm:
+        model = synchronised(model, recipe.loop)  # type: ignore[assignment]
     mean, std = model.backbone.normalization()
     dataset = TrainView(pictures, recipe.augment, mean, std, recipe.loop.seed)
     view = EvalView(others)
