@@ -11,9 +11,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from secvit.files import write_atomically
+from secvit.precision import on_gpu_autocast
 from secvit.processes import sum_over_processes
 from secvit.simmim.data import EvalView
 from secvit.simmim.task import MaskedImageTask, stretch
+
+AT_ONCE = 256  # images that a process measures at once, whatever the batch of a training step is
 
 
 @torch.no_grad()
@@ -23,9 +26,11 @@ def evaluate(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     workers: int = 0,
+    precision: str = "no",
 ) -> dict[str, float]:
     """Mean over images of the loss and of `mean_baseline`, each image with its own fixed mask.
 
+    precision: on a GPU, "bf16" and "fp16" look under autocast, as `Loop.precision` trains.
     Of many processes each measures a share of the images, and all return the numbers of all of them.
     """
     task.to(device).eval()
@@ -33,7 +38,8 @@ def evaluate(
     for batch in dataset.batches(batch_size, workers):
         count = len(batch["image"])
         # .forward: a task compiled for training would be compiled once more for evaluation
-        found = task.forward({name: value.to(device) for name, value in batch.items()})
+        with on_gpu_autocast(device, precision):
+            found = task.forward({name: value.to(device) for name, value in batch.items()})
         sums += torch.tensor([count * float(found["loss"]), count * float(found["mean_baseline"]), count])
     loss, baseline, seen = sum_over_processes(sums).tolist()
     if not seen:

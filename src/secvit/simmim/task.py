@@ -13,7 +13,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
-SEAM = ("forward_stem", "forward_stages", "feature_info")
+from secvit.simmim.seam import halves
 
 
 class MaskedImageTask(nn.Module):
@@ -25,19 +25,14 @@ class MaskedImageTask(nn.Module):
     pixel reaches the encoder.  Stem tokens beside a hidden patch see its edge as mean colour.
 
     `mean_baseline` in the result is the loss of predicting each image's mean visible colour.
-    The model needs `forward_features(x) = forward_stages(forward_stem(x))`, both (B, C, H, W), and
-    timm's `feature_info`.  Its `head`, which nothing here uses, is frozen: DistributedDataParallel
-    waits for the gradient of every parameter.
+    The model is one of `halves`, with timm's `feature_info`.  Its `head`, which nothing here uses, is
+    frozen: DistributedDataParallel waits for the gradient of every parameter.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        if lacking := [name for name in SEAM if not hasattr(model, name)]:
-            raise ValueError(
-                f"{type(model).__name__} has no {', '.join(lacking)}; pre-training needs a model with "
-                f"{', '.join(SEAM)}, where forward_features(x) is forward_stages(forward_stem(x)), such as SECViT"
-            )
-        self.model: Any = model  # with what SEAM names
+        self.stem, self.stages = halves(model)
+        self.model: Any = model
         if isinstance(head := getattr(model, "head", None), nn.Module):
             head.requires_grad_(False)
         first, last = model.feature_info[0], model.feature_info[-1]
@@ -55,9 +50,9 @@ class MaskedImageTask(nn.Module):
 
     def encode(self, image: Tensor, mask: Tensor) -> Tensor:
         """The last features of what is visible.  -> (B, C, H/stride, W/stride)"""
-        x = self.model.forward_stem(image.masked_fill(stretch(mask, *image.shape[2:]), 0))
+        x = self.stem(image.masked_fill(stretch(mask, *image.shape[2:]), 0))
         token = self.mask_token.to(x.dtype)[:, None, None]
-        return self.model.forward_stages(torch.where(stretch(mask, *x.shape[2:]), token, x))
+        return self.stages(torch.where(stretch(mask, *x.shape[2:]), token, x))
 
     def reconstruct(self, image: Tensor, mask: Tensor) -> Tensor:
         """The prediction of every pixel, hidden or not.  -> (B, 3, H, W)"""

@@ -17,7 +17,7 @@ from secvit.models.saved import create
 from secvit.processes import is_first
 from secvit.simmim.data import EvalView, TrainView
 from secvit.simmim.recipes import Recipe
-from secvit.simmim.scoring import draw_reconstructions, evaluate
+from secvit.simmim.scoring import AT_ONCE, draw_reconstructions, evaluate
 from secvit.simmim.task import MaskedImageTask
 from secvit.train.job import Job, save_weights
 from secvit.train.optim import create_optimizer
@@ -62,7 +62,10 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
         """The model is the task's own, since no weights are averaged."""
         if is_first():
             draw_reconstructions(task, view, output / "reconstructions.png")
-        return evaluate(task, view, recipe.loop.batch_size, task.mask_token.device, recipe.loop.workers)
+        device = task.mask_token.device
+        return evaluate(
+            task, view, min(AT_ONCE, recipe.loop.batch_size), device, recipe.loop.workers, recipe.loop.precision
+        )
 
     def report(done: Result) -> dict[str, Any]:
         return {
