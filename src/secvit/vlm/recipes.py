@@ -50,15 +50,20 @@ def small() -> Recipe:
 
 
 def pretrain(language: str = Model.language) -> Recipe:
-    """Stage 1 as LLaVA-1.5 has it: an epoch of 558k captions, the connector alone, 1e-3, batch 256, warm-up 0.03."""
+    """Stage 1 as LLaVA-1.5 has it: an epoch of 558k captions, the connector alone, 1e-3, batch 256, warm-up 0.03.
+
+    Pictures are cut to their middle and batches are not grouped, as its pretrain.sh has it.
+    """
     return Recipe(
         model=Model(language=language, trained=("connector",)),
-        samples=Samples(template="plain", check="header", too_long="drop", drop_broken=True),
+        samples=Samples(
+            template="plain", pad=False, group=False, check="header", too_long="drop", drop_broken=True
+        ),
         optim=Optim(lr=1e-3),
         schedule=Schedule("cosine", warmup_epochs=0.03),
         loop=Loop(
-            batch_size=256, parts=8, epochs=1, precision="bf16", workers=4, log_every=20, evaluate_every=1000,
-            save_every=500,
+            batch_size=256, parts=8, epochs=1, precision="bf16", clip_grad=1.0, workers=4, log_every=20,
+            evaluate_every=1000, save_every=500,
         ),
     )  # fmt: skip
 
