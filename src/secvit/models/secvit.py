@@ -28,6 +28,12 @@ from secvit.ops import Partition
 __all__ = ["SECViT"]
 
 
+def clusters_at_224(tokens: int) -> tuple[int, int, int]:
+    """Table 10: M of stages 1 to 3 that give clusters of so many tokens, or fewer, at 224 px; 32, 8, 2 for 98."""
+    first, second, third = (-(-length // tokens) for length in (3136, 784, 196))
+    return first, second, third
+
+
 class SECViT(nn.Module):
     """Section 3.1, figure 3 (a), supplement table 1.  Images (B, in_chans, H, W) of any size -> (B, num_classes).
 
