@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from secvit import recipe_options
+from secvit.compare import sweeps
 from secvit.compare.report import first_process, markdown, reopen
 from secvit.compare.training import compare
 from secvit.signatures import explained, parse, summary
@@ -33,10 +34,13 @@ secvit compare vlm.small --data DIR --vary model.connector=sec,pool,random
 secvit compare classification.digits --vary optim.lr=1e-3,3e-3 --loop.epochs 5      changes that hold for all
 secvit compare vlm.small --data DIR --vary model.connector=sec,pool --vary optim.lr=2e-3,1e-3   each with its own
 secvit compare classification.folder --data DIR --vary config=a.yaml,b.yaml         files of changes
+secvit compare table10 --data imagenet                                              the paper's table, beside ours
+secvit compare table7 --data mix665k.json --begins runs/table7.stage1               after `secvit compare table7.stage1`
 secvit compare runs/compare --figure macro                                          tables and picture again"""
 
 HELP = """\
 usage: secvit compare RECIPE --vary ENTRY=VALUE,VALUE,... [options] [what secvit train RECIPE takes]
+       secvit compare SWEEP [options] [what secvit train takes for its recipes]
        secvit compare DIR [--figure NAME]
 
 {about}
@@ -45,6 +49,8 @@ usage: secvit compare RECIPE --vary ENTRY=VALUE,VALUE,... [options] [what secvit
 
 options:
 {options}
+
+sweeps, ablations of the paper: {sweeps}
 
 secvit train RECIPE --help lists the entries of a recipe.
 Exit codes: 0 all runs finished, 2 input that cannot be used or a run that failed, 130, 143 and 75 as of train."""
@@ -58,11 +64,13 @@ class Own:
     seeds: list[int]
     output: str | None
     figure: str | None
+    begins: str | None
 
 
 def own(
-    vary: Sequence[str] = (), seeds: Sequence[int] = (0, 1, 2), output: str | None = None, figure: str | None = None
-) -> Own:
+    vary: Sequence[str] = (), seeds: Sequence[int] = (0, 1, 2), output: str | None = None, figure: str | None = None,
+    begins: str | None = None,
+) -> Own:  # fmt: skip
     """Train variants of a recipe with the same seeds, all else equal, and say whether their scores differ.
 
     Finished runs are not trained again: the same command goes on, and more seeds or values may be added.
@@ -72,8 +80,9 @@ def own(
     seeds: of order, augmentation and initial weights; of fewer than three no claim is made.
     output: folder of the comparison; runs/compare.RECIPE.ENTRY if not given.
     figure: number of result.json to compare by; the task's main one if not given (top1, miou, mask_AP, loss).
+    begins: of a sweep whose runs begin with those of another, the folder of that; runs/compare.SWEEP if not given.
     """
-    return Own(list(vary), list(seeds), output, figure)
+    return Own(list(vary), list(seeds), output, figure, begins)
 
 
 def work(words: Sequence[str], codes: Mapping[str, int]) -> int:
@@ -83,11 +92,14 @@ def work(words: Sequence[str], codes: Mapping[str, int]) -> int:
         print(_help())
         return 0
     if Path(words[0]).is_dir():
-        made = reopen(words[0], **parse("secvit compare DIR", words[1:], [again])[0])
+        output = Path(words[0])
+        made = reopen(output, **parse("secvit compare DIR", words[1:], [again])[0])
     else:
-        made = _compare(words)
+        output, made = _compare(words)
     if first_process():
         print(markdown(made), end="")
+        if sweep := sweeps.find(made["recipe"]):
+            print(f"\n{sweeps.beside(sweep, made, output)}", end="")
     if not (stopped := made["stopped"]):
         return 2 if any(run["failed"] for run in made["runs"]) else 0
     if first_process():
@@ -95,9 +107,52 @@ def work(words: Sequence[str], codes: Mapping[str, int]) -> int:
     return codes.get(stopped, codes["time limit"])
 
 
-def _compare(words: Sequence[str]) -> dict[str, Any]:
+def _compare(words: Sequence[str]) -> tuple[Path, dict[str, Any]]:
+    """The comparison that words ask for, and its folder."""
     mine, others = _taken(words)
     asked = own(**parse("secvit compare RECIPE", mine, [own])[0])
+    name = next((word for word in others if sweeps.find(word)), None)
+    if name is None and asked.begins:
+        raise ValueError(f"--begins {asked.begins} is for a sweep that begins with another: {_begin_with_another()}")
+    entry, name, orders = _of_recipe(asked, others) if name is None else _of_sweep(name, asked, others)
+    first = next(iter(orders.values()))
+    if any(order.data != first.data for order in orders.values()):
+        raise ValueError(f"--vary {entry}: the values give other data; {FIXED['data']}")
+    ending = "" if name in sweeps.SWEEPS else f".{entry.partition(', ')[0].rpartition('.')[2]}"
+    output = Path(asked.output or f"runs/compare.{name}{ending}")
+    recipes = {label: order.recipe for label, order in orders.items()}
+    about = {"entry": entry, "name": name, "figure": asked.figure}
+    return output, compare(recipes, first.data, output, asked.seeds, **about, tell=logger.info)
+
+
+def _of_sweep(name: str, asked: Own, others: Sequence[str]) -> tuple[str, str, dict[str, recipe_options.Order]]:
+    """What the variants of a sweep have in common, the sweep's name, and the order of each variant."""
+    sweep = sweeps.find(name)
+    assert sweep
+    if asked.vary:
+        raise ValueError(f"--vary {asked.vary[0]}: {name} says itself what varies; leave it out, or name a recipe")
+    if asked.begins and not sweep.begins:
+        raise ValueError(f"--begins {asked.begins}: {name} begins with no runs; leave it out")
+    begins = asked.begins or f"runs/compare.{sweep.begins}"
+    if sweep.begins and not Path(begins).is_dir():
+        raise ValueError(
+            f"{name} begins with the runs of {sweep.begins}, and {begins} is no folder; run `secvit compare "
+            f"{sweep.begins}` before, or give its folder with --begins"
+        )
+    common = [word for word in others if word != name]
+    orders = {
+        variant.label: recipe_options.read([*(word.replace("{begins}", begins) for word in variant.words), *common])
+        for variant in sweep.variants
+    }
+    return sweep.about, name, orders
+
+
+def _begin_with_another() -> str:
+    return ", ".join(name for name, make in sweeps.SWEEPS.items() if make().begins)
+
+
+def _of_recipe(asked: Own, others: Sequence[str]) -> tuple[str, str, dict[str, recipe_options.Order]]:
+    """What is varied, the recipe's name, and the order of each variant."""
     entries, variants = _varied(asked.vary)
     for option in (word.partition("=")[0] for word in others if word.startswith("--")):
         if option[2:] in {*FIXED, *entries} - {"data"}:
@@ -109,13 +164,7 @@ def _compare(words: Sequence[str]) -> dict[str, Any]:
             orders[label] = recipe_options.read([*others, *(f"--{change}" for change in changes)])
         except ValueError as error:
             raise ValueError(f"{', '.join(changes)}: {error}") from None
-    entry, first = ", ".join(entries), next(iter(orders.values()))
-    if any(order.data != first.data for order in orders.values()):
-        raise ValueError(f"--vary {entry}: the values give other data; {FIXED['data']}")
-    output = asked.output or f"runs/compare.{first.name}.{entries[0].rpartition('.')[2]}"
-    recipes = {label: order.recipe for label, order in orders.items()}
-    told = {"entry": entry, "name": first.name}
-    return compare(recipes, first.data, output, asked.seeds, **told, figure=asked.figure, tell=logger.info)
+    return ", ".join(entries), next(iter(orders.values())).name, orders
 
 
 def again(figure: str | None = None) -> None:
@@ -128,7 +177,7 @@ def again(figure: str | None = None) -> None:
 def _help() -> str:
     options = {**explained(own), "import": "a Python module to import before, here or installed (your partitions)."}
     lines = [f"  --{name} {name.upper()}\n      {about}" for name, about in options.items()]
-    return HELP.format(about=summary(own), examples=EXAMPLES, options="\n".join(lines))
+    return HELP.format(about=summary(own), examples=EXAMPLES, options="\n".join(lines), sweeps=", ".join(sweeps.SWEEPS))
 
 
 def _taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
