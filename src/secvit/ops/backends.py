@@ -37,7 +37,10 @@ class Options:
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, options: Options, mask: Tensor | None = None) -> Tensor:
-    """Eq. 4: softmax(q k^T scale) v on 4-D tensors.  q (S, M, Nq, D), k v (S, M, N, D), mask (S, M, 1, N)."""
+    """Eq. 4: softmax(q k^T scale) v on 4-D tensors.  q (S, M, Nq, D), k v (S, M, N, D), mask (S, M, 1, N).
+
+    mask: True for keys that are seen; or numbers, which are added to the scores.
+    """
     if _takes_sdpa(q, k, options.backend):
         return _sdpa(q, k, v, options, mask)
     weights = _weights(q, k, options.scale, mask)
@@ -54,8 +57,8 @@ def _takes_sdpa(q: Tensor, k: Tensor, backend: str) -> bool:
 def _weights(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     scores = (q * scale) @ k.transpose(-2, -1)
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    return torch.softmax(scores, dim=-1)
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    return torch.softmax(scores, dim=-1).to(q.dtype)  # a float32 mask widens half precision
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, options: Options, mask: Tensor | None) -> Tensor:
@@ -95,8 +98,10 @@ class _TwiceDifferentiable(torch.autograd.Function):
         q, k, v, mask = ctx.saved_tensors
         weights = _weights(q, k, ctx.scale, mask)
         by_weight = grad @ v.transpose(-2, -1)
-        by_score = weights * (by_weight - (by_weight * weights).sum(dim=-1, keepdim=True)) * ctx.scale
-        return None, by_score @ k, by_score.transpose(-2, -1) @ q, weights.transpose(-2, -1) @ grad, None, None
+        by_logit = weights * (by_weight - (by_weight * weights).sum(dim=-1, keepdim=True))
+        by_mask = by_logit.sum_to_size(mask.shape) if ctx.needs_input_grad[4] else None
+        by_score = by_logit * ctx.scale
+        return None, by_score @ k, by_score.transpose(-2, -1) @ q, weights.transpose(-2, -1) @ grad, by_mask, None
 
 
 # -- fused kernels on a GPU ------------------------------------------------------------------------

@@ -7,6 +7,7 @@ be put as "a score, then a sort, then equal cuts" goes through here (see `partit
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +110,11 @@ def scoring_dtype(k: Tensor) -> Tensor:
     """What scores are computed from: no gradient, float32 or float64."""
     k = k.detach()
     return k if k.dtype == torch.float64 else k.float()
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Products inside are of the type that their factors have, under autocast too."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)  # meta has no autocast
 
 
 def sec_scores(k: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from secvit.ops.order import (
     Plan,
     check_mask,
     equal_sizes,
+    full_precision,
     inverse_order,
     largest_size,
     mean_key,
@@ -265,9 +266,7 @@ def _plan_of_labels(labels: Tensor, num_clusters: int, mask: Tensor | None) -> P
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b in their own dtype, under autocast too."""
-    if a.device.type == "meta":  # has no autocast
-        return a @ b
-    with torch.autocast(a.device.type, enabled=False):
+    with full_precision(a.device):
         return a @ b
 
 

@@ -1,0 +1,241 @@
+"""Clusters that see each other: each attends to its r nearest clusters exactly, and to one summary of every other.
+
+The summary of key cluster c for query cluster m is taken at the mean query of m: keys and values of c, weighted by
+the softmax of that query within c, and a bias that gives the summary the weight of all of c.  It is exact for the
+mean query and a first-order expansion around it for the others (`reference_near_far` has one function a step).
+
+Nothing here is new but equal clusters, with one order for queries, keys and values.  Summaries at a mean query are
+MuSe's (arXiv:2509.10406), which clusters queries and keys apart; Multipole Attention (arXiv:2506.13059) has plain
+means, for decoding; Vyas et al. (arXiv:2007.04825) attend from clustered queries to their top keys; SVG2
+(arXiv:2505.18875) attends to near blocks of k-means clusters, and to no far ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secvit.ops.backends import Options, softmax_attention
+from secvit.ops.order import Plan, full_precision
+from secvit.ops.rows import permute_rows
+
+# floats of temporary storage, to which images, heads and query clusters are chunked: it bounds memory, and a CPU
+# gets back what it has in its cache
+CHUNK = 1 << 22
+EMPTY = -1e30  # logit of a slot without a token: finite, so that a cluster of none makes no NaN
+
+
+def near_far_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, near: int, far: bool, options: Options, mask: Tensor | None = None
+) -> Tensor:
+    """Attention to near clusters and summaries of far ones.  q k v (B, h, P + L, D), plan of (B, h, L) -> as q.
+
+    near: r, the clusters that each attends to exactly, itself among them; the others are those of most weight for
+        its mean query.
+    far: attend to a summary of each other cluster, too.
+    mask (B, 1 | h, P + L): tokens that are no padding; q, k and v are zero elsewhere, and so is the output.
+    The first P tokens are keys of every cluster, and their own queries attend to all tokens.  Summaries and the
+    choice of near clusters are computed in float32 (float64 for float64).  A gradient flows through summaries, none
+    through order and choice.
+    """
+    far = far and near < plan.num_clusters
+    if mask is not None:
+        mask = mask.expand(q.shape[:3])
+    images, heads = _piece(q, plan.num_clusters)
+    rows = []
+    for row in _split([q, k, v, plan.order, plan.unequal_sizes, mask], images, 0):
+        outs = []
+        for queries, keys, values, order, sizes, real in _split(row, heads, 1):
+            piece = Plan(order, plan.num_clusters, plan.max_size, sizes)
+            outs.append(_piece_attention(queries, keys, values, piece, near, far, options, real))
+        rows.append(_joined(outs, 2))
+    return _joined(rows, 0).transpose(1, 2)
+
+
+def _piece_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, near: int, far: bool, options: Options, mask: Tensor | None
+) -> Tensor:
+    """`near_far_attention` of some images and heads.  -> (B, P + L, h, Dv), which is how torch's own output lies"""
+    prefix = options.num_prefix_tokens
+    slots = _Slots(plan, prefix)
+    queries = slots.take(q[:, :, prefix:])
+    keys = torch.cat([k, v], dim=-1)
+    lead = keys[:, :, :prefix].flatten(0, 1).unsqueeze(1)
+    keys = slots.take(keys[:, :, prefix:])
+    step = _query_clusters(keys)
+    outs = []
+    for start in range(0, plan.num_clusters, step):
+        chunk = slice(start, start + step)
+        outs.append(_cluster_attention(queries, keys, lead, slots.filled, chunk, near, far, options))
+    out = slots.put_back(_joined(outs, 1))
+    if prefix:
+        first = softmax_attention(q[:, :, :prefix], k, v, options, None if mask is None else mask.unsqueeze(-2))
+        out[:, :prefix] = first.transpose(1, 2)
+    return out
+
+
+def _cluster_attention(
+    q: Tensor, keys: Tensor, lead: Tensor, filled: Tensor | None, chunk: slice, near: int, far: bool, options: Options
+) -> Tensor:
+    """Some query clusters.  q (S, M, N, D), keys (S, M, N, D + Dv), lead (S, 1, P, D + Dv) -> (S, m, N, Dv)."""
+    q, own = q[:, chunk], keys[:, chunk]
+    sequences, clusters, size, dim = q.shape
+    seen = torch.arange(keys.shape[1], device=q.device)[chunk].view(1, -1, 1).expand(sequences, -1, -1)
+    parts = [lead.expand(-1, clusters, -1, -1), own]
+    far_bias = None
+    if near > 1 or far:
+        mean = _mean_query(q, None if filled is None else filled[:, chunk]) * options.scale
+        weights, mass = _weights_within(mean, keys, filled)
+    if near > 1:
+        seen = _nearest(mass, seen, near)
+        parts.append(_blocks(keys, seen[..., 1:]))
+    if far:
+        summaries, far_bias = _summaries(mean, weights, mass, keys)
+        parts.append(summaries)
+    gathered = torch.cat(parts, dim=2)
+    bias = _bias(seen, filled, far_bias, lead.shape[2], size, torch.promote_types(q.dtype, torch.float32))
+    return softmax_attention(q, gathered[..., :dim], gathered[..., dim:], options, bias)
+
+
+def _mean_query(q: Tensor, filled: Tensor | None) -> Tensor:
+    """q (S, m, N, D), zero in slots that are not filled -> (S, m, D)."""
+    q = _scoring(q)
+    return q.mean(dim=2) if filled is None else q.sum(dim=2) / filled.sum(dim=2, keepdim=True).clamp_min(1)
+
+
+def _weights_within(mean: Tensor, keys: Tensor, filled: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Softmax of mean queries within every key cluster, and the log of its sum.  mean (S, m, D), keys (S, M, N, ..)
+    -> weights (S, M, m, N), mass (S, m, M)"""
+    clusters = keys.shape[1]
+    k = _scoring(keys[..., : mean.shape[-1]])
+    with full_precision(k.device):
+        logits = mean.unsqueeze(1).expand(-1, clusters, -1, -1) @ k.mT
+    if filled is not None:
+        logits = logits.masked_fill(~filled.unsqueeze(2), EMPTY)
+    log_weights = logits.log_softmax(dim=-1)
+    mass = (logits[..., 0] - log_weights[..., 0]).mT  # a second pass for a log-sum-exp would cost as much as this
+    return log_weights.exp(), mass
+
+
+def _summaries(mean: Tensor, weights: Tensor, mass: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Key and value of each cluster for each mean query (S, m, M, D + Dv), and their bias (S, m, M)."""
+    with full_precision(keys.device):
+        summaries = (weights @ _scoring(keys)).transpose(1, 2)
+    bias = mass - (summaries[..., : mean.shape[-1]] * mean.unsqueeze(2)).sum(dim=-1)
+    return summaries.to(keys.dtype), bias
+
+
+def _nearest(mass: Tensor, own: Tensor, near: int) -> Tensor:
+    """The r clusters of most weight, a cluster itself first.  mass (S, m, M), own (S, m, 1) -> (S, m, r)."""
+    return mass.detach().scatter(-1, own, float("inf")).topk(near, dim=-1).indices
+
+
+def _blocks(keys: Tensor, clusters: Tensor) -> Tensor:
+    """Tokens of chosen clusters, side by side.  keys (S, M, N, C), clusters (S, m, r) -> (S, m, r N, C)."""
+    sequence = torch.arange(keys.shape[0], device=keys.device).view(-1, 1, 1) * keys.shape[1]
+    rows = keys.flatten(2).flatten(0, 1).index_select(0, (sequence + clusters).flatten())
+    return rows.view(*clusters.shape[:2], clusters.shape[2] * keys.shape[2], keys.shape[3])
+
+
+def _bias(
+    seen: Tensor, filled: Tensor | None, far: Tensor | None, prefix: int, size: int, dtype: torch.dtype
+) -> Tensor | None:
+    """What is added to logits, the same for all queries of a cluster.  -> (S, m, 1, P + r N [+ M])
+
+    seen (S, m, r): near clusters.  filled (S, M, N).  far (S, m, M): the bias of summaries.
+    """
+    if filled is None and far is None:
+        return None
+    sequences, clusters, near = seen.shape
+    bias = torch.zeros(sequences, clusters, prefix + near * size, dtype=dtype, device=seen.device)
+    if filled is not None:
+        bias[..., prefix:] = _blocks(~filled.unsqueeze(-1), seen).squeeze(-1) * EMPTY
+    if far is not None:
+        bias = torch.cat([bias, far.scatter(-1, seen, EMPTY)], dim=-1)
+    return bias.unsqueeze(2)
+
+
+def _scoring(x: Tensor) -> Tensor:
+    """In the type that scores are computed in, with its gradient."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class _Slots:
+    """Tokens of a plan (B, h, L) in slots (B h, M, N) of its clusters, behind a prefix of P tokens.
+
+    filled (B h, M, N): slots that hold a token; None where all do.  What moves is a permutation, up to slots and
+    tokens that are masked, so its gradient is a gather, too.
+    """
+
+    def __init__(self, plan: Plan, prefix: int) -> None:
+        batch, heads, length = plan.order.shape
+        shape = (batch * heads, plan.num_clusters, plan.max_size)
+        even = plan.unequal_sizes is None and not torch.compiler.is_exporting() and length % plan.num_clusters == 0
+        self.filled, self.real = None, None
+        if even:
+            tokens, slot_of_token = plan.order.view(shape), plan.inverse
+        else:
+            tokens, filled = (x.reshape(shape) for x in plan.slots)
+            slot_of_token, self.filled = plan.slot_of_token, filled
+            self.real = None if plan.unequal_sizes is None else plan.labels >= 0
+        sequence = torch.arange(batch * heads, device=tokens.device).view(-1, 1, 1)
+        self.token_rows = (tokens + sequence * length).flatten()  # of (B, h, L)
+        self.slot_rows = (slot_of_token + sequence.view(batch, heads, 1) * (shape[1] * shape[2])).flatten()
+        # of the output (B, P + L, h), whose prefix reads any row, and is written afterwards
+        image, head = sequence // heads, sequence % heads
+        self.out_rows = (((image * (prefix + length) + prefix + tokens) * heads) + head).flatten()
+        self.out_slots = F.pad(self.slot_rows.view(batch, heads, length), (prefix, 0)).transpose(1, 2)
+        self.shape = shape
+
+    def take(self, x: Tensor) -> Tensor:
+        """Zeros where no token is.  x (B, h, L, C) -> (B h, M, N, C)"""
+        rows = permute_rows(x.reshape(-1, x.shape[-1]), self.token_rows, self.slot_rows)
+        rows = rows.view(*self.shape, x.shape[-1])
+        return rows if self.filled is None else rows.masked_fill(~self.filled.unsqueeze(-1), 0)
+
+    def put_back(self, x: Tensor) -> Tensor:
+        """Zeros for tokens in no cluster; what the first P rows hold has no meaning.  (B h, M, N, C) -> (B, P + L, h, C)"""
+        if self.filled is not None:  # two slots may hold one token, and its gradient is for one of them
+            x = x.masked_fill(~self.filled.unsqueeze(-1), 0)
+        rows = permute_rows(x.reshape(-1, x.shape[-1]), self.out_slots.flatten(), self.out_rows)
+        out = rows.view(*self.out_slots.shape, x.shape[-1])
+        if self.real is None:
+            return out
+        prefix = out.shape[1] - self.real.shape[2]
+        return out.masked_fill(F.pad(~self.real, (prefix, 0)).transpose(1, 2).unsqueeze(-1), 0)
+
+
+# -- pieces that fit ---------------------------------------------------------------------------------
+
+
+def _piece(q: Tensor, num_clusters: int) -> tuple[int, int]:
+    """Images and heads to compute at a time; all at once in a compiled graph, which knows no sizes."""
+    batch, heads, length, dim = q.shape
+    if torch.compiler.is_compiling():
+        return batch, heads
+    floats = length * (num_clusters + 8 * dim) + 4 * num_clusters**2 * dim
+    if heads * floats <= CHUNK:
+        return max(1, CHUNK // (heads * floats)), heads
+    return 1, max(1, CHUNK // floats)
+
+
+def _query_clusters(keys: Tensor) -> int:
+    """Query clusters to compute at a time.  keys (S, M, N, C)"""
+    sequences, clusters, size, width = keys.shape
+    if torch.compiler.is_compiling():
+        return clusters
+    return min(clusters, max(1, 4 * CHUNK // (sequences * clusters * (size + 4 * width))))
+
+
+def _split(tensors: Sequence[Tensor | None], size: int, dim: int) -> Iterable[Sequence[Any]]:
+    """Pieces of tensors that belong together, along one axis; a None stays None."""
+    count = len(tensors[0].split(size, dim))  # type: ignore[union-attr]
+    return zip(*([None] * count if x is None else x.split(size, dim) for x in tensors))
+
+
+def _joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=dim)

@@ -1,0 +1,136 @@
+"""Near and far, slowly: the tree and the attention of `tree` and `near_far`, for one image and one head.  Read first.
+
+Nothing here is optimised and nothing here will be: the fast paths are tested against these loops in float64.
+Tensors carry no batch and no heads: `q k v (L, D)`, clusters are lists of tokens.
+"""
+
+
+import math
+
+import torch
+from torch import Tensor
+
+from secvit.ops.reference import attention, cluster_slices
+
+# -- the tree ----------------------------------------------------------------------------------------
+
+
+def principal_axes(x: Tensor, num_axes: int, rounds: int) -> Tensor:
+    """Orthogonal iteration, from evenly spaced tokens of x, which is centred.  x (L, C) -> (C, num_axes)."""
+    axes = x[:: len(x) // num_axes][:num_axes].T
+    for _ in range(rounds):
+        axes = orthonormal(x.T @ x @ axes)
+    return axes
+
+
+def orthonormal(axes: Tensor) -> Tensor:
+    """Gram and Schmidt; an axis with nothing of its own becomes zero.  axes (C, d) -> (C, d)."""
+    done: list[Tensor] = []
+    for axis in axes.T:
+        for other in done:
+            axis = axis - (other @ axis) * other
+        done.append(axis / axis.norm() if axis.norm() > 1e-5 * axes[:, 0].norm() else torch.zeros_like(axis))
+    return torch.stack(done, dim=1)
+
+
+def coordinates(blocks: list[Tensor], num_axes: int = 8, sample: int = 256, rounds: int = 3) -> Tensor:
+    """Principal coordinates of each token: every block at total variance 1, side by side.  (L, C_i) -> (L, num_axes).
+
+    Mean, variance and axes are those of `sample` evenly spaced tokens.
+    """
+    chosen = [i * len(blocks[0]) // sample for i in range(sample)]
+    parts = []
+    for block in blocks:
+        centre = block[chosen].mean(dim=0)
+        spread = (block[chosen] - centre).norm()
+        constant = spread <= 1e-5 * math.sqrt(sample) * centre.norm()  # what differs is rounding
+        parts.append(torch.zeros_like(block) if constant else (block - centre) / spread)
+    x = torch.cat(parts, dim=1)
+    return x @ principal_axes(x[chosen], num_axes, rounds)
+
+
+def first_axis(x: Tensor, rounds: int = 4) -> Tensor:
+    """First principal axis of centred tokens, by power iteration from the axis of largest variance.  (n, d) -> (d)."""
+    covariance = x.T @ x
+    axis = torch.zeros_like(x[0])
+    axis[covariance.diagonal().argmax()] = 1
+    for _ in range(rounds):
+        axis = covariance @ axis
+        axis = axis / axis.norm() if axis.norm() > 0 else axis
+    return axis
+
+
+def tree(x: Tensor, num_clusters: int) -> list[list[int]]:
+    """Balanced tree: sort by the first principal component, cut in the middle, repeat.  x (L, d) -> clusters.
+
+    Sizes are those of `cluster_slices`.  A node of m clusters is cut behind ceil(m / 2) of them.
+    """
+    sizes = [ranks.stop - ranks.start for ranks in cluster_slices(len(x), num_clusters)]
+
+    def grow(tokens: list[int], sizes: list[int]) -> list[list[int]]:
+        if len(sizes) == 1:
+            return [tokens]
+        node = x[tokens] - x[tokens].mean(dim=0)
+        place = (node @ first_axis(node)).tolist()
+        ranked = [tokens[i] for i in sorted(range(len(tokens)), key=lambda i: (place[i], i))]
+        half = (len(sizes) + 1) // 2
+        cut = sum(sizes[:half])
+        return grow(ranked[:cut], sizes[:half]) + grow(ranked[cut:], sizes[half:])
+
+    return grow(list(range(len(x))), sizes)
+
+
+# -- attention ---------------------------------------------------------------------------------------
+
+
+def mass(mean_query: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Log of the weight that a query gives to a cluster, before the softmax's denominator.  (D), k (N, D) -> ()."""
+    return torch.logsumexp(k @ mean_query * scale, dim=0)
+
+
+def summary(mean_query: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What a far cluster is to queries near `mean_query`: one key, one value, one bias.  k v (N, D) -> (D), (D), ().
+
+    log sum_i exp(q k_i) is, to first order in q around the mean query, bias + q key.
+    """
+    weights = torch.softmax(k @ mean_query * scale, dim=0)
+    key, value = weights @ k, weights @ v
+    return key, value, mass(mean_query, k, scale) - mean_query @ key * scale
+
+
+def nearest(masses: list[float], own: int, near: int) -> list[int]:
+    """A cluster itself, and the near - 1 others of largest mass."""
+    others = sorted((c for c in range(len(masses)) if c != own), key=lambda c: -masses[c])
+    return [own, *others[: near - 1]]
+
+
+def near_far_attention(
+    q: Tensor, k: Tensor, v: Tensor, clusters: list[list[int]], near: int, far: bool, scale: float, prefix: int = 0
+) -> Tensor:
+    """Attention of each cluster to its near clusters, and to summaries of the others.  q k v (P + L, D) -> (P + L, D).
+
+    The first P tokens are keys of every query, and their own queries attend to all tokens that are in a cluster.
+    Tokens in no cluster (padding) get zeros.
+    """
+    out = torch.zeros_like(v)
+    lead = list(range(prefix))
+    clusters = [[prefix + token for token in cluster] for cluster in clusters]
+    everything = lead + [token for cluster in clusters for token in cluster]
+    if prefix:
+        out[lead] = attention(q[lead], k[everything], v[everything], scale)
+    for m, queries in enumerate(clusters):
+        if queries:
+            mean_query = q[queries].mean(dim=0)
+            masses = [float(mass(mean_query, k[tokens], scale).detach()) for tokens in clusters]
+            chosen = nearest(masses, m, near)
+            exact = lead + [token for c in chosen for token in clusters[c]]
+            keys, values, biases = [k[exact]], [v[exact]], [torch.zeros_like(k[exact, 0])]
+            for c, tokens in enumerate(clusters):
+                if far and c not in chosen and tokens:
+                    key, value, bias = summary(mean_query, k[tokens], v[tokens], scale)
+                    keys.append(key[None])
+                    values.append(value[None])
+                    biases.append(bias[None])
+            logits = q[queries] @ torch.cat(keys).T * scale + torch.cat(biases)
+            out[queries] = torch.softmax(logits, dim=-1) @ torch.cat(values)
+    return out
