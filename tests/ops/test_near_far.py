@@ -16,8 +16,8 @@ CASES = [(1, 1, 1, 0), (2, 2, 1, 1), (63, 4, 2, 0), (63, 5, 3, 2), (30, 30, 3, 1
 
 
 def near_far_attention(q, k, v, plan, near, far, scale=SCALE, prefix=0, mask=None, dropout_p=0.0):
-    options = Options(scale, num_prefix_tokens=prefix, dropout_p=dropout_p)
-    return near_far.near_far_attention(q, k, v, plan, near, far, options, mask)
+    options = Options(scale, "auto", prefix, dropout_p, near, far)
+    return near_far.near_far_attention(q, k, v, plan, options, mask)
 
 
 def qkv(length, heads=2, dim=16, batch=1, dtype=torch.float64):

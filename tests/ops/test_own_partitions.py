@@ -155,7 +155,7 @@ def test_unknown_names_are_answered_with_near_ones(registered):
 def test_what_cannot_be_registered_is_refused(registered, name, function, message):
     with pytest.raises(ValueError, match=message):
         registered(name, function)
-    assert set(SCORES) | {"sec", "kmeans"} == set(PARTITIONS)
+    assert set(SCORES) | {"sec", "kmeans", "tree"} == set(PARTITIONS)
 
 
 def test_a_name_is_not_taken_over_but_a_newer_version_is(registered):

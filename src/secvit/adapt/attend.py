@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,8 @@ class ClusteredAttention(nn.Module):
         if self.order.sorted_stream:
             prefix = self.clustering.num_prefix_tokens
             num_clusters = self.clustering.clusters_for(key.shape[2] - prefix)
-            return attend_sorted(query, key, value, num_clusters, scale, prefix, dropout_p)
+            sight = self.clustering.sight(num_clusters)
+            return attend_sorted(query, key, value, num_clusters, scale, prefix, dropout_p, **sight)
         return attend(self.clustering, query, key, value, attn_mask, dropout_p, scale, plan=self._shared_plan)
 
     def _shared_plan(self, keys: Keys, mask: Tensor | None) -> Plan:
@@ -128,12 +130,13 @@ def attend(
     if num_clusters == 1 and backend == "auto":
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, scale=scale)
     mask = None if attn_mask is None else padding_mask(attn_mask, key)
-    options = {"scale": scale, "backend": backend, "num_prefix_tokens": prefix, "dropout_p": dropout_p}
+    options: dict[str, Any] = {"scale": scale, "backend": backend, "num_prefix_tokens": prefix, "dropout_p": dropout_p}
+    options |= clustering.sight(num_clusters)
     if backend == "reference":
-        return sec_attention(query, key, value, num_clusters, mask=mask, **options)  # type: ignore[arg-type]
+        return sec_attention(query, key, value, num_clusters, mask=mask, partition=clustering.partition, **options)
     keys = scored(clustering, query, key, value, grid)
     made = (plan or clustering.plan)(keys, None if mask is None else mask[:, prefix:])
-    return sec_attention(query, key, value, plan=made, **options)  # type: ignore[arg-type]
+    return sec_attention(query, key, value, plan=made, **options)
 
 
 def scored(
@@ -142,9 +145,10 @@ def scored(
     """What `attend` clusters: keys, queries or values of one head or of all, and what they are compared with."""
     tokens = {"keys": key, "queries": query, "values": value}[clustering.score]
     if clustering.shared:
-        tokens = tokens.transpose(1, 2).flatten(2)
+        tokens, query = (x.transpose(1, 2).flatten(2) for x in (tokens, query))
     centre = tokens[..., 0, :] if clustering.centre == "cls" else clustering.centre
-    return Keys(tokens[..., clustering.num_prefix_tokens :, :], clustering.grid or grid, centre)
+    tokens, query = (x[..., clustering.num_prefix_tokens :, :] for x in (tokens, query))
+    return Keys(tokens, clustering.grid or grid, centre, queries=query)
 
 
 def padding_mask(attn_mask: Tensor, key: Tensor) -> Tensor:

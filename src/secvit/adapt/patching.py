@@ -73,6 +73,8 @@ def patch(
     num_prefix_tokens: int | None = None,
     modules: Iterable[str] | None = None,
     backend: str = "auto",
+    near: int = 1,
+    far: bool = False,
 ) -> nn.Module:
     """Eqs. 1 to 4 inside the self-attention of a vision transformer, in place; returns the model.
 
@@ -81,6 +83,8 @@ def patch(
     num_clusters | cluster_size: of the patch tokens; a size keeps the cost linear in their number.
     layers: which of the model's layers, counted from 0 (negative: from the end); all if None.
     score, centre, partition, shared, grid: see `secvit.Clustering`.
+    near, far: beside the paper, whose clusters see nothing of each other; a trained model is not made for that.
+        partition="tree", near=2, far=True keeps its features nearly as they are (`secvit.sec_attention`).
     share_order_every: so many layers in a row go by the order of the first, one order for all heads.  Where
         blocks take nothing but tokens, the tokens travel in that order between them: a forward hook on a
         block inside such a group sees them so.
@@ -112,7 +116,7 @@ def patch(
         num_prefix_tokens = hf.num_prefix_tokens(model) if from_transformers else _timm_prefix(model)
     clustering = Clustering(
         num_clusters, cluster_size, num_prefix_tokens, score, centre,
-        partition, shared or share_order_every > 1, grid, backend,
+        partition, shared or share_order_every > 1, grid, backend, near, far,
     )  # fmt: skip
     chosen = _chosen(sites, layers)
     if patched := [name for name, module in sites if hasattr(module, "secvit")]:

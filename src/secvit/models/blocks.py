@@ -70,18 +70,19 @@ class SECAttention(nn.Module):
     def attend(self, qkv: Tensor, H: int, W: int) -> tuple[Tensor, Tensor]:
         """qkv (B, L, h, 3, D) -> (B, L, h, D), and v in the same shape"""
         num_clusters = self.clustering.clusters_for(H * W)
-        if self.clustering.partition != "sec" and num_clusters > 1:
+        sight = self.clustering.sight(num_clusters)
+        if num_clusters > 1 and (self.clustering.partition != "sec" or sight != {"near": 1, "far": False}):
             q, k, v = qkv.permute(3, 0, 2, 1, 4).unbind(0)
-            plan = self.clustering.plan(Keys(k, (H, W)))
-            return sec_attention(q, k, v, plan=plan, scale=self.scale).transpose(1, 2), v.transpose(1, 2)
+            plan = self.clustering.plan(Keys(k, (H, W), queries=q))
+            return sec_attention(q, k, v, plan=plan, scale=self.scale, **sight).transpose(1, 2), v.transpose(1, 2)
         return packed_attention_and_values(qkv, num_clusters, self.scale)
 
     def keys(self, x: Tensor, table: Tensor) -> Keys:
         """What `forward` clusters of the same input.  x (B, H, W, C)"""
         qkv = self._packed(x)
         unturned = qkv[:, :, :, 1].transpose(1, 2).clone()
-        turned = rotate_packed_(qkv, table)[:, :, :, 1].transpose(1, 2)
-        return Keys(turned, (x.shape[1], x.shape[2]), unturned=unturned)
+        queries, turned = rotate_packed_(qkv, table)[:, :, :, :2].permute(3, 0, 2, 1, 4).unbind(0)
+        return Keys(turned, (x.shape[1], x.shape[2]), unturned=unturned, queries=queries)
 
     def plan(self, x: Tensor, table: Tensor) -> Plan:
         """Eqs. 1 to 3: the partition that `forward` makes of the same input, an order per head.  x (B, H, W, C)"""
@@ -242,8 +243,9 @@ class Head(nn.Module):
 
 
 def stage_clusterings(
-    num_stages: int, num_clusters: Sequence[int] | None, cluster_size: int | None, partition: Partition
-) -> list[Clustering]:
+    num_stages: int, num_clusters: Sequence[int] | None, cluster_size: int | None, partition: Partition, near: int,
+    far: bool,
+) -> list[Clustering]:  # fmt: skip
     """How each stage clusters: (32, 8, 2) where neither numbers nor a size are given; stage 4 is one cluster."""
     if num_clusters is not None and cluster_size is not None:
         raise ValueError(f"num_clusters={num_clusters} and cluster_size={cluster_size}; give one of them")
@@ -252,9 +254,9 @@ def stage_clusterings(
     if num_clusters is not None and (len(num_clusters) != 3 or min(num_clusters) < 1):
         raise ValueError(f"num_clusters={num_clusters}; give three numbers >= 1, for stages 1 to 3")
     if num_clusters is None:
-        clustered = [Clustering(cluster_size=cluster_size, partition=partition)] * 3
+        clustered = [Clustering(cluster_size=cluster_size, partition=partition, near=near, far=far)] * 3
     else:
-        clustered = [Clustering(count, partition=partition) for count in num_clusters]
+        clustered = [Clustering(count, partition=partition, near=near, far=far) for count in num_clusters]
     return [*clustered, Clustering(1, partition=partition)][:num_stages]
 
 

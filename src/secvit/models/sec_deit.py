@@ -100,7 +100,7 @@ class SECDeiT(VisionTransformer):
     """Table 1: DeiT with SEC attention.  Images (B, in_chans, H, W) of any size -> (B, num_classes).
 
     num_clusters: M over the patch tokens at every resolution (4 in the paper), or cluster_size: the most
-    a cluster may hold.  partition: as in `secvit.cluster`.
+    a cluster may hold.  partition: as in `secvit.cluster`; near, far: as in `secvit.sec_attention`.
     img_size: where the position table is at home; other sizes resample it, padded to whole patches.
     """
 
@@ -118,6 +118,8 @@ class SECDeiT(VisionTransformer):
         num_clusters: int | None = None,
         cluster_size: int | None = None,
         partition: Partition = "sec",
+        near: int = 1,
+        far: bool = False,
         drop_rate: float = 0.0,
         pos_drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -128,7 +130,9 @@ class SECDeiT(VisionTransformer):
     ) -> None:
         if num_clusters is None and cluster_size is None:
             num_clusters = 4
-        clustering = Clustering(num_clusters, cluster_size, num_prefix_tokens=1, partition=partition)
+        clustering = Clustering(
+            num_clusters, cluster_size, num_prefix_tokens=1, partition=partition, near=near, far=far
+        )
         super().__init__(
             img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes,
             global_pool=global_pool, embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio,

@@ -57,7 +57,7 @@ class SECSwin(SwinTransformer):
     """Table 1: Swin with SEC attention.  Images (B, in_chans, H, W) of any size -> (B, num_classes).
 
     num_clusters: M of stages 1 to 3 at every resolution, or cluster_size: the most tokens a cluster may
-    hold; stage 4 is full attention.  partition: as in `secvit.cluster`.
+    hold; stage 4 is full attention.  partition: as in `secvit.cluster`; near, far: as in `secvit.sec_attention`.
     img_size is what timm's tools read; any other size works as well, and is padded to multiples of 4.
     """
 
@@ -74,13 +74,15 @@ class SECSwin(SwinTransformer):
         num_clusters: Sequence[int] | None = None,
         cluster_size: int | None = None,
         partition: Partition = "sec",
+        near: int = 1,
+        far: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.1,
         device=None,
         dtype=None,
     ) -> None:
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        clusterings = stage_clusterings(len(depths), num_clusters, cluster_size, partition)
+        clusterings = stage_clusterings(len(depths), num_clusters, cluster_size, partition, near, far)
         super().__init__(
             img_size=img_size, in_chans=in_chans, num_classes=num_classes, global_pool=global_pool,
             embed_dim=embed_dim, depths=(0,) * len(depths), num_heads=tuple(num_heads), mlp_ratio=mlp_ratio,

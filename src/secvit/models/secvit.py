@@ -40,7 +40,7 @@ class SECViT(nn.Module):
     num_clusters: M of stages 1 to 3 at every resolution (the paper's rule, 32, 8, 2), or
     cluster_size: the most tokens a cluster may hold (98 is the same at 224 px; cost linear in H W).
     Table 10 varies the tokens per cluster.
-    Stage 4 is full attention.  partition: as in `secvit.cluster`.
+    Stage 4 is full attention.  partition: as in `secvit.cluster`; near, far: as in `secvit.sec_attention`.
     layer_scale: for each stage, whether its residuals are scaled (initially by init_values).
     stem_stride: 4, or 2 for small images.
     """
@@ -57,6 +57,8 @@ class SECViT(nn.Module):
         num_clusters: Sequence[int] | None = None,
         cluster_size: int | None = None,
         partition: Partition = "sec",
+        near: int = 1,
+        far: bool = False,
         layer_scale: Sequence[bool] = (False, False, False, False),
         init_values: float = 1e-6,
         stem_stride: int = 4,
@@ -68,7 +70,7 @@ class SECViT(nn.Module):
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        clusterings = stage_clusterings(len(depths), num_clusters, cluster_size, partition)
+        clusterings = stage_clusterings(len(depths), num_clusters, cluster_size, partition, near, far)
         if not 1 <= len(depths) == len(embed_dims) == len(num_heads) <= len(layer_scale) <= 4:
             raise ValueError(
                 f"depths={depths}, embed_dims={embed_dims}, num_heads={num_heads}, layer_scale={layer_scale}; give "

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secvit.ops import reference
+from secvit.ops import reference, reference_near_far
 from secvit.ops.backends import (
     BACKENDS,
     Options,
@@ -19,10 +19,12 @@ from secvit.ops.backends import (
     triton_attention,
     triton_packed_attention,
 )
+from secvit.ops.near_far import near_far_attention
 from secvit.ops.order import Plan, check_mask, largest_size, order_by, resolve_num_clusters, sec_scores
-from secvit.ops.partitions import cluster
+from secvit.ops.partitions import Grid, Partition, cluster
 from secvit.ops.rows import packed_row_attention, row_attention, slice_attention, slice_clusters
 from secvit.ops.slots import slot_attention
+from secvit.ops.tree import tree_plan
 
 
 def sec_attention(
@@ -40,6 +42,10 @@ def sec_attention(
     is_causal: bool = False,
     num_prefix_tokens: int = 0,
     dropout_p: float = 0.0,
+    partition: Partition = "sec",
+    grid: Grid | None = None,
+    near: int = 1,
+    far: bool = False,
 ) -> Tensor:
     """Eqs. 1 to 4: attention of each token within its cluster.  q k v (B, h, L, D) -> (B, h, L, D).
 
@@ -56,33 +62,55 @@ def sec_attention(
         values in every cluster, and their own queries attend to all tokens.  Counts, sizes and plans
         speak of the other L - P tokens; a mask (B, L) covers all and is True for the prefix.
     dropout_p: dropout of the attention weights.
+    partition, grid: as in `secvit.cluster`, made from the keys; "tree" from queries and keys.
+    near, far: beside the paper.  Each cluster attends to the `near` clusters that weigh most for its mean query,
+        itself among them, and with far=True to one summary of every other cluster (`secvit.ops.near_far`).
+        near=1 and far=False is the paper; near=M is full attention.
     No gradient flows through scores or order.  Causal attention is refused: the centre and every
     rank depend on later tokens.
     """
     check_qkv(q, k, v)
     _check(q, backend, is_causal, num_prefix_tokens)
-    options = Options(q.shape[-1] ** -0.5 if scale is None else scale, backend, num_prefix_tokens, dropout_p)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    options = Options(scale, backend, num_prefix_tokens, dropout_p, near, far)
     if plan is not None:
-        _check_plan(num_clusters, cluster_size, mask, shared, backend)
+        _check_plan(num_clusters, cluster_size, mask, shared, backend, partition)
+        _check_near(near, plan.num_clusters)
         return _planned(q, k, v, plan.per_head(k[:, :, num_prefix_tokens:]), options)
     num_clusters = resolve_num_clusters(k.shape[-2] - num_prefix_tokens, num_clusters, cluster_size)
+    _check_near(near, num_clusters)
     mask = check_mask(mask, k)
     if backend == "reference":
-        return _by_loops(q, k, v, num_clusters, mask, shared, options)
-    return _planned(q, k, v, _plan(q, k, v, num_clusters, mask, shared, options), options, mask)
+        return _by_loops(q, k, v, num_clusters, mask, shared, partition, options)
+    if partition == "sec" and mask is None and not shared:
+        if takes_triton(options, q, k, v, num_clusters, largest_size(k.shape[2], num_clusters)):
+            order = torch.ops.secvit.order_tokens(k.detach())
+            return triton_attention(q, k, v, Plan.equal(order, num_clusters), options.scale)
+    real = None if mask is None else mask[:, 0, num_prefix_tokens:]
+    queries, keys = (x[:, :, num_prefix_tokens:] for x in (q, k))
+    plan = attention_plan(queries, keys, num_clusters, real, partition=partition, shared=shared, grid=grid)
+    return _planned(q, k, v, plan.per_head(keys), options, mask)
 
 
-def _plan(
-    q: Tensor, k: Tensor, v: Tensor, num_clusters: int, mask: Tensor | None, shared: bool, options: Options
+def attention_plan(
+    q: Tensor,
+    k: Tensor,
+    num_clusters: int,
+    mask: Tensor | None = None,
+    *,
+    partition: Partition = "sec",
+    shared: bool = False,
+    grid: Grid | None = None,
 ) -> Plan:
-    """Eqs. 1 to 3, an order per head of the tokens after the prefix.  mask (B, 1, P + L)"""
-    prefix = options.num_prefix_tokens
-    patches = k[:, :, prefix:]
-    fused = takes_triton(options, q, k, v, num_clusters, largest_size(patches.shape[2], num_clusters))
-    if fused and mask is None and not shared:
-        return Plan.equal(torch.ops.secvit.order_tokens(k.detach()), num_clusters)
-    ranked = patches.transpose(1, 2).flatten(2) if shared else patches
-    return cluster(ranked, num_clusters, mask=None if mask is None else mask[:, 0, prefix:]).per_head(patches)
+    """Eqs. 1 to 3 on the keys of attention; a tree is grown from queries and keys.  q k (B, h, L, D), mask (B, L).
+
+    -> plan of (B, h, L), or of (B, L) where it is shared.
+    """
+    if shared:
+        q, k = (x.transpose(1, 2).flatten(2) for x in (q, k))
+    if partition == "tree":
+        return tree_plan([q, k], num_clusters, check_mask(mask, k))
+    return cluster(k, num_clusters, mask=mask, partition=partition, grid=grid)
 
 
 def _planned(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask: Tensor | None = None) -> Tensor:
@@ -93,20 +121,30 @@ def _planned(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask
         mask = F.pad(plan.labels >= 0, (options.num_prefix_tokens, 0), value=True)
     if mask is not None:  # padded rows may hold anything, NaN included
         q, k, v = (x.masked_fill(~mask.unsqueeze(-1), 0) for x in (q, k, v))
+    if not options.inside:
+        return near_far_attention(q, k, v, plan, options, mask)
     if plan.unequal_sizes is None and not torch.compiler.is_exporting():
         return row_attention(q, k, v, plan, options)
     return slot_attention(q, k, v, plan, options, mask)
 
 
 def _by_loops(
-    q: Tensor, k: Tensor, v: Tensor, num_clusters: int, mask: Tensor | None, shared: bool, options: Options
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, num_clusters: int, mask: Tensor | None, shared: bool, partition: Partition,
+    options: Options,
+) -> Tensor:  # fmt: skip
     if shared:
         raise ValueError('backend="reference" is the paper\'s partition per head; drop shared=')
     if options.dropout_p:
         raise ValueError('backend="reference" drops no weights; drop dropout_p=')
+    if partition not in ("sec", "tree"):
+        raise ValueError(f'backend="reference" knows "sec" and "tree", not partition={partition!r}; use backend="auto"')
     mask = None if mask is None else mask[:, 0]
-    return reference.sec_attention(q, k, v, num_clusters, mask, options.scale, options.num_prefix_tokens)
+    if partition == "sec" and options.inside:
+        return reference.sec_attention(q, k, v, num_clusters, mask, options.scale, options.num_prefix_tokens)
+    return reference_near_far.sec_attention(
+        q, k, v, num_clusters, partition == "tree", options.near, options.far, mask, options.scale,
+        options.num_prefix_tokens,
+    )  # fmt: skip
 
 
 def attend_sorted(
@@ -117,16 +155,18 @@ def attend_sorted(
     scale: float | None = None,
     num_prefix_tokens: int = 0,
     dropout_p: float = 0.0,
+    near: int = 1,
+    far: bool = False,
 ) -> Tensor:
     """Eqs. 3, 4 on tokens that are in cluster order already.  q k v (B, h, P + L, D) -> (B, h, P + L, D).
 
     For layers that go by another layer's order: `Plan.take` once, any number of these, `Plan.put_back`.
     """
     prefix = num_prefix_tokens
-    options = Options(q.shape[-1] ** -0.5 if scale is None else scale, "auto", prefix, dropout_p)
-    if torch.compiler.is_exporting():
+    options = Options(q.shape[-1] ** -0.5 if scale is None else scale, "auto", prefix, dropout_p, near, far)
+    if torch.compiler.is_exporting() or not options.inside:
         order = torch.arange(q.shape[2] - prefix, device=q.device).expand(*q.shape[:2], -1)
-        return slot_attention(q, k, v, Plan.equal(order, num_clusters), options)
+        return _planned(q, k, v, Plan.equal(order, num_clusters), options)
     keys, values = (slice_clusters(x.flatten(0, 1), num_clusters, prefix) for x in (k, v))
     return slice_attention(q.flatten(0, 1), keys, values, num_clusters, options).unflatten(0, q.shape[:2])
 
@@ -192,9 +232,15 @@ def _check(q: Tensor, backend: str, is_causal: bool, num_prefix_tokens: int) -> 
         )
 
 
+def _check_near(near: int, num_clusters: int) -> None:
+    if not 1 <= near <= num_clusters:
+        raise ValueError(f"near={near} of {num_clusters} clusters; choose near from 1 to {num_clusters}")
+
+
 def _check_plan(
-    num_clusters: int | None, cluster_size: int | None, mask: Tensor | None, shared: bool, backend: str
-) -> None:
+    num_clusters: int | None, cluster_size: int | None, mask: Tensor | None, shared: bool, backend: str,
+    partition: Partition,
+) -> None:  # fmt: skip
     """What may come beside a plan."""
     if num_clusters is not None or cluster_size is not None:
         raise ValueError("give a plan, or num_clusters, or cluster_size; not two of them")
@@ -204,3 +250,5 @@ def _check_plan(
         raise ValueError('backend="reference" is the paper\'s partition per head; drop plan=')
     if shared:
         raise ValueError("a plan says itself whether heads share an order; drop shared=")
+    if partition != "sec":
+        raise ValueError("a plan is a partition; drop partition=")

@@ -28,12 +28,20 @@ class Options:
     backend: one of `BACKENDS`, "reference" apart.
     num_prefix_tokens: P tokens in front that are outside the partition, see `secvit.sec_attention`.
     dropout_p: dropout of the attention weights.
+    near, far: the clusters that each attends to, see `secvit.sec_attention`.
     """
 
     scale: float
     backend: str = "auto"
     num_prefix_tokens: int = 0
     dropout_p: float = 0.0
+    near: int = 1
+    far: bool = False
+
+    @property
+    def inside(self) -> bool:
+        """Whether clusters attend to themselves only, as in the paper."""
+        return self.near == 1 and not self.far
 
 
 def softmax_attention(q: Tensor, k: Tensor, v: Tensor, options: Options, mask: Tensor | None = None) -> Tensor:
@@ -124,8 +132,8 @@ def takes_triton(options: Options, q: Tensor, k: Tensor, v: Tensor, num_clusters
 def _unfit(options: Options, q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the kernels cannot compute this on any device, or None."""
     dtypes = {autocast_dtype(x) for x in (q, k, v)}
-    if options.num_prefix_tokens or options.dropout_p:
-        return "takes no prefix tokens or dropout"
+    if options.num_prefix_tokens or options.dropout_p or not options.inside:
+        return "takes no prefix tokens, dropout, near or far clusters"
     if q.shape[-1] > 128 or v.shape[-1] != q.shape[-1]:
         return f"needs q, k and v of one width up to 128, not {q.shape[-1]} and {v.shape[-1]}"
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16, torch.float16}:

@@ -13,12 +13,14 @@ and no base class.  With these, pictures, the page and the measurements work on 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from secvit.ops.backends import BACKENDS
-from secvit.ops.order import Plan, resolve_num_clusters
+from secvit.ops.order import Plan, check_mask, resolve_num_clusters
 from secvit.ops.partitions import Partition, check_partition, cluster, shown_name
+from secvit.ops.tree import tree_plan
 
 SCORES = ("keys", "queries", "values")
 CENTRES = ("mean", "cls", "pc1")
@@ -32,12 +34,14 @@ class Keys:
     grid: (H, W) of the L tokens; None where the attention does not know.
     centre: what tokens are compared with, as in `secvit.cluster`.
     unturned: tokens before rotary positions, where the attention has those.
+    queries: of the same tokens, in the shape of `tokens`; a tree is grown from both.
     """
 
     tokens: Tensor
     grid: tuple[int, int] | None = None
     centre: str | Tensor = "mean"
     unturned: Tensor | None = None
+    queries: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,11 @@ class Clustering:
         to all tokens.
     score: what is compared with the centre, "keys" (the paper), "queries" or "values".
     centre: the mean of it, that of the first prefix token, "cls", or "pc1", its first principal component.
-    partition: as in `secvit.cluster`: "sec", a rival, or a function of your own.
+    partition: as in `secvit.cluster`: "sec", "tree" (of queries and keys), a rival, or a function of your own.
     shared: one order for all heads.
     grid: (H, W) of the tokens for windows, where it is not square and the attention does not know.
     backend: of `secvit.sec_attention`.
+    near, far: what each cluster attends to, as in `secvit.sec_attention`; near is never more than there are clusters.
     """
 
     num_clusters: int | None = None
@@ -64,6 +69,8 @@ class Clustering:
     shared: bool = False
     grid: tuple[int, int] | None = None
     backend: str = "auto"
+    near: int = 1
+    far: bool = False
 
     def __post_init__(self) -> None:
         resolve_num_clusters(max(self.num_clusters or 1, 1), self.num_clusters, self.cluster_size)
@@ -71,16 +78,21 @@ class Clustering:
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r}; choose one of {', '.join(known)}")
         check_partition(self.partition)
+        if self.near < 1:
+            raise ValueError(f"near={self.near}; choose near >= 1: a cluster is among those that it attends to")
         if self.num_prefix_tokens < 0:
             raise ValueError(f"num_prefix_tokens={self.num_prefix_tokens}; choose num_prefix_tokens >= 0")
         if self.centre == "cls" and self.num_prefix_tokens == 0:
             raise ValueError('centre="cls" needs a [cls] token, and this model has no prefix tokens; use centre="mean"')
+        if self.score != "keys" and self.partition == "tree":
+            raise ValueError(f"a tree is grown from queries and keys; drop score={self.score!r}")
         if self.centre != "mean" and self.partition != "sec":
             raise ValueError(f"partition={shown_name(self.partition)!r} has no centre; drop centre={self.centre!r}")
-        if self.backend == "reference" and (self.shared, self.score, self.centre, self.partition) != (
-            False, "keys", "mean", "sec",
-        ):  # fmt: skip
-            raise ValueError('backend="reference" is the paper\'s partition per head; leave the other options alone')
+        plain = (self.shared, self.score, self.centre) == (False, "keys", "mean")
+        if self.backend == "reference" and not (plain and self.partition in ("sec", "tree")):
+            raise ValueError(
+                'backend="reference" is the paper\'s partition per head, or a tree per head; leave the other options alone'
+            )
 
     def clusters_for(self, num_tokens: int) -> int:
         """M for L tokens, prefix tokens not counted; never more clusters than tokens."""
@@ -88,11 +100,18 @@ class Clustering:
             return min(self.num_clusters, num_tokens)
         return resolve_num_clusters(num_tokens, None, self.cluster_size)
 
+    def sight(self, num_clusters: int) -> dict[str, Any]:
+        """`near` and `far` for M clusters, as arguments of `secvit.sec_attention`."""
+        return {"near": min(self.near, num_clusters), "far": self.far}
+
     def plan(self, keys: Keys, mask: Tensor | None = None) -> Plan:
         """Eqs. 1 to 3: the partition of what an attention clusters.  mask (B, L): True for real tokens."""
         num_clusters = self.clusters_for(keys.tokens.shape[-2])
         if num_clusters == 1:  # an attention does not ask for one either: no centre, no grid, no random numbers
             return cluster(keys.tokens, 1, mask=mask)
+        if self.partition == "tree":
+            blocks = [keys.tokens] if keys.queries is None else [keys.queries, keys.tokens]
+            return tree_plan(blocks, num_clusters, check_mask(mask, keys.tokens))
         grid = self.grid or keys.grid
         return cluster(
             keys.tokens, num_clusters, mask=mask, partition=self.partition, centre=keys.centre, grid=grid

@@ -30,19 +30,18 @@ EMPTY = -1e30  # logit of a slot without a token: finite, so that a cluster of n
 
 
 def near_far_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, near: int, far: bool, options: Options, mask: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask: Tensor | None = None
 ) -> Tensor:
     """Attention to near clusters and summaries of far ones.  q k v (B, h, P + L, D), plan of (B, h, L) -> as q.
 
-    near: r, the clusters that each attends to exactly, itself among them; the others are those of most weight for
-        its mean query.
-    far: attend to a summary of each other cluster, too.
+    options.near: r, the clusters that each attends to exactly, itself among them; the others are those of most
+        weight for its mean query.
+    options.far: attend to a summary of each other cluster, too.
     mask (B, 1 | h, P + L): tokens that are no padding; q, k and v are zero elsewhere, and so is the output.
     The first P tokens are keys of every cluster, and their own queries attend to all tokens.  Summaries and the
     choice of near clusters are computed in float32 (float64 for float64).  A gradient flows through summaries, none
     through order and choice.
     """
-    far = far and near < plan.num_clusters
     if mask is not None:
         mask = mask.expand(q.shape[:3])
     images, heads = _piece(q, plan.num_clusters)
@@ -51,13 +50,13 @@ def near_far_attention(
         outs = []
         for queries, keys, values, order, sizes, real in _split(row, heads, 1):
             piece = Plan(order, plan.num_clusters, plan.max_size, sizes)
-            outs.append(_piece_attention(queries, keys, values, piece, near, far, options, real))
+            outs.append(_piece_attention(queries, keys, values, piece, options, real))
         rows.append(_joined(outs, 2))
     return _joined(rows, 0).transpose(1, 2)
 
 
 def _piece_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, near: int, far: bool, options: Options, mask: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask: Tensor | None
 ) -> Tensor:
     """`near_far_attention` of some images and heads.  -> (B, P + L, h, Dv), which is how torch's own output lies"""
     prefix = options.num_prefix_tokens
@@ -70,7 +69,7 @@ def _piece_attention(
     outs = []
     for start in range(0, plan.num_clusters, step):
         chunk = slice(start, start + step)
-        outs.append(_cluster_attention(queries, keys, lead, slots.filled, chunk, near, far, options))
+        outs.append(_cluster_attention(queries, keys, lead, slots.filled, chunk, options))
     out = slots.put_back(_joined(outs, 1))
     if prefix:
         first = softmax_attention(q[:, :, :prefix], k, v, options, None if mask is None else mask.unsqueeze(-2))
@@ -79,9 +78,10 @@ def _piece_attention(
 
 
 def _cluster_attention(
-    q: Tensor, keys: Tensor, lead: Tensor, filled: Tensor | None, chunk: slice, near: int, far: bool, options: Options
+    q: Tensor, keys: Tensor, lead: Tensor, filled: Tensor | None, chunk: slice, options: Options
 ) -> Tensor:
     """Some query clusters.  q (S, M, N, D), keys (S, M, N, D + Dv), lead (S, 1, P, D + Dv) -> (S, m, N, Dv)."""
+    near, far = options.near, options.far and options.near < keys.shape[1]
     q, own = q[:, chunk], keys[:, chunk]
     sequences, clusters, size, dim = q.shape
     seen = torch.arange(keys.shape[1], device=q.device)[chunk].view(1, -1, 1).expand(sequences, -1, -1)

@@ -31,6 +31,7 @@ from secvit.ops.order import (
     sec_scores,
     similarity,
 )
+from secvit.ops.tree import tree_plan
 
 KMEANS_ITERATIONS = 10
 Grid = tuple[int, int]
@@ -54,7 +55,7 @@ def cluster(
 
     num_clusters | cluster_size: M clusters, or as many as keep each at `cluster_size` tokens or fewer.
     mask (B, L): True for real tokens; padded ones are in no cluster (label -1).
-    partition: "sec", or a rival: "window", "raster", "random", "random_projection", "pc1", "kmeans",
+    partition: "sec"; "tree", a balanced tree of principal components (`secvit.ops.tree`); or a rival: "window", "raster", "random", "random_projection", "pc1", "kmeans",
         "balanced_kmeans".  Window needs `grid` = (H, W) unless the grid is square.  Or a function of your own, or
         the name it is registered by (`secvit.register_partition`).
     centre: what SEC, and no rival, compares with: "mean" (Eq. 1), "cls" (the first token), "pc1" (first
@@ -75,6 +76,8 @@ def cluster(
         k = k.masked_fill(~mask.unsqueeze(-1), 0)
     if partition == "kmeans":
         return _plan_of_labels(_kmeans(k, num_clusters, mask), num_clusters, mask)
+    if partition == "tree":
+        return tree_plan([k], num_clusters, mask)
     if partition == "sec":
         score = _score_to_centre(k, centre, mask)
     elif isinstance(partition, str) and partition in PARTITIONS:
@@ -278,7 +281,7 @@ SCORES: dict[str, Score] = {
     "pc1": first_component,
     "balanced_kmeans": balanced_kmeans,
 }
-PARTITIONS = ("sec", *SCORES, "kmeans")
+PARTITIONS = ("sec", *SCORES, "kmeans", "tree")
 
 
 # -- a partition of one's own --------------------------------------------------------------------

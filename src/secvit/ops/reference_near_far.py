@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from secvit.ops.reference import attention, cluster_slices
+from secvit.ops.reference import attention, cluster_slices, sort_by_similarity
 
 # -- the tree ----------------------------------------------------------------------------------------
 
@@ -133,4 +133,27 @@ def near_far_attention(
                     biases.append(bias[None])
             logits = q[queries] @ torch.cat(keys).T * scale + torch.cat(biases)
             out[queries] = torch.softmax(logits, dim=-1) @ torch.cat(values)
+    return out
+
+
+def sec_attention(
+    q: Tensor, k: Tensor, v: Tensor, num_clusters: int, grow_tree: bool, near: int, far: bool,
+    mask: Tensor | None, scale: float, prefix: int = 0,
+) -> Tensor:  # fmt: skip
+    """`near_far_attention` for a batch with heads, in a tree or in the clusters of Eqs. 1 to 3.  q k v (B, h, L, D).
+
+    mask (B, L): True for real tokens; padded ones are in no cluster.
+    """
+    out = torch.zeros_like(v)
+    for b in range(q.shape[0]):
+        real = torch.arange(q.shape[2]) if mask is None else mask[b].nonzero()[:, 0]
+        for head in range(q.shape[1]):
+            q1, k1, v1 = (x[b, head, real] for x in (q, k, v))
+            patches, keys = q1[prefix:].detach(), k1[prefix:].detach()
+            if grow_tree:
+                clusters = tree(coordinates([patches, keys]), num_clusters)
+            else:
+                order = sort_by_similarity(keys, keys.mean(dim=0)).tolist()
+                clusters = [order[ranks] for ranks in cluster_slices(len(order), num_clusters)]
+            out[b, head, real] = near_far_attention(q1, k1, v1, clusters, near, far, scale, prefix)
     return out
