@@ -67,6 +67,13 @@ def test_it_is_full_attention_where_nothing_is_summed_up(length, which):
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_a_cluster_is_cut_in_halves_of_its_order():
+    order = torch.randperm(11).unsqueeze(0)
+    plan = near_far.halves(Plan.equal(order, 3))
+    assert plan.sizes.tolist() == [[2, 2, 2, 2, 2, 1]] and plan.order is order
+    assert near_far.halves(Plan.equal(order[:, :8], 2)).unequal_sizes is None
+
+
 def test_queries_that_are_alike_in_a_cluster_get_full_attention():
     """A summary is exact for the mean query."""
     (q, k, v), _ = qkv(64)
@@ -140,8 +147,8 @@ def test_memory_of_many_clusters_is_bounded():
     (q, k, v), _ = qkv(2048, heads=1, dim=32, dtype=torch.float32)
     with torch.no_grad():
         plan = tree(q, k, 1024)
-        step = near_far._query_clusters(torch.empty(1, 1024, 2, 64))
-        assert step * 1024 * 4 * 64 <= 4 * near_far.CHUNK
+        step = near_far._groups_at_a_time(q.view(1, 2048, 1, 32), torch.empty(1, 1024, 2, 64), Options(1.0))
+        assert step * 1024 * 3 * 64 <= 4 * near_far.CHUNK
         assert near_far_attention(q, k, v, plan, 2, True, SCALE).isfinite().all()
 
 

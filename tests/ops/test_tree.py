@@ -12,8 +12,8 @@ SIZES = [(1, 1), (2, 1), (2, 2), (63, 5), (63, 63), (196, 16), (196, 36), (577, 
 
 
 def leaves(plan):
-    """Tokens of each cluster of a plan (L), as sets."""
-    return [set(part.tolist()) for part in plan.order.split(plan.sizes.tolist())]
+    """Tokens of each cluster of a plan (L)."""
+    return [part.tolist() for part in plan.order.split(plan.sizes.tolist())]
 
 
 @pytest.mark.parametrize(("length", "clusters"), SIZES)
@@ -33,13 +33,13 @@ def test_the_batched_tree_is_the_loops_tree(length, clusters):
         # float64: sums of 256 terms, three rounds of them
         torch.testing.assert_close(principal_coordinates([q, k])[head], x, rtol=1e-9, atol=1e-9)
         own = secvit.Plan(plan.order[head], clusters, plan.max_size)
-        assert leaves(own) == [set(tokens) for tokens in reference.tree(x, clusters)]
+        assert leaves(own) == reference.tree(x, clusters)
 
 
 def test_levels_cut_odd_numbers_of_clusters_unequally():
-    assert tree_levels(5) == [[0, 5], [0, 3, 5], [0, 2, 3, 4, 5]]
-    assert tree_levels(4) == [[0, 4], [0, 2, 4]]
-    assert tree_levels(1) == []
+    assert tree_levels(5) == [[0, 5], [0, 3, 5], [0, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
+    assert tree_levels(4) == [[0, 4], [0, 2, 4], [0, 1, 2, 3, 4]]
+    assert tree_levels(1) == [[0, 1]]
 
 
 def blobs():
@@ -79,9 +79,9 @@ def test_a_masked_tree_is_the_tree_of_the_real_tokens(clusters):
     plan = secvit.Plan.equal(tree_order(x, clusters, real), clusters, real)
     for b in range(2):
         tokens = real[b].nonzero()[:, 0]
-        expected = [{int(tokens[i]) for i in leaf} for leaf in reference.tree(x[b, tokens], clusters)]
+        expected = [[int(tokens[i]) for i in leaf] for leaf in reference.tree(x[b, tokens], clusters)]
         found = secvit.Plan(plan.order[b], clusters, plan.max_size, plan.sizes[b])
-        assert [set(part.tolist()) for part in found.order[: len(tokens)].split(found.sizes.tolist())] == expected
+        assert [part.tolist() for part in found.order[: len(tokens)].split(found.sizes.tolist())] == expected
         assert (plan.labels[b] >= 0).equal(real[b])
 
 

@@ -1,8 +1,9 @@
 """Clusters that see each other: each attends to its r nearest clusters exactly, and to one summary of every other.
 
-The summary of key cluster c for query cluster m is taken at the mean query of m: keys and values of c, weighted by
-the softmax of that query within c, and a bias that gives the summary the weight of all of c.  It is exact for the
-mean query and a first-order expansion around it for the others (`reference_near_far` has one function a step).
+Queries go in groups, the two halves of each cluster.  The summary of a cluster for a group is taken at the group's
+mean query: keys and values of the cluster, weighted by the softmax of that query within it, and a bias that gives
+the summary the weight of the whole cluster.  It is exact for the mean query and a first-order expansion around it
+for the others (`reference_near_far` has one function a step).
 
 Nothing here is new but equal clusters, with one order for queries, keys and values.  Summaries at a mean query are
 MuSe's (arXiv:2509.10406), which clusters queries and keys apart; Multipole Attention (arXiv:2506.13059) has plain
@@ -34,8 +35,8 @@ def near_far_attention(
 ) -> Tensor:
     """Attention to near clusters and summaries of far ones.  q k v (B, h, P + L, D), plan of (B, h, L) -> as q.
 
-    options.near: r, the clusters that each attends to exactly, itself among them; the others are those of most
-        weight for its mean query.
+    options.near: r, the clusters that are attended to exactly, a group's own among them; the others are those of
+        most weight for the mean query of the group.
     options.far: attend to a summary of each other cluster, too.
     mask (B, 1 | h, P + L): tokens that are no padding; q, k and v are zero elsewhere, and so is the output.
     The first P tokens are keys of every cluster, and their own queries attend to all tokens.  Summaries and the
@@ -60,44 +61,65 @@ def _piece_attention(
 ) -> Tensor:
     """`near_far_attention` of some images and heads.  -> (B, P + L, h, Dv), which is how torch's own output lies"""
     prefix = options.num_prefix_tokens
-    slots = _Slots(plan, prefix)
-    queries = slots.take(q[:, :, prefix:])
+    key_slots = _Slots(plan, prefix)
+    query_slots = key_slots if options.near >= plan.num_clusters else _Slots(halves(plan), prefix)
+    queries = query_slots.take(q[:, :, prefix:])
     keys = torch.cat([k, v], dim=-1)
     lead = keys[:, :, :prefix].flatten(0, 1).unsqueeze(1)
-    keys = slots.take(keys[:, :, prefix:])
-    step = _query_clusters(keys)
+    keys = key_slots.take(keys[:, :, prefix:])
+    step = _groups_at_a_time(queries, keys, options)
     outs = []
-    for start in range(0, plan.num_clusters, step):
+    for start in range(0, queries.shape[1], step):
         chunk = slice(start, start + step)
-        outs.append(_cluster_attention(queries, keys, lead, slots.filled, chunk, options))
-    out = slots.put_back(_joined(outs, 1))
+        held = None if query_slots.filled is None else query_slots.filled[:, chunk]
+        own = torch.arange(queries.shape[1], device=q.device)[chunk] * plan.num_clusters // queries.shape[1]
+        outs.append(_group_attention(queries[:, chunk], held, own, keys, key_slots.filled, lead, options))
+    out = query_slots.put_back(_joined(outs, 1))
     if prefix:
         first = softmax_attention(q[:, :, :prefix], k, v, options, None if mask is None else mask.unsqueeze(-2))
         out[:, :prefix] = first.transpose(1, 2)
     return out
 
 
-def _cluster_attention(
-    q: Tensor, keys: Tensor, lead: Tensor, filled: Tensor | None, chunk: slice, options: Options
+def halves(plan: Plan) -> Plan:
+    """The same order with every cluster cut in two, the first part of one token more where the number is odd."""
+    size = (plan.max_size + 1) // 2
+    if _is_even(plan) and plan.max_size % 2 == 0:
+        return Plan(plan.order, 2 * plan.num_clusters, size)
+    sizes = torch.stack([(plan.sizes + 1) // 2, plan.sizes // 2], dim=-1).flatten(-2)
+    return Plan(plan.order, 2 * plan.num_clusters, size, sizes)
+
+
+def _is_even(plan: Plan) -> bool:
+    """Whether all clusters are known to hold the same number of tokens; a program for any length knows nothing."""
+    if plan.unequal_sizes is not None or torch.compiler.is_exporting():
+        return False
+    return plan.order.shape[-1] % plan.num_clusters == 0
+
+
+def _group_attention(
+    q: Tensor, held: Tensor | None, own: Tensor, keys: Tensor, filled: Tensor | None, lead: Tensor, options: Options
 ) -> Tensor:
-    """Some query clusters.  q (S, M, N, D), keys (S, M, N, D + Dv), lead (S, 1, P, D + Dv) -> (S, m, N, Dv)."""
+    """Groups of queries that share their keys.  q (S, G, n, D), held (S, G, n): slots with a query -> (S, G, n, Dv).
+
+    own (G): cluster of each group.  keys (S, M, N, D + Dv), filled (S, M, N), lead (S, 1, P, D + Dv).
+    """
+    sequences, groups, _, dim = q.shape
     near, far = options.near, options.far and options.near < keys.shape[1]
-    q, own = q[:, chunk], keys[:, chunk]
-    sequences, clusters, size, dim = q.shape
-    seen = torch.arange(keys.shape[1], device=q.device)[chunk].view(1, -1, 1).expand(sequences, -1, -1)
-    parts = [lead.expand(-1, clusters, -1, -1), own]
+    seen = own.view(1, -1, 1).expand(sequences, -1, -1)
     far_bias = None
     if near > 1 or far:
-        mean = _mean_query(q, None if filled is None else filled[:, chunk]) * options.scale
+        mean = _mean_query(q, held) * options.scale
         weights, mass = _weights_within(mean, keys, filled)
     if near > 1:
         seen = _nearest(mass, seen, near)
-        parts.append(_blocks(keys, seen[..., 1:]))
+    parts = [lead.expand(-1, groups, -1, -1), _blocks(keys, seen)]
     if far:
         summaries, far_bias = _summaries(mean, weights, mass, keys)
         parts.append(summaries)
     gathered = torch.cat(parts, dim=2)
-    bias = _bias(seen, filled, far_bias, lead.shape[2], size, torch.promote_types(q.dtype, torch.float32))
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    bias = _bias(seen, filled, far_bias, lead.shape[2], keys.shape[2], dtype)
     return softmax_attention(q, gathered[..., :dim], gathered[..., dim:], options, bias)
 
 
@@ -174,9 +196,8 @@ class _Slots:
     def __init__(self, plan: Plan, prefix: int) -> None:
         batch, heads, length = plan.order.shape
         shape = (batch * heads, plan.num_clusters, plan.max_size)
-        even = plan.unequal_sizes is None and not torch.compiler.is_exporting() and length % plan.num_clusters == 0
         self.filled, self.real = None, None
-        if even:
+        if _is_even(plan):
             tokens, slot_of_token = plan.order.view(shape), plan.inverse
         else:
             tokens, filled = (x.reshape(shape) for x in plan.slots)
@@ -217,18 +238,19 @@ def _piece(q: Tensor, num_clusters: int) -> tuple[int, int]:
     batch, heads, length, dim = q.shape
     if torch.compiler.is_compiling():
         return batch, heads
-    floats = length * (num_clusters + 8 * dim) + 4 * num_clusters**2 * dim
+    floats = length * (2 * num_clusters + 12 * dim) + 8 * num_clusters**2 * dim
     if heads * floats <= CHUNK:
         return max(1, CHUNK // (heads * floats)), heads
     return 1, max(1, CHUNK // floats)
 
 
-def _query_clusters(keys: Tensor) -> int:
-    """Query clusters to compute at a time.  keys (S, M, N, C)"""
+def _groups_at_a_time(q: Tensor, keys: Tensor, options: Options) -> int:
+    """Groups of queries to compute at a time.  q (S, G, n, D), keys (S, M, N, C)"""
     sequences, clusters, size, width = keys.shape
     if torch.compiler.is_compiling():
-        return clusters
-    return min(clusters, max(1, 4 * CHUNK // (sequences * clusters * (size + 4 * width))))
+        return q.shape[1]
+    floats = sequences * (clusters * (size + 3 * width) + options.near * size * width)
+    return min(q.shape[1], max(1, 4 * CHUNK // floats))
 
 
 def _split(tensors: Sequence[Tensor | None], size: int, dim: int) -> Iterable[Sequence[Any]]:

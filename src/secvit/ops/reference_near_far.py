@@ -63,16 +63,18 @@ def first_axis(x: Tensor, rounds: int = 4) -> Tensor:
 def tree(x: Tensor, num_clusters: int) -> list[list[int]]:
     """Balanced tree: sort by the first principal component, cut in the middle, repeat.  x (L, d) -> clusters.
 
-    Sizes are those of `cluster_slices`.  A node of m clusters is cut behind ceil(m / 2) of them.
+    Sizes are those of `cluster_slices`, and tokens of a cluster are sorted, too.  A node of m clusters is cut behind ceil(m / 2) of them.
     """
     sizes = [ranks.stop - ranks.start for ranks in cluster_slices(len(x), num_clusters)]
 
     def grow(tokens: list[int], sizes: list[int]) -> list[list[int]]:
-        if len(sizes) == 1:
-            return [tokens]
+        if not tokens:
+            return [[] for _ in sizes]
         node = x[tokens] - x[tokens].mean(dim=0)
         place = (node @ first_axis(node)).tolist()
         ranked = [tokens[i] for i in sorted(range(len(tokens)), key=lambda i: (place[i], i))]
+        if len(sizes) == 1:
+            return [ranked]
         half = (len(sizes) + 1) // 2
         cut = sum(sizes[:half])
         return grow(ranked[:cut], sizes[:half]) + grow(ranked[cut:], sizes[half:])
@@ -107,19 +109,20 @@ def nearest(masses: list[float], own: int, near: int) -> list[int]:
 def near_far_attention(
     q: Tensor, k: Tensor, v: Tensor, clusters: list[list[int]], near: int, far: bool, scale: float, prefix: int = 0
 ) -> Tensor:
-    """Attention of each cluster to its near clusters, and to summaries of the others.  q k v (P + L, D) -> (P + L, D).
+    """Attention of each half of a cluster to near clusters, and to summaries of the others.  q k v (P + L, D) -> same.
 
-    The first P tokens are keys of every query, and their own queries attend to all tokens that are in a cluster.
+    A cluster is cut in two where its list is.  The first P tokens are keys of every query, and their own queries attend to all tokens that are in a cluster.
     Tokens in no cluster (padding) get zeros.
     """
     out = torch.zeros_like(v)
     lead = list(range(prefix))
-    clusters = [[prefix + token for token in cluster] for cluster in clusters]
-    everything = lead + [token for cluster in clusters for token in cluster]
+    clusters = [[prefix + token for token in tokens] for tokens in clusters]
+    everything = lead + [token for tokens in clusters for token in tokens]
     if prefix:
         out[lead] = attention(q[lead], k[everything], v[everything], scale)
-    for m, queries in enumerate(clusters):
-        if queries:
+    for m, cluster in enumerate(clusters):
+        half = (len(cluster) + 1) // 2
+        for queries in filter(None, (cluster[:half], cluster[half:])):
             mean_query = q[queries].mean(dim=0)
             masses = [float(mass(mean_query, k[tokens], scale).detach()) for tokens in clusters]
             chosen = nearest(masses, m, near)

@@ -67,7 +67,7 @@ def tree_order(x: Tensor, num_clusters: int, mask: Tensor | None = None) -> Tens
     """Token indices leaf by leaf, for `Plan.equal`; padded tokens last.  x (..., L, d), mask (..., L) -> (..., L)."""
     lead, length, dim = x.shape[:-2], x.shape[-2], x.shape[-1]
     x = x.detach().mT.reshape(-1, dim, length)
-    order, count = None, None
+    order, count = torch.arange(length, device=x.device).expand(x.shape[0], -1), None
     if mask is not None:
         mask = mask.expand(*lead, length).reshape(-1, length)
         order = torch.sort((~mask).long(), dim=-1, stable=True).indices
@@ -76,22 +76,21 @@ def tree_order(x: Tensor, num_clusters: int, mask: Tensor | None = None) -> Tens
     with full_precision(x.device):
         for bounds in tree_levels(num_clusters):
             ranks = _sort_nodes(x, bounds, count)
-            order = ranks if order is None else order.gather(1, ranks)
-            if bounds[-1] >= len(bounds):  # not the last level
+            order = order.gather(1, ranks)
+            if len(bounds) <= num_clusters:
                 x = x.gather(2, ranks.unsqueeze(1).expand(x.shape))
-    if order is None:
-        order = torch.arange(length, device=x.device).expand(x.shape[0], -1)
     return order.view(*lead, length)
 
 
 def tree_levels(num_clusters: int) -> list[list[int]]:
-    """Nodes of each level, as bounds in clusters: M = 5 -> [0, 5], [0, 3, 5], [0, 2, 3, 4, 5].  The leaves are left out."""
-    levels = []
-    bounds = [0, num_clusters]
-    while len(bounds) <= num_clusters:
-        levels.append(bounds)
-        halves = [start + (stop - start + 1) // 2 for start, stop in zip(bounds, bounds[1:])]
-        bounds = sorted({*bounds, *halves})
+    """Nodes of each level, as bounds in clusters: M = 3 -> [0, 3], [0, 2, 3], [0, 1, 2, 3].
+
+    The last level are the leaves: they are sorted, too, so that halves of a cluster are alike (`near_far`).
+    """
+    levels = [[0, num_clusters]]
+    while len(bounds := levels[-1]) <= num_clusters:
+        middles = [start + (stop - start + 1) // 2 for start, stop in zip(bounds, bounds[1:])]
+        levels.append(sorted({*bounds, *middles}))
     return levels
 
 
