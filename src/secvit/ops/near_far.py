@@ -26,7 +26,7 @@ from secvit.ops.rows import permute_rows
 
 # floats of temporary storage, to which images, heads and query clusters are chunked: it bounds memory, and a CPU
 # gets back what it has in its cache
-CHUNK = 1 << 22
+CHUNK = 1 << 21
 EMPTY = -1e30  # logit of a slot without a token: finite, so that a cluster of none makes no NaN
 
 
