@@ -19,12 +19,12 @@ from secvit.ops.backends import (
     triton_attention,
     triton_packed_attention,
 )
+from secvit.ops.clustering import Clustering, Keys
 from secvit.ops.near_far import near_far_attention
 from secvit.ops.order import Plan, check_mask, largest_size, order_by, resolve_num_clusters, sec_scores
-from secvit.ops.partitions import Grid, Partition, cluster
+from secvit.ops.partitions import Grid, Partition, shown_name
 from secvit.ops.rows import packed_row_attention, row_attention, slice_attention, slice_clusters
 from secvit.ops.slots import slot_attention
-from secvit.ops.tree import tree_plan
 
 
 def sec_attention(
@@ -88,29 +88,9 @@ def sec_attention(
             return triton_attention(q, k, v, Plan.equal(order, num_clusters), options.scale)
     real = None if mask is None else mask[:, 0, num_prefix_tokens:]
     queries, keys = (x[:, :, num_prefix_tokens:] for x in (q, k))
-    plan = attention_plan(queries, keys, num_clusters, real, partition=partition, shared=shared, grid=grid)
+    ranked = [x.transpose(1, 2).flatten(2) for x in (queries, keys)] if shared else [queries, keys]
+    plan = Clustering(num_clusters, partition=partition).plan(Keys(ranked[1], grid, queries=ranked[0]), real)
     return _planned(q, k, v, plan.per_head(keys), options, mask)
-
-
-def attention_plan(
-    q: Tensor,
-    k: Tensor,
-    num_clusters: int,
-    mask: Tensor | None = None,
-    *,
-    partition: Partition = "sec",
-    shared: bool = False,
-    grid: Grid | None = None,
-) -> Plan:
-    """Eqs. 1 to 3 on the keys of attention; a tree is grown from queries and keys.  q k (B, h, L, D), mask (B, L).
-
-    -> plan of (B, h, L), or of (B, L) where it is shared.
-    """
-    if shared:
-        q, k = (x.transpose(1, 2).flatten(2) for x in (q, k))
-    if partition == "tree":
-        return tree_plan([q, k], num_clusters, check_mask(mask, k))
-    return cluster(k, num_clusters, mask=mask, partition=partition, grid=grid)
 
 
 def _planned(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask: Tensor | None = None) -> Tensor:
@@ -137,7 +117,8 @@ def _by_loops(
     if options.dropout_p:
         raise ValueError('backend="reference" drops no weights; drop dropout_p=')
     if partition not in ("sec", "tree"):
-        raise ValueError(f'backend="reference" knows "sec" and "tree", not partition={partition!r}; use backend="auto"')
+        name = shown_name(partition)
+        raise ValueError(f'backend="reference" knows "sec" and "tree", not partition={name!r}; use backend="auto"')
     mask = None if mask is None else mask[:, 0]
     if partition == "sec" and options.inside:
         return reference.sec_attention(q, k, v, num_clusters, mask, options.scale, options.num_prefix_tokens)
@@ -208,14 +189,17 @@ def packed_order(qkv: Tensor) -> Tensor:
 
 def check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
     """A ValueError unless q, k and v are (B, h, L, D) of the same tokens; v may be of another width."""
-    shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
     if q.dim() != 4 or k.dim() != 4 or v.dim() != 4:
-        raise ValueError(f"q, k, v of shapes {shapes}; give (B, h, L, D)")
+        raise ValueError(f"q, k, v of shapes {_shapes(q, k, v)}; give (B, h, L, D)")
     if q.shape != k.shape or k.shape[:3] != v.shape[:3]:
         raise ValueError(
-            f"q, k, v of shapes {shapes} do not belong together; give queries, keys and values of the same tokens: "
-            "all share B, h and L, q and k share D"
+            f"q, k, v of shapes {_shapes(q, k, v)} do not belong together; give queries, keys and values of the "
+            "same tokens: all share B, h and L, q and k share D"
         )
+
+
+def _shapes(*tensors: Tensor) -> str:
+    return ", ".join(str(tuple(x.shape)) for x in tensors)
 
 
 def _check(q: Tensor, backend: str, is_causal: bool, num_prefix_tokens: int) -> None:

@@ -91,7 +91,8 @@ class Clustering:
         plain = (self.shared, self.score, self.centre) == (False, "keys", "mean")
         if self.backend == "reference" and not (plain and self.partition in ("sec", "tree")):
             raise ValueError(
-                'backend="reference" is the paper\'s partition per head, or a tree per head; leave the other options alone'
+                'backend="reference" is the paper\'s partition per head, or a tree per head; '
+                "leave the other options alone"
             )
 
     def clusters_for(self, num_tokens: int) -> int:

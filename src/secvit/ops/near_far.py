@@ -14,6 +14,7 @@ means, for decoding; Vyas et al. (arXiv:2007.04825) attend from clustered querie
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ def near_far_attention(
     choice of near clusters are computed in float32 (float64 for float64).  A gradient flows through summaries, none
     through order and choice.
     """
+    plan = replace(plan, num_clusters=int(plan.num_clusters))  # for a program of any length, too
     if mask is not None:
         mask = mask.expand(q.shape[:3])
     images, heads = _piece(q, plan.num_clusters)
@@ -56,9 +58,7 @@ def near_far_attention(
     return _joined(rows, 0).transpose(1, 2)
 
 
-def _piece_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask: Tensor | None
-) -> Tensor:
+def _piece_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask: Tensor | None) -> Tensor:
     """`near_far_attention` of some images and heads.  -> (B, P + L, h, Dv), which is how torch's own output lies"""
     prefix = options.num_prefix_tokens
     key_slots = _Slots(plan, prefix)
@@ -198,7 +198,7 @@ class _Slots:
         shape = (batch * heads, plan.num_clusters, plan.max_size)
         self.filled, self.real = None, None
         if _is_even(plan):
-            tokens, slot_of_token = plan.order.view(shape), plan.inverse
+            tokens, slot_of_token = plan.order.reshape(shape), plan.inverse
         else:
             tokens, filled = (x.reshape(shape) for x in plan.slots)
             slot_of_token, self.filled = plan.slot_of_token, filled
@@ -219,7 +219,10 @@ class _Slots:
         return rows if self.filled is None else rows.masked_fill(~self.filled.unsqueeze(-1), 0)
 
     def put_back(self, x: Tensor) -> Tensor:
-        """Zeros for tokens in no cluster; what the first P rows hold has no meaning.  (B h, M, N, C) -> (B, P + L, h, C)"""
+        """Zeros for tokens in no cluster.  What the first P rows hold has no meaning.
+
+        x (B h, M, N, C) -> (B, P + L, h, C)
+        """
         if self.filled is not None:  # two slots may hold one token, and its gradient is for one of them
             x = x.masked_fill(~self.filled.unsqueeze(-1), 0)
         rows = permute_rows(x.reshape(-1, x.shape[-1]), self.out_slots.flatten(), self.out_rows)
@@ -255,6 +258,8 @@ def _groups_at_a_time(q: Tensor, keys: Tensor, options: Options) -> int:
 
 def _split(tensors: Sequence[Tensor | None], size: int, dim: int) -> Iterable[Sequence[Any]]:
     """Pieces of tensors that belong together, along one axis; a None stays None."""
+    if torch.compiler.is_compiling():
+        return [tensors]
     count = len(tensors[0].split(size, dim))  # type: ignore[union-attr]
     return zip(*([None] * count if x is None else x.split(size, dim) for x in tensors))
 

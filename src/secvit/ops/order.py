@@ -114,7 +114,9 @@ def scoring_dtype(k: Tensor) -> Tensor:
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
     """Products inside are of the type that their factors have, under autocast too."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)  # meta has no autocast
+    if device.type == "meta":  # has no autocast
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def sec_scores(k: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -55,9 +55,10 @@ def cluster(
 
     num_clusters | cluster_size: M clusters, or as many as keep each at `cluster_size` tokens or fewer.
     mask (B, L): True for real tokens; padded ones are in no cluster (label -1).
-    partition: "sec"; "tree", a balanced tree of principal components (`secvit.ops.tree`); or a rival: "window", "raster", "random", "random_projection", "pc1", "kmeans",
-        "balanced_kmeans".  Window needs `grid` = (H, W) unless the grid is square.  Or a function of your own, or
-        the name it is registered by (`secvit.register_partition`).
+    partition: "sec"; "tree", a balanced tree of principal components (`secvit.ops.tree`); or a rival: "window",
+        "raster", "random", "random_projection", "pc1", "kmeans", "balanced_kmeans".  Window needs `grid` = (H, W)
+        unless the grid is square.  Or a function of your own, or the name it is registered by
+        (`secvit.register_partition`).
     centre: what SEC, and no rival, compares with: "mean" (Eq. 1), "cls" (the first token), "pc1" (first
         principal component instead of a cosine), or a tensor (..., D).
     descending: Eq. 2 as printed; the authors' code sorts ascending, which is the default here.

@@ -4,7 +4,6 @@ Nothing here is optimised and nothing here will be: the fast paths are tested ag
 Tensors carry no batch and no heads: `q k v (L, D)`, clusters are lists of tokens.
 """
 
-
 import math
 
 import torch
@@ -63,7 +62,8 @@ def first_axis(x: Tensor, rounds: int = 4) -> Tensor:
 def tree(x: Tensor, num_clusters: int) -> list[list[int]]:
     """Balanced tree: sort by the first principal component, cut in the middle, repeat.  x (L, d) -> clusters.
 
-    Sizes are those of `cluster_slices`, and tokens of a cluster are sorted, too.  A node of m clusters is cut behind ceil(m / 2) of them.
+    Sizes are those of `cluster_slices`, and tokens of a cluster are sorted, too.  A node of m clusters is cut
+    behind ceil(m / 2) of them.
     """
     sizes = [ranks.stop - ranks.start for ranks in cluster_slices(len(x), num_clusters)]
 
@@ -111,7 +111,8 @@ def near_far_attention(
 ) -> Tensor:
     """Attention of each half of a cluster to near clusters, and to summaries of the others.  q k v (P + L, D) -> same.
 
-    A cluster is cut in two where its list is.  The first P tokens are keys of every query, and their own queries attend to all tokens that are in a cluster.
+    A cluster is cut in the middle of its list.  The first P tokens are keys of every query, and their own queries
+    attend to all tokens that are in a cluster.
     Tokens in no cluster (padding) get zeros.
     """
     out = torch.zeros_like(v)

@@ -9,6 +9,7 @@ clusters is cut in unequal parts.  Components are those of a few principal coord
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ def tree_plan(blocks: Sequence[Tensor], num_clusters: int, mask: Tensor | None =
 
     Attention gives (q, k): tokens of a cluster then ask alike and answer alike.
     """
+    num_clusters = int(num_clusters)  # in an exported program, too: the number of levels is its own
     if mask is not None:
         mask = mask.expand(blocks[0].shape[:-1])
         blocks = [block.masked_fill(~mask.unsqueeze(-1), 0) for block in blocks]
@@ -42,14 +44,17 @@ def principal_coordinates(blocks: Sequence[Tensor], mask: Tensor | None = None) 
     """
     blocks = [scoring_dtype(block) for block in blocks]
     length, device = blocks[0].shape[-2], blocks[0].device
-    index = torch.arange(SAMPLE, device=device) * length // SAMPLE
-    weight = 1.0 if mask is None else mask.index_select(-1, index).unsqueeze(-2)
-    count = SAMPLE if mask is None else mask.index_select(-1, index).sum(dim=-1).clamp_min(1)[..., None, None]
-    samples = [_finite(block.index_select(-2, index)).mT for block in blocks]
-    means = [(sample * weight).sum(dim=-1, keepdim=True) / count for sample in samples]
-    samples = [(sample - mean) * weight for sample, mean in zip(samples, means)]
+    count = length if mask is None else mask.sum(dim=-1, keepdim=True)
+    index = torch.arange(SAMPLE, device=device) * count // SAMPLE
+    if mask is None:
+        samples = [_finite(block.index_select(-2, index)).mT for block in blocks]
+    else:
+        index = _real_first(mask).gather(-1, index).unsqueeze(-1)
+        samples = [_finite(block.gather(-2, index.expand(*index.shape[:-1], block.shape[-1]))).mT for block in blocks]
+    means = [sample.mean(dim=-1, keepdim=True) for sample in samples]
+    samples = [sample - mean for sample, mean in zip(samples, means)]
     totals = [(sample * sample).sum(dim=(-2, -1), keepdim=True) for sample in samples]
-    least = [LEAST**2 * count * (mean * mean).sum(dim=(-2, -1), keepdim=True) for mean in means]
+    least = [LEAST**2 * SAMPLE * (mean * mean).sum(dim=(-2, -1), keepdim=True) for mean in means]
     scales = [torch.where(total > small, total.rsqrt(), 0) for total, small in zip(totals, least)]
     sample = torch.cat([sample * scale for sample, scale in zip(samples, scales)], dim=-2)
     axes = sample[..., :: SAMPLE // COORDINATES].mT
@@ -70,7 +75,7 @@ def tree_order(x: Tensor, num_clusters: int, mask: Tensor | None = None) -> Tens
     order, count = torch.arange(length, device=x.device).expand(x.shape[0], -1), None
     if mask is not None:
         mask = mask.expand(*lead, length).reshape(-1, length)
-        order = torch.sort((~mask).long(), dim=-1, stable=True).indices
+        order = _real_first(mask)
         x = x.gather(2, order.unsqueeze(1).expand(x.shape))
         count = mask.sum(dim=-1, keepdim=True)
     with full_precision(x.device):
@@ -89,7 +94,7 @@ def tree_levels(num_clusters: int) -> list[list[int]]:
     """
     levels = [[0, num_clusters]]
     while len(bounds := levels[-1]) <= num_clusters:
-        middles = [start + (stop - start + 1) // 2 for start, stop in zip(bounds, bounds[1:])]
+        middles = [start + (stop - start + 1) // 2 for start, stop in pairwise(bounds)]
         levels.append(sorted({*bounds, *middles}))
     return levels
 
@@ -101,7 +106,7 @@ def _sort_nodes(x: Tensor, bounds: list[int], count: Tensor | None) -> Tensor:
     """
     length, nodes, num_clusters = x.shape[2], len(bounds) - 1, bounds[-1]
     if count is None and not torch.compiler.is_exporting():
-        if length % num_clusters == 0 and all((b - a) * nodes == num_clusters for a, b in zip(bounds, bounds[1:])):
+        if length % num_clusters == 0 and all((b - a) * nodes == num_clusters for a, b in pairwise(bounds)):
             size = length // nodes
             ranks = order_by(_coordinate(x.unflatten(2, (nodes, size)).transpose(1, 2), size))
             return (ranks + torch.arange(0, length, size, device=x.device).unsqueeze(-1)).flatten(1)
@@ -109,7 +114,7 @@ def _sort_nodes(x: Tensor, bounds: list[int], count: Tensor | None) -> Tensor:
         count = torch.full_like(x[:1, :1, 0], length, dtype=torch.long)
     sizes = equal_sizes(count, num_clusters)
     stops = F.pad(sizes.cumsum(dim=-1), (1, 0))[:, bounds]  # in tokens, (S | 1, nodes + 1)
-    widest = max(b - a for a, b in zip(bounds, bounds[1:])) * largest_size(length, num_clusters)
+    widest = max(b - a for a, b in pairwise(bounds)) * largest_size(length, num_clusters)
     place = torch.arange(widest, device=x.device)
     held = (stops[:, 1:] - stops[:, :-1]).unsqueeze(-1)
     inside = place < held
@@ -152,7 +157,8 @@ def _orthonormal(axes: Tensor) -> Tensor:
         return F.pad(basis, (0, 0, 0, axes.shape[-2] - basis.shape[-2]))
     done: list[Tensor] = []  # written out, for ONNX has no QR
     least = LEAST * axes[..., :1, :].norm(dim=-1, keepdim=True)
-    for axis in axes.split(1, dim=-2):
+    for i in range(axes.shape[-2]):
+        axis = axes[..., i : i + 1, :]
         if done:
             basis = torch.cat(done, dim=-2)
             axis = axis - (axis @ basis.mT) @ basis
@@ -161,6 +167,11 @@ def _orthonormal(axes: Tensor) -> Tensor:
     return torch.cat(done, dim=-2)
 
 
+def _real_first(mask: Tensor) -> Tensor:
+    """Places in the sequence, padded tokens behind the real ones.  mask (..., L) -> (..., L)"""
+    place = torch.arange(mask.shape[-1], dtype=torch.float32, device=mask.device)
+    return order_by(place.expand(mask.shape), mask)
+
+
 def _finite(x: Tensor) -> Tensor:
     return torch.nan_to_num(x, nan=0.0, posinf=0.0, neginf=0.0)
-
