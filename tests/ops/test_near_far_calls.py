@@ -132,9 +132,8 @@ def test_models_take_near_and_far(name):
 class Operations(nn.Module):
     def forward(self, q, k, v, mask):
         return (
-            sec_attention(q, k, v, 8, num_prefix_tokens=1, **SEEN),
             sec_attention(q, k, v, 6, mask=mask, near=2, far=True),
-            sec_attention(q, k, v, 6, mask=mask, num_prefix_tokens=1, **SEEN),
+            sec_attention(q, k, v, 3, mask=mask, num_prefix_tokens=1, **SEEN),
         )
 
 
@@ -156,6 +155,7 @@ def export(function, *args, **kwargs):
     return function(Operations().eval(), arguments(64, 2), *args, dynamic_shapes=shapes, **kwargs)
 
 
+@pytest.mark.slow
 def test_exported_attention_equals_eager_at_other_lengths():
     assert_equal_to_eager(export(torch.export.export).module())
 
