@@ -121,8 +121,10 @@ def _compare(words: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     ending = "" if name in sweeps.SWEEPS else f".{entry.partition(', ')[0].rpartition('.')[2]}"
     output = Path(asked.output or f"runs/compare.{name}{ending}")
     recipes = {label: order.recipe for label, order in orders.items()}
-    about = {"entry": entry, "name": name, "figure": asked.figure}
-    return output, compare(recipes, first.data, output, asked.seeds, **about, tell=logger.info)
+    figure = asked.figure
+    return output, compare(
+        recipes, first.data, output, asked.seeds, entry=entry, name=name, figure=figure, tell=logger.info
+    )
 
 
 def _of_sweep(name: str, asked: Own, others: Sequence[str]) -> tuple[str, str, dict[str, recipe_options.Order]]:

@@ -223,8 +223,8 @@ def check_twin(name: str, model: nn.Module, twin: nn.Module, images: Tensor, dty
     return found
 
 
-def check_fused(name: str, model: SECViT, images: Tensor) -> nn.Module:
-    """`SECViT.fuse` of a copy; raises ArithmeticError where that is not the same function."""
+def check_fused(name: str, model: Any, images: Tensor) -> nn.Module:
+    """`fuse()` of a copy of a network that has one; raises ArithmeticError where that is not the same function."""
     exact = copy.deepcopy(model).eval().double()
     with torch.inference_mode():
         error = distance(copy.deepcopy(exact).fuse()(images.double()), exact(images.double()))
