@@ -147,7 +147,7 @@ def test_other_backbones_of_timm_serve(backbone):
     ("arguments", "message"),
     [
         ({"backbone": "secvit_tinny"}, "no model 'secvit_tinny'"),
-        ({"backbone": "deit_tiny_patch16_224"}, "strides .*; the head needs 4"),
+        ({"backbone": "vit_small_patch32_224"}, "strides .*; the head needs 4"),
         ({"box_loss": "l3", "backbone_args": NANO}, "box_loss='l3'; choose one of l1"),
     ],
 )

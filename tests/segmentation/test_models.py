@@ -32,7 +32,7 @@ def small(kind, backbone="secvit_nano", **backbone_args):
 @pytest.mark.parametrize(("kind", "backbone", "parameters", "work", "printed_m", "printed_g"), ROWS)
 def test_sizes_are_those_of_table_6(kind, backbone, parameters, work, printed_m, printed_g):
     with torch.device("meta"):
-        model = MAKE[kind](backbone, 150)
+        model = MAKE[kind](backbone, 150, backbone_args={"strict_img_size": False} if "swin" in backbone else None)
     count = sum(p.numel() for p in model.parameters()) / 1e6
     assert count == pytest.approx(parameters, abs=0.06) and round(count) == printed_m
     macs = count_macs(model, (3, 512, 2048))
@@ -49,7 +49,7 @@ def test_sizes_are_those_of_table_6(kind, backbone, parameters, work, printed_m,
 )
 def test_sizes_with_known_backbones_are_those_that_mmsegmentation_gives(kind, backbone, parameters):
     with torch.device("meta"):
-        model = MAKE[kind](backbone, 150)
+        model = MAKE[kind](backbone, 150, backbone_args={"strict_img_size": False} if "swin" in backbone else None)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters, abs=0.01)
 
 
@@ -126,7 +126,7 @@ def test_other_backbones_of_timm_serve(kind, backbone):
     ("backbone", "message"),
     [
         ("secvit_tinny", "no model 'secvit_tinny'"),
-        ("deit_tiny_patch16_224", "maps of strides .*; the head needs 4 that end with"),
+        ("vit_small_patch32_224", "maps of strides .*; the head needs 4 that end with"),
     ],
 )
 def test_what_cannot_be_is_refused(backbone, message):
