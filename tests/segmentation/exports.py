@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from secvit.segmentation.classes import CITYSCAPES
+from secvit.segmentation.known import CITYSCAPES
 from secvit.segmentation.masks import VOID, voc_colour
 from tests.segmentation.make import save, scene
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from secvit.segmentation import evaluate_checkpoint, recipes, train
-from secvit.segmentation.classes import CITYSCAPES, VOC_NAMES
 from secvit.segmentation.data import load, splits
+from secvit.segmentation.known import CITYSCAPES, VOC_NAMES
 from tests.segmentation import exports
 from tests.segmentation.make import mask_folder, save, scene
 from tests.segmentation.test_classes import striped

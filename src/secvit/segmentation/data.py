@@ -22,10 +22,11 @@ from secvit.images.classes import check_names
 from secvit.processes import is_first, of_all_processes, share
 from secvit.progress import reading
 from secvit.segmentation.augment import IGNORED, training_view
-from secvit.segmentation.classes import Classes, Named, Palette, check_used, number_classes, say_zero
+from secvit.segmentation.classes import Classes, check_used, number_classes, say_zero
 from secvit.segmentation.config import Augment
 from secvit.segmentation.layouts import Layout, find_layout, splits
 from secvit.segmentation.masks import MASKS, Colours, Indexed, clashing, palette_of, read_indexed, read_mask, values_of
+from secvit.segmentation.names import Named, Palette
 from secvit.train.sampler import mix
 
 __all__ = ["MASKS", "EvalView", "Split", "TrainView", "load", "read_mask", "splits"]
@@ -102,19 +103,10 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
         lambda pair: look_at(pair[0], pair[1], colours), list(zip(images, masks, strict=True)), f"checking {where.name}"
     )
     used = {value for one in looked for value in one.values}
-    faults = Faults(f"{where}: pictures and masks that cannot be used")
     if not (train or named):  # the values of all masks are the classes
-        for one in looked:
-            if one.fault:
-                faults.add(one.fault)
-        faults.check(REPAIR)
+        check_looked(where, masks, looked)
     known, of_train = (train.labels, None) if train else number(layout, split, named, colours, used, masks[0].parent)
-    values = False
-    for mask, one in zip(masks, looked, strict=True):
-        if fault := one.fault or strange(mask, one.values, known):
-            values |= not one.fault
-            faults.add(fault)
-    faults.check(VALUES if values else REPAIR)
+    check_looked(where, masks, looked, known)
     palettes = check_palettes(masks, looked, train.palettes if train else ())
     if not used & set(known.values):
         ignored = ", ".join(map(str, sorted(used))) or "nothing"
@@ -168,6 +160,16 @@ def look_at(image: Path, mask: Path, colours: Colours | None) -> Looked:
         height, width = values.shape
         return Looked(f"{mask} is {width}x{height} px, {image.name} is {size[0]}x{size[1]} px upright", ())
     return Looked("", values_of(values), palette)
+
+
+def check_looked(where: Path, masks: Sequence[Path], looked: Sequence[Looked], known: Classes | None = None) -> None:
+    """A ValueError for what cannot be read and, where the classes are known, for masks with other values."""
+    faults, values = Faults(f"{where}: pictures and masks that cannot be used"), False
+    for mask, one in zip(masks, looked, strict=True):
+        if fault := one.fault or (strange(mask, one.values, known) if known else ""):
+            values |= not one.fault
+            faults.add(fault)
+    faults.check(VALUES if values else REPAIR)
 
 
 def values_in(mask: Path, colours: Colours | None) -> Looked:
