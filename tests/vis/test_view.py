@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 from PIL import Image
+from torch import nn
 
 from secvit import files, runs
 from secvit.cli import main
@@ -42,6 +43,27 @@ def cluster(*words):
 
 
 # -- one photo ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("wanted", "passes"), [
+    ({}, 1), ({"gif": True, "compare": True}, 1), ({"gradcam": True, "gif": True, "compare": True}, 2),
+    ({"metrics": True}, 4), ({"gradcam": True, "gif": True, "compare": True, "metrics": True}, 5),
+], ids=lambda value: "+".join(value) or "clusters" if isinstance(value, dict) else str(value))  # fmt: skip
+def test_a_photo_goes_through_the_network_once_for_all_pictures(small, file, tmp_path, wanted, passes):
+    """Grad-CAM needs gradients, a second pass; stability in the metrics is that of three changed photos."""
+    seen = []
+    first = next(layer for layer in small.modules() if isinstance(layer, nn.Conv2d))
+    first.register_forward_pre_hook(lambda *_: seen.append(1))
+    cluster_photos([file], tmp_path / "out", View(run="secvit_nano", stages=[0], size=32), **wanted)
+    assert len(seen) == passes
+
+
+def test_pictures_drawn_together_are_those_drawn_alone(small, file, tmp_path):
+    of_first = View(run="secvit_nano", size=32, block=0)
+    cluster_photos([file], tmp_path / "alone", of_first)
+    cluster_photos([file], tmp_path / "together", of_first, gif=True)
+    one, other = (Image.open(tmp_path / folder / "photo_clusters.png") for folder in ("alone", "together"))
+    assert np.array_equal(np.asarray(one), np.asarray(other))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "I;16", "1"])

@@ -84,6 +84,7 @@ def cluster_metrics(
     partitions: Sequence[Partition] = RIVALS,
     stability: bool = True,
     seed: int = 0,
+    keys: Sequence[LayerKeys] | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each stage, block, head and partition of the same keys: compactness, stability, purity.
 
@@ -92,20 +93,21 @@ def cluster_metrics(
     num_clusters | cluster_size: for all layers; else each layer's own, and layers of one cluster are left out.
     Stability is `kept_together` under noise of one grey level, a mirrored photo, and bfloat16 arithmetic.  Random
     partitions are drawn anew each time, as the network does.
+    keys: what `record_keys` gave for this photo and these blocks; recorded here if None.
     """
-    whole = record_keys(model, normalised(image, model), stages, block)
+    whole = record_keys(model, normalised(image, model), stages, block) if keys is None else keys
     changed = _changed(model, image, stages, block, seed) if stability else {}
     floor = {} if mask is None else {"floor": purity_floor(mask)}
     rows = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for i, keys in enumerate(whole):
-            if num_clusters is None and cluster_size is None and keys.num_clusters == 1:
+        for i, layer in enumerate(whole):
+            if num_clusters is None and cluster_size is None and layer.num_clusters == 1:
                 continue
             for partition in partitions:
-                if _unturned(partition) and keys.unturned is None:
+                if _unturned(partition) and layer.unturned is None:
                     continue
-                maps = _cut(keys, partition, num_clusters, cluster_size)
+                maps = _cut(layer, partition, num_clusters, cluster_size)
                 others = {
                     name: _cut(those[i], partition, num_clusters, cluster_size) for name, those in changed.items()
                 }

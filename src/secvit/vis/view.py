@@ -32,10 +32,10 @@ from secvit.vis.clusters import (
     sized,
     weights_note,
 )
-from secvit.vis.gradcam import grad_cam, heat_overlay
+from secvit.vis.gradcam import CamMap, grad_cam, heat_overlay
 from secvit.vis.metrics import cluster_metrics
 from secvit.vis.pages import Row, compare_partitions, draw_page, draw_partitions
-from secvit.vis.record import LayerKeys, clustered, record_keys
+from secvit.vis.record import LayerKeys, choose, clustered, layers, record_keys
 
 FRAME_AREA = 360 * 270  # px of an animation
 FRAME_MS = 700
@@ -143,7 +143,9 @@ def cluster_photos(
     A photo that cannot be read is skipped; a ValueError if there is no other.
     """
     view = view or View()
-    kinds: dict[str, Callable[..., Figure | bytes]] = {"_clusters.png": clusters_of}
+    kinds: dict[str, Callable[[Recorded, str], Figure | bytes]] = {
+        "_clusters.png": functools.partial(clusters_of, gradcam=gradcam)
+    }
     if gif:
         kinds["_clusters.gif"] = animation_of
     if compare:
@@ -151,13 +153,14 @@ def cluster_photos(
     names = _names(photos, output, list(kinds))
     made, network = Made(), view.network()
     for path, image in _sized(list(names), view, made):
+        recorded = Recorded(network, image, view, all_blocks=gif)
         if metrics:
-            options: dict[str, Any] = {"stages": view.stages, "block": view.block}
+            options: dict[str, Any] = {"stages": view.stages, "block": view.block, "keys": recorded.keys}
             options |= {"num_clusters": view.num_clusters, "cluster_size": view.cluster_size}
             mask = None if masks is None else _mask_of(path, Path(masks))
             made.rows += [{"photo": str(path), **row} for row in cluster_metrics(network, image, mask, **options)]
         for draw, name in zip(kinds.values(), names[path], strict=True):
-            drawn = draw(network, image, view, f"{path.name} in {view.title}", gradcam)
+            drawn = draw(recorded, f"{path.name} in {view.title}")
             made.add(name, drawn if isinstance(drawn, bytes) else functools.partial(save, drawn))
     return made
 
@@ -246,9 +249,8 @@ def cluster_page(
     )
     network = view.network()
     for _, image in _sized(paths, view, made):
-        pixels = normalised(image, network)
-        maps = view.maps(record_keys(network, pixels, view.stages, view.block))
-        rows.append(Row(image, maps, grad_cam(network, pixels, None, view.stages, view.block)))
+        recorded = Recorded(network, image, view)
+        rows.append(Row(image, view.maps(recorded.keys), recorded.cams()))
     page = draw_page(rows, title or f"Clusters and Grad-CAM in {view.title}", PAGE_NOTE + view.note, view.style)
     made.add(name, functools.partial(save, page))
     return made
@@ -257,34 +259,49 @@ def cluster_page(
 # -- one photo ---------------------------------------------------------------------------------
 
 
-def clusters_of(network: nn.Module, image: Image.Image, view: View, title: str = "", gradcam: bool = False) -> Figure:
+class Recorded:
+    """A photo and what a network clusters of it, recorded in one forward pass for all that is drawn of it.
+
+    all_blocks: of the chosen stages, as an animation needs them, and not only the chosen ones.
+    """
+
+    def __init__(self, network: nn.Module, image: Image.Image, view: View, all_blocks: bool = False) -> None:
+        self.network, self.image, self.view = network, image, view
+        self.pixels = normalised(image, network)
+        chosen = [(layer.stage, layer.block) for layer in choose(layers(network), view.stages, view.block)]
+        self.blocks = record_keys(network, self.pixels, view.stages, "all" if all_blocks else view.block)
+        self.keys = [keys for keys in self.blocks if (keys.layer.stage, keys.layer.block) in chosen]
+
+    def cams(self) -> list[CamMap]:
+        """Grad-CAM of the chosen blocks: a second pass, with gradients."""
+        return grad_cam(self.network, self.pixels, None, self.view.stages, self.view.block)
+
+
+def clusters_of(recorded: Recorded, title: str = "", gradcam: bool = False) -> Figure:
     """Figure 4 of one photo: clusters of the chosen blocks and, if wanted, Grad-CAM of the same."""
-    pixels = normalised(image, network)
-    maps = view.maps(record_keys(network, pixels, view.stages, view.block))
-    more = []
+    image, view, more = recorded.image, recorded.view, []
     if gradcam:
         photo = image.resize(panel_size(image), Image.Resampling.LANCZOS)
-        cams = grad_cam(network, pixels, None, view.stages, view.block)
-        more = [Panel(heat_overlay(photo, cam, style=view.style), str(cam)) for cam in cams]
-    return draw_clusters(image, maps, title, view.note, style=view.style, more=more)
+        more = [Panel(heat_overlay(photo, cam, style=view.style), str(cam)) for cam in recorded.cams()]
+    return draw_clusters(image, view.maps(recorded.keys), title, view.note, style=view.style, more=more)
 
 
-def partitions_of(network: nn.Module, image: Image.Image, view: View, title: str = "", gradcam: bool = False) -> Figure:
+def partitions_of(recorded: Recorded, title: str = "") -> Figure:
     """Figure 1 of one photo: the keys of the first of the chosen layers, cut by window, k-means and SEC."""
-    keys = record_keys(network, normalised(image, network), view.stages, view.block)[0]
+    view = recorded.view
     head = 0 if view.head == "all" else int(view.head)
-    compared = compare_partitions(keys, head, num_clusters=view.num_clusters, cluster_size=view.cluster_size)
-    return draw_partitions(image, compared, title, view.note)
+    compared = compare_partitions(
+        recorded.keys[0], head, num_clusters=view.num_clusters, cluster_size=view.cluster_size
+    )
+    return draw_partitions(recorded.image, compared, title, view.note)
 
 
-def animation_of(network: nn.Module, image: Image.Image, view: View, title: str = "", gradcam: bool = False) -> bytes:
+def animation_of(recorded: Recorded, title: str = "") -> bytes:
     """A GIF that goes through all blocks of the chosen stages: one head of each that has clusters."""
-    head = 0 if view.head == "all" else view.head
-    keys = record_keys(network, normalised(image, network), view.stages, "all")
+    image, view = recorded.image, recorded.view
+    view = replace(view, head=0 if view.head == "all" else view.head)
     photo = image.resize(panel_size(image, FRAME_AREA), Image.Resampling.LANCZOS)
-    frames = [
-        frame(photo, found, view.style) for found in replace(view, head=head).maps(keys) if found.num_clusters > 1
-    ]
+    frames = [frame(photo, found, view.style) for found in view.maps(recorded.blocks) if found.num_clusters > 1]
     if not frames:
         raise ValueError("none of the chosen layers has more than one cluster; choose others, or num_clusters")
     content = io.BytesIO()
