@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from secvit.detection.data import TrainView, load
+from secvit.detection.data import load
 from secvit.detection.evaluate import average_precision
+from secvit.detection.view import TrainView
 from secvit.images import read_image, upright_size
 from tests.detection.make import coco_folder, edit
 

@@ -10,9 +10,10 @@ from faster_coco_eval.core import mask as rle
 from PIL import Image
 
 from secvit.detection import evaluate_checkpoint, recipes, train
-from secvit.detection.data import TrainView, find, load, splits
+from secvit.detection.data import find, load, splits
 from secvit.detection.evaluate import average_precision
 from secvit.detection.training import check_overlap
+from secvit.detection.view import TrainView
 
 WIDTH, HEIGHT = 80, 64
 NAMES = ("square", "triangle")

@@ -13,8 +13,9 @@ import numpy as np
 from faster_coco_eval.core import mask as rle
 from PIL import Image
 
-from secvit.detection.data import TrainView, load
+from secvit.detection.data import load
 from secvit.detection.evaluate import average_precision
+from secvit.detection.view import TrainView
 from tests.fuzz.case import Case
 from tests.fuzz.mutate import ODD, changed, damaged, meant_number, no_json, replaced, written
 

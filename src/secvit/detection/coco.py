@@ -110,26 +110,9 @@ def _ids(annotations: Sequence[Any], name: str) -> Iterator[Id]:
 
 def read_pictures(content: Content, source: Source, places: Sequence[Path], fatal: Faults, broken: Faults) -> Pictures:
     """Images whose files are there and of the size that the file says; headers are read, pixels are not."""
+    entries = _picture_entries(content, fatal, broken)
+    val = _val_part([name for _, _, name, _ in entries], source.file, broken) if source.part else set()
     found = Pictures()
-    entries: list[tuple[Entry, Id, str, int]] = []
-    for i, given in enumerate(content.images):
-        where = called("image", given, i)
-        try:
-            one = Entry(where, given)
-            if lacking := sorted({"id", "file_name", "width", "height"} - set(given)):
-                raise ValueError(f"{where}: entry without {', '.join(lacking)}")
-            entries.append((one, one.get("id", identity), one.get("file_name", _plain), i))
-        except ValueError as error:
-            broken.add(error)
-    for id, count in Counter(id for _, id, _, _ in entries).items():
-        if count > 1:
-            same = ", ".join([name for _, other, name, _ in entries if other == id][:3])
-            fatal.add(f"{count} images have the id {id!r} ({same}); give each its own")
-    if source.part:
-        if len(entries) < 2:
-            broken.check("Repair them")
-            raise ValueError(f"{source.file}: {len(entries)} image cannot be divided into train and val; add images")
-        val = set(held_out(name.replace("\\", "/") for _, _, name, _ in entries).tolist())
     files = None if content.paths else resolve_all([name for _, _, name, _ in entries], places)
     by_path: dict[str, str] = {}
     bar = tqdm(entries, desc=f"checking {source.file.stem}", disable=not is_first() or None, leave=False)
@@ -162,6 +145,33 @@ def read_pictures(content: Content, source: Source, places: Sequence[Path], fata
     return found
 
 
+def _picture_entries(content: Content, fatal: Faults, broken: Faults) -> list[tuple[Entry, Id, str, int]]:
+    """The complete ones: each entry with its id, its file_name and its place in the list."""
+    entries: list[tuple[Entry, Id, str, int]] = []
+    for i, given in enumerate(content.images):
+        where = called("image", given, i)
+        try:
+            one = Entry(where, given)
+            if lacking := sorted({"id", "file_name", "width", "height"} - set(given)):
+                raise ValueError(f"{where}: entry without {', '.join(lacking)}")
+            entries.append((one, one.get("id", identity), one.get("file_name", _plain), i))
+        except ValueError as error:
+            broken.add(error)
+    for id, count in Counter(id for _, id, _, _ in entries).items():
+        if count > 1:
+            same = ", ".join([name for _, other, name, _ in entries if other == id][:3])
+            fatal.add(f"{count} images have the id {id!r} ({same}); give each its own")
+    return entries
+
+
+def _val_part(names: Sequence[str], file: Path, broken: Faults) -> set[int]:
+    """Which images of an undivided set are its val, by their names."""
+    if len(names) < 2:
+        broken.check("Repair them")
+        raise ValueError(f"{file}: {len(names)} image cannot be divided into train and val; add images")
+    return set(held_out(name.replace("\\", "/") for name in names).tolist())
+
+
 def read_annotations(
     content: Content, categories: Categories, pictures: Pictures, broken: Faults, masks: bool, single: bool
 ) -> Annotations:
@@ -186,15 +196,10 @@ def read_annotations(
             label = categories.label.get(known)
             if label is None:
                 raise Wrong(f"of {pictures.names[image]} has unknown category_id {shown(category)}")
-            box = one.get("bbox")
-            if type(box) is not list or len(box) != 4 or not all(type(v) in REAL and -LIMIT < v < LIMIT for v in box):
+            box: Any = one.get("bbox")
+            if not _is_box(box):
                 raise Wrong(f"of {pictures.names[image]} has no box of four numbers: {shown(box)}")
-            crowd: Any = one.get("iscrowd")
-            area: Any = one.get("area")
-            if type(crowd) not in (int, type(None)) or crowd not in (0, 1, None):
-                crowd = _typed("iscrowd", crowd, flag)
-            if type(area) not in REAL or not 0 <= area < LIMIT**2:
-                area = np.nan if area is None else _typed("area", area, _area)
+            crowd, area = _crowd(one.get("iscrowd")), _area(one.get("area"))
         except Wrong as error:
             broken.add(f"{where(content, i)}: {error}")
             continue
@@ -202,7 +207,7 @@ def read_annotations(
         found.images.append(image)
         found.labels.append(label)
         found.boxes.append(box)
-        found.crowd.append(bool(crowd) and not single)
+        found.crowd.append(crowd and not single)
         found.areas.append(area)
         found.segmentations.append(one.get("segmentation") if masks else None)
     return found
@@ -253,7 +258,25 @@ def _pixels(value: Any) -> int:
     return size
 
 
+def _is_box(value: Any) -> bool:
+    """Whether it is four numbers of a size that a picture can have."""
+    return type(value) is list and len(value) == 4 and all(type(v) in REAL and -LIMIT < v < LIMIT for v in value)
+
+
+def _crowd(value: Any) -> bool:
+    if type(value) in (int, type(None)) and value in (0, 1, None):
+        return bool(value)
+    return _typed("iscrowd", value, flag)
+
+
 def _area(value: Any) -> float:
+    """In px; NaN where it is not given."""
+    if type(value) in REAL and 0 <= value < LIMIT**2:
+        return value
+    return np.nan if value is None else _typed("area", value, _area_of)
+
+
+def _area_of(value: Any) -> float:
     area = number(value)
     if not 0 <= area < LIMIT**2:
         raise Wrong("an area in px, 0 or more")

@@ -1,155 +1,40 @@
-"""A split of a detection data set, checked before the first step, and what training sees of it."""
+"""A split of a detection data set, checked before the first step."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as tv
 
-from secvit.detection.augment import SANITIZE, cut
 from secvit.detection.coco import (
     Annotations,
-    Categories,
     Pictures,
     all_crowd,
     image_ids,
     read_annotations,
     read_categories,
     read_pictures,
-    renumbered,
     where,
     without_supercategory,
 )
 from secvit.detection.layouts import find, has_images, splits
 from secvit.detection.masks import decode, encode
-from secvit.detection.objects import ByNumber, Objects, Rows, ends, frozen
+from secvit.detection.objects import Objects, ends, frozen
+from secvit.detection.say import Say
 from secvit.detection.shapes import check_boxes, check_masks, read_masks
-from secvit.detection.source import Content, Source
-from secvit.fields import Faults, few
-from secvit.images import View, read_image, seeded
-from secvit.images.classes import check_names, match_classes
-from secvit.images.files import LeftOut
+from secvit.detection.source import Content
+from secvit.detection.split import Coco
+from secvit.fields import Faults
+from secvit.images.classes import check_names
 from secvit.images.names import Names
-from secvit.processes import is_first
 from secvit.progress import reading
-from secvit.train.sampler import mix
 
-__all__ = ["Coco", "TrainView", "decode", "encode", "find", "load", "splits"]
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Coco:
-    """One split.  Images have the numbers 1..n, categories 1..k, whatever ids the file has; labels count from 0.
-
-    classes, category_ids: name and the file's own id of each label, by rising id.  image_ids: the file's own.
-    folder: of most images, absolute; paths: files in it, or absolute.
-    dropped: what was left out, and why.  blank (n): images without annotations.
-    """
-
-    name: str
-    file: Path
-    folder: Path
-    file_names: Names
-    paths: Names
-    sizes: np.ndarray
-    table: Objects
-    classes: tuple[str, ...]
-    category_ids: tuple[int | str, ...]
-    image_ids: np.ndarray | tuple[int | str, ...]
-    blank: np.ndarray
-    dropped: list[str] = field(default_factory=list)
-    skipped: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    @property
-    def images(self) -> Rows[dict[str, Any]]:
-        """COCO's entry of each image: id, file_name, width, height."""
-        return Rows(len(self), self._entry)
-
-    @property
-    def objects(self) -> Mapping[int, list[dict[str, Any]]]:
-        """COCO's annotations by number of the image, made when asked for."""
-        return ByNumber(Rows(len(self), self._annotations))
-
-    @property
-    def names(self) -> Rows[str]:
-        """The file of each image."""
-        return Rows(len(self), lambda i: str(self.path(i)))
-
-    @property
-    def has_masks(self) -> bool:
-        return self.table.masks is not None
-
-    def path(self, i: int) -> Path:
-        return self.folder / self.paths[i]
-
-    def image(self, i: int) -> Image.Image:
-        """An upright RGB picture; a ValueError that names a broken one."""
-        return read_image(self.path(i))
-
-    def target(self, i: int, masks: bool = True) -> dict[str, Tensor]:
-        """Boxes (n, 4) as corners in px, labels (n), masks (n, H, W) of what is no crowd."""
-        width, height = self.sizes[i].tolist()
-        some = self.table.of(i)
-        kept = ~self.table.crowd[some]
-        boxes = torch.tensor(self.table.boxes[some][kept], dtype=torch.float32)
-        boxes[:, 2:] += boxes[:, :2]
-        boxes[:, 0::2].clamp_(0, width)
-        boxes[:, 1::2].clamp_(0, height)
-        target: dict[str, Tensor] = {
-            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
-            "labels": torch.tensor(self.table.labels[some][kept], dtype=torch.long),
-        }
-        if masks and self.table.masks is not None:
-            pixels = np.zeros((len(boxes), height, width), np.uint8)
-            for k, one in enumerate(np.arange(some.start, some.stop)[kept]):
-                pixels[k] = decode(self.table.masks.segmentation(one, height, width), height, width)
-            target["masks"] = tv_tensors.Mask(torch.from_numpy(pixels))
-        return target
-
-    def with_classes(self, classes: Sequence[str], category_ids: Sequence[int | str], known_from: str) -> Coco:
-        """The same objects with other labels for their classes, by name; a ValueError if one is not among them."""
-        place = match_classes(classes, self.classes, known_from, str(self.file))
-        labels = frozen(np.array([*place, 0])[self.table.labels], np.int32)
-        table = replace(self.table, labels=labels)
-        return replace(self, classes=tuple(classes), category_ids=tuple(category_ids), table=table)
-
-    def _entry(self, i: int) -> dict[str, Any]:
-        width, height = self.sizes[i].tolist()
-        return {"id": i + 1, "file_name": self.file_names[i], "width": width, "height": height}
-
-    def _annotations(self, i: int) -> list[dict[str, Any]]:
-        width, height = self.sizes[i].tolist()
-        table, some = self.table, self.table.of(i)
-        return [
-            {
-                "id": k + 1,
-                "image_id": i + 1,
-                "category_id": int(table.labels[k]) + 1,
-                "bbox": table.boxes[k].tolist(),
-                "area": float(table.areas[k]),
-                "iscrowd": int(table.crowd[k]),
-                "segmentation": [] if table.masks is None else table.masks.segmentation(k, height, width),
-            }
-            for k in range(some.start, some.stop)
-        ]
+__all__ = ["Coco", "decode", "encode", "find", "load", "splits"]
 
 
 @reading
@@ -192,7 +77,7 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
     if not source.folders and not has_images(root):
         raise ValueError(f"{source.file} is there, but not its folder of images {root / split}")
     places = tuple(dict.fromkeys([*source.folders, root, source.file.parent]))
-    fatal, broken, say = Faults(source.file), Faults(source.file), _Say(split, source)
+    fatal, broken, say = Faults(source.file), Faults(source.file), Say(split, source)
     content = source.read(broken)
     if not content.images or not content.categories:
         lacking = f"no {'images' if content.categories else 'categories'}; add some"
@@ -252,7 +137,7 @@ def _remedy(faults: Faults, may_drop: bool) -> str:
 
 
 def _table(
-    content: Content, pictures: Pictures, found: Annotations, fatal: Faults, broken: Faults, learn: bool, say: _Say
+    content: Content, pictures: Pictures, found: Annotations, fatal: Faults, broken: Faults, learn: bool, say: Say
 ) -> tuple[Objects, list[str]]:
     """The usable annotations by image, held against their images, and which of no area were left out."""
     images = np.array(found.images, np.int64)
@@ -296,135 +181,3 @@ def _table(
         masks,
     )
     return table, dropped if learn else []
-
-
-class _Say:
-    """The log's lines about a split."""
-
-    def __init__(self, split: str, source: Source) -> None:
-        self.split, self.source = split, source
-
-    def warning(self, line: str, *values: Any) -> None:
-        if is_first():
-            logger.warning(f"%s: {line}", self.split, *values)
-
-    def some(self, what: str, content: Content, found: Annotations, which: np.ndarray) -> None:
-        if which.any():
-            example = where(content, found.numbers[int(np.argmax(which))])
-            share = which.mean()
-            self.warning("%d of %d " + what + " (%.1f %%), %s for one", which.sum(), len(which), 100 * share, example)
-
-    def no_area(self, named: list[str], learn: bool) -> None:
-        if named and not learn:
-            self.warning("%d objects of no area stay in the score, where none can be found: %s", len(named), named[0])
-
-    def counts(
-        self, content: Content, categories: Categories, pictures: Pictures, found: Annotations, table: Objects,
-        broken: Faults, dropped: list[str], learn: bool, single: bool,
-    ) -> None:  # fmt: skip
-        """Images, objects and classes, and what was left out."""
-        if self.source.part and is_first():
-            logger.info(
-                "%s: no %s; %s is a fixed part of %d of %d images",
-                *(self.source.file, "val split" if self.source.of else "splits given", self.split),
-                *(len(pictures.names), len(content.images)),
-            )
-        for line in (*self.source.notes, *content.notes):
-            self.warning("%s", line)
-        if is_first():
-            logger.info(
-                "%s: %s images, %s objects of %d classes, %s of them crowds",
-                *(self.split, f"{len(pictures.names):,}", f"{len(table):,}", len(categories.names)),
-                f"{int(table.crowd.sum()):,}",
-            )
-        if pictures.shortened and is_first():
-            logger.info(
-                "%s: %d of %d images were found without the leading folders of their file_name, %s for one",
-                *(self.split, len(pictures.shortened), len(pictures.names), pictures.shortened[0]),
-            )
-        left_images, left = LeftOut(), LeftOut()
-        gone = sum(fault.startswith("image ") for fault in broken)
-        left_images.add("broken", gone)
-        for reason, count in content.left_out:
-            left_images.add(reason, count)
-        left.add("without area", len(dropped))
-        left.add("broken", len(broken.found) - gone)
-        left.add("of images left out", found.lost)
-        for line in (left_images.line(self.split, len(pictures.names), "images"),
-                     left.line(self.split, len(table), "objects")):  # fmt: skip
-            if line:
-                self.warning(line.removeprefix(f"{self.split}: "))
-        if single:
-            self.warning("every object is marked iscrowd, as a brush marks them; they are taken for single objects")
-        if again := renumbered(content.annotations) if content.where is None else 0:
-            self.warning("%d annotations have no id or one of another; they were numbered anew", again)
-        if not learn and table.crowd.all():
-            self.warning("no object to be found, so every figure of its score is -1")
-        if learn:
-            counts = np.bincount(table.labels, minlength=len(categories.names))
-            if unused := [name for name, count in zip(categories.names, counts, strict=True) if not count]:
-                self.warning("%d of %d classes have no object: %s", len(unused), len(counts), few(unused))
-
-
-class TrainView(View):
-    """Batches {"images": list of (3, H, W) in 0..1, "targets": list of dicts} by sampler keys.
-
-    Images without annotations are left out, or with `background` learned from as such; images with nothing but crowds
-    are left out.  The next whole image stands in for a broken file.  Flips, crops and `transform` depend on (seed,
-    key) alone; sizes are the detector's own business.  crop: part of the images that are cut (`augment.cut`).
-    transform: of torchvision's v2, on (image, target).
-    """
-
-    def __init__(
-        self,
-        coco: Coco,
-        masks: bool,
-        flip: float = 0.5,
-        seed: int = 0,
-        transform: Callable[..., Any] | None = None,
-        background: bool = False,
-        crop: float = 0.0,
-    ) -> None:
-        super().__init__(coco, Image.Image.copy)  # type: ignore[arg-type]
-        self.coco, self.masks, self.flip, self.seed, self.change = coco, masks, flip, seed, transform
-        self.crop = crop
-        starts = coco.table.starts
-        learned = ends(~coco.table.crowd)
-        usable = learned[starts[1:]] > learned[starts[:-1]]
-        if not usable.any():
-            raise ValueError(
-                f"{coco.file}: no image has an object to learn from; add some that are neither crowds nor difficult"
-            )
-        left_out = LeftOut()
-        left_out.add("with nothing but crowds or broken objects", int((~usable & ~coco.blank).sum()))
-        if not background:
-            left_out.add("without objects (learned from with background)", int(coco.blank.sum()))
-        self.index = frozen(np.flatnonzero(usable | (coco.blank & background)))
-        if (line := left_out.line(coco.name, len(self), "images")) and is_first():
-            logger.warning(line)
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitems__(self, keys: Sequence[int]) -> dict[str, list[Any]]:  # type: ignore[override]
-        pairs = [self.pair(key) for key in keys]
-        return {"images": [image for image, _ in pairs], "targets": [target for _, target in pairs]}
-
-    def pair(self, key: int) -> tuple[Tensor, dict[str, Tensor]]:
-        at = key % len(self)
-        while (opened := self.open(i := int(self.index[at]))) is None:
-            at = (at + 1) % len(self)
-        image = tv_tensors.Image(tv.pil_to_tensor(opened))
-        target = self.coco.target(i, self.masks)
-        with seeded(mix(self.seed, key)):
-            if torch.rand(()) < self.flip:
-                image, target = (
-                    tv.horizontal_flip(image),
-                    {k: tv.horizontal_flip(v) if k != "labels" else v for k, v in target.items()},
-                )
-            if self.crop and torch.rand(()) < self.crop:
-                image, target = cut(image, target)
-            if self.change is not None:
-                image, target = SANITIZE(*self.change(image, target))
-        plain = {k: v.as_subclass(Tensor) for k, v in target.items()}
-        return tv.to_dtype(image, torch.float32, scale=True).as_subclass(Tensor), plain

@@ -36,6 +36,31 @@ class Content(NamedTuple):
     left_out: tuple[tuple[str, int], ...] = ()
 
 
+class Gathered:
+    """COCO's three lists in the making, of a format with a file for each image; images are numbered from 1."""
+
+    def __init__(self, categories: list[Any]) -> None:
+        self.images: list[Any] = []
+        self.annotations: list[Any] = []
+        self.categories = categories
+        self.where: list[str] = []
+        self.paths: list[Path] = []
+
+    def picture(self, path: Path, name: str, size: tuple[int, int]) -> None:
+        """An image of a width and height in px; the annotations that follow are its own."""
+        number = len(self.images) + 1
+        self.images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
+        self.paths.append(path)
+
+    def annotation(self, where: str, one: dict[str, Any]) -> None:
+        """What lies in the last image; where: what errors call it."""
+        self.annotations.append({"image_id": len(self.images), **one})
+        self.where.append(where)
+
+    def content(self, notes: Sequence[str], left_out: tuple[tuple[str, int], ...]) -> Content:
+        return Content(self.images, self.annotations, self.categories, self.where, self.paths, tuple(notes), left_out)
+
+
 @dataclass(frozen=True)
 class Source:
     """One split where it lies.

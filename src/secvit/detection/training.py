@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -13,10 +14,11 @@ import torch
 from torch import nn
 
 from secvit.detection.config import Recipe
-from secvit.detection.data import Coco, TrainView, find, load, splits
+from secvit.detection.data import Coco, find, load, splits
 from secvit.detection.evaluate import average_precision, detect
 from secvit.detection.saved import create
 from secvit.detection.task import DetectionTask
+from secvit.detection.view import TrainView
 from secvit.files import check_writable
 from secvit.images import skipped_in
 from secvit.images.classes import match_classes
@@ -75,30 +77,7 @@ def prepare(
     task = DetectionTask(model, recipe.model.norm_eval)
     dataset = TrainView(train_split, masks, recipe.flip, recipe.loop.seed, transform, recipe.background, recipe.crop)
 
-    def score(network: nn.Module) -> dict[str, float]:
-        results = detect(network, val_split)
-        found: dict[str, float] = {}
-        for kind in ("box", "mask")[: 1 + masks]:
-            figures = average_precision(val_split, results, kind, recipe.max_dets)
-            found |= {f"{kind}_{name}": value for name, value in figures.items() if name != "per_class"}
-        return found
-
-    def report(done: Result) -> dict[str, Any]:
-        return {
-            "summary": summary(done.metrics, scored),
-            "model": recipe.model.detector,
-            "backbone": recipe.model.backbone,
-            "data": str(data),
-            "split": scored,
-            **done.metrics,
-            "best": done.best,
-            "best_step": done.best_step,
-            "images": {"train": len(dataset), "val": len(val_split.images)},
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "dropped": train_split.dropped,
-            "skipped": skipped_in(dataset),
-        }
-
+    parameters = sum(p.numel() for p in model.parameters())
     about = {"task": "detection", "data": str(data), "classes": train_split.classes}
     return Job(
         task=task,
@@ -106,12 +85,42 @@ def prepare(
         dataset=dataset,
         recipe=recipe,
         about={**about, "category_ids": train_split.category_ids},
-        report=report,
-        evaluate=score,
+        report=functools.partial(_report, recipe, data, scored, dataset, val_split, parameters),
+        evaluate=functools.partial(_score, val_split, masks, recipe.max_dets),
         best="mask_AP" if masks else "box_AP",
         classes=train_split.classes,
         names=Names.of(str(train_split.path(i)) for i in dataset.index),
     )
+
+
+def _score(split: Coco, masks: bool, max_dets: int, network: nn.Module) -> dict[str, float]:
+    """COCO's figures of boxes and, if there are any, of masks."""
+    results = detect(network, split)
+    found: dict[str, float] = {}
+    for kind in ("box", "mask")[: 1 + masks]:
+        figures = average_precision(split, results, kind, max_dets)
+        found |= {f"{kind}_{name}": value for name, value in figures.items() if name != "per_class"}
+    return found
+
+
+def _report(
+    recipe: Recipe, data: str | Path, scored: str, dataset: TrainView, val_split: Coco, parameters: int, done: Result
+) -> dict[str, Any]:
+    """What result.json says.  scored: the split that val_split is."""
+    return {
+        "summary": summary(done.metrics, scored),
+        "model": recipe.model.detector,
+        "backbone": recipe.model.backbone,
+        "data": str(data),
+        "split": scored,
+        **done.metrics,
+        "best": done.best,
+        "best_step": done.best_step,
+        "images": {"train": len(dataset), "val": len(val_split.images)},
+        "parameters": parameters,
+        "dropped": dataset.coco.dropped,
+        "skipped": skipped_in(dataset),
+    }
 
 
 def check_overlap(train: Coco, held_out: Coco) -> list[str]:

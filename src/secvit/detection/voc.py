@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,6 +14,7 @@ from secvit.detection.source import (
     Candidate,
     Content,
     Found,
+    Gathered,
     Source,
     any_below,
     choose,
@@ -104,22 +105,12 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
     by_name: dict[str, list[Path]] = {}
     for path in image_files(pictures, left_out := LeftOut()):
         by_name.setdefault(_stem(path, pictures), []).append(path)
-    # classes are those of all splits, so that each has the same
-    parsed: dict[Path, ElementTree.Element] = {}
-    broken: set[Path] = set()
-    labels: set[str] = set()
-    for path in files_below(above or annotations, ".xml"):
-        try:
-            parsed[path] = _parse(path)
-            labels |= {one for one in map(_name, parsed[path].iter("object")) if one}
-        except ValueError as error:
-            broken.add(path)
-            faults.add(error)
+    parsed, broken = _parse_all(above or annotations, faults)
     xmls = {_stem(path, annotations): path for path in [*parsed, *broken] if path.is_relative_to(annotations)}
+    # classes are those of all splits, so that each has the same
+    labels = {one for root in parsed.values() for one in map(_name, root.iter("object")) if one}
     ids = {name: i for i, name in enumerate(class_names(labels), 1)}
-    entries: list[str] = []
-    paths: list[Path] = []
-    content = Content([], [], [{"id": i, "name": name} for name, i in ids.items()], entries, paths)
+    gathered = Gathered([{"id": i, "name": name} for name, i in ids.items()])
     shift, without = _first_pixel(parsed.values()), 0
     for where, name in [(name, name) for name in by_name] if file is None else _listed(file, by_name):
         some = by_name.get(name) or [path for path in by_name.get(_cut(name), ()) if path.name == Path(name).name]
@@ -135,42 +126,57 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
             )
         elif xml is None:
             without += 1
-        if len(some) != 1 or xml is None or xml not in parsed:
-            continue
-        image = some[0]
-        try:
-            width, height = upright_size(image)
-        except ValueError as error:
-            faults.add(f"image {name}: {error}")
-            continue
-        if fault := _other_size(parsed[xml], width, height):
-            faults.add(f"image {name}: {xml.name}: {fault}")
-            continue
-        image_id = len(content.images) + 1
-        name = image.relative_to(pictures).as_posix()
-        content.images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        paths.append(image)
-        for i, one in enumerate(parsed[xml].iter("object"), 1):
-            here = f"{xml.name} object {i}"
+        elif xml in parsed:
             try:
-                x0, y0, x1, y1 = _corners(one)
-                difficult = _difficult(one)
-            except Wrong as error:
-                faults.add(f"{here}: {error}")
+                size = _size(some[0], xml, parsed[xml])
+            except ValueError as error:
+                faults.add(f"image {name}: {error}")
                 continue
-            if not (label := _name(one)):
-                faults.add(f"{here}: no name")
-                continue
-            box = [x0 - shift, y0 - shift, x1 - x0 + shift, y1 - y0 + shift]
-            own = {"image_id": image_id, "category_id": ids[label], "bbox": box, "iscrowd": int(difficult)}
-            content.annotations.append(own)
-            entries.append(here)
+            gathered.picture(some[0], some[0].relative_to(pictures).as_posix(), size)
+            _add_objects(gathered, xml, parsed[xml], ids, shift, faults)
     notes = []
     if lone := sorted(path for stem, path in xmls.items() if stem not in by_name):
         notes.append(f"{len(lone)} XML files have no image and are left out, {lone[0].name} for one")
-    return content._replace(
-        notes=tuple(notes), left_out=(("without an XML file", without), *unreadable_images(left_out))
-    )
+    return gathered.content(notes, (("without an XML file", without), *unreadable_images(left_out)))
+
+
+def _parse_all(folder: Path, faults: Faults) -> tuple[dict[Path, ElementTree.Element], list[Path]]:
+    """The XML files below a folder that can be read, and those that cannot."""
+    parsed: dict[Path, ElementTree.Element] = {}
+    broken = []
+    for path in files_below(folder, ".xml"):
+        try:
+            parsed[path] = _parse(path)
+        except ValueError as error:
+            broken.append(path)
+            faults.add(error)
+    return parsed, broken
+
+
+def _size(image: Path, xml: Path, root: ElementTree.Element) -> tuple[int, int]:
+    """Width and height of a picture in px; a ValueError if its XML file says others."""
+    width, height = upright_size(image)
+    if fault := _other_size(root, width, height):
+        raise ValueError(f"{xml.name}: {fault}")
+    return width, height
+
+
+def _add_objects(
+    gathered: Gathered, xml: Path, root: ElementTree.Element, ids: Mapping[str, int], shift: int, faults: Faults
+) -> None:
+    """The objects of the last image.  shift: the number of the first pixel."""
+    for i, one in enumerate(root.iter("object"), 1):
+        where = f"{xml.name} object {i}"
+        try:
+            x0, y0, x1, y1 = _corners(one)
+            difficult = _difficult(one)
+            if not (label := _name(one)):
+                raise Wrong("no name")
+        except Wrong as error:
+            faults.add(f"{where}: {error}")
+            continue
+        box = [x0 - shift, y0 - shift, x1 - x0 + shift, y1 - y0 + shift]
+        gathered.annotation(where, {"category_id": ids[label], "bbox": box, "iscrowd": int(difficult)})
 
 
 def _stem(path: Path, folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from secvit.detection.source import (
     Candidate,
     Content,
     Found,
+    Gathered,
     Source,
     any_below,
     choose,
@@ -44,19 +45,7 @@ def yolo_splits(root: Path) -> Found:
     config = _config(file)
     if others := [str(one) for one in sorted(root.glob("*.y*ml")) if one != file and _names_classes(one)]:
         found.notes.append(f"not used: {', '.join(others)}")
-    places: dict[str, tuple[Path, ...]] = {}
-    for split, one in choose(_named(file, config) or _lists(root), found).items():
-        if not all(isinstance(name, str) for name in one.value):
-            found.refused[split] = f"{one.shown}: {shown(one.value)}, expected the path of a folder or of a list"
-            continue
-        given = dict(zip(one.value, _places(root, config.get("path"), one.value), strict=True))
-        if missing := [name for name, place in given.items() if place is None]:
-            found.refused[split] = (
-                f"{one.shown}: {missing[0]} is not there, neither beside the file nor below its path; correct it, or "
-                "remove the line to do without"
-            )
-        else:
-            places[split] = tuple(place for place in given.values() if place)
+    places = _places_by_split(root, file, config, found)
     known = {*places, *found.refused}
     known |= {BOTH} if known & {"train", "val"} else set()
     by_name = [one for one in _folders(root) if split_word(one.word) not in known]
@@ -77,6 +66,24 @@ def yolo_splits(root: Path) -> Found:
     for split, some in places.items():
         found.sources[split] = Source(file, some, functools.partial(_read, file, root, some))
     return found
+
+
+def _places_by_split(root: Path, file: Path, config: dict[Any, Any], found: Found) -> dict[str, tuple[Path, ...]]:
+    """The folders and lists of images that a file's entries name, or lists called like splits."""
+    places: dict[str, tuple[Path, ...]] = {}
+    for split, one in choose(_named(file, config) or _lists(root), found).items():
+        if not all(isinstance(name, str) for name in one.value):
+            found.refused[split] = f"{one.shown}: {shown(one.value)}, expected the path of a folder or of a list"
+            continue
+        given = dict(zip(one.value, _places(root, config.get("path"), one.value), strict=True))
+        if missing := [name for name, place in given.items() if place is None]:
+            found.refused[split] = (
+                f"{one.shown}: {missing[0]} is not there, neither beside the file nor below its path; correct it, or "
+                "remove the line to do without"
+            )
+        else:
+            places[split] = tuple(place for place in given.values() if place)
+    return places
 
 
 def _named(file: Path, config: dict[Any, Any]) -> list[Candidate]:
@@ -266,10 +273,8 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
     """What some folders of images and the label files beside them hold."""
     config = _config(file)
     classes = _classes(file, config)
-    categories, known = [{"id": number_, "name": name} for number_, name in classes.items()], set(classes)
-    entries: list[str] = []
-    paths: list[Path] = []
-    content = Content([], [], categories, entries, paths)
+    gathered = Gathered([{"id": number_, "name": name} for number_, name in classes.items()])
+    known, points = set(classes), "kpt_shape" in config
     labels, used, seen = _Labels(), {}, set()  # type: tuple[_Labels, dict[Path, Path], set[Path]]
     unlabelled, left_out = [], LeftOut()
     for where, image in (pair for place in places for pair in _images(place, root, left_out)):
@@ -284,47 +289,56 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
             faults.add(f"image {where}: {_inside(label, root)} is the label file of {other.name}, too; rename one")
             continue
         try:
-            width, height = upright_size(image)
+            size = upright_size(image)
             lines = read_text(label).splitlines() if label else []
         except ValueError as error:
             faults.add(f"image {where}: {str(error).removeprefix(f'{image}: ')}")
             continue
-        if label is None:
+        gathered.picture(image, _inside(image, root), size)
+        if label:
+            _add_objects(gathered, _inside(label, root), lines, size, known, points, faults)
+        else:
             unlabelled.append(image)
-        image_id = len(content.images) + 1
-        content.images.append({"id": image_id, "file_name": _inside(image, root), "width": width, "height": height})
-        paths.append(image)
-        for i, words in enumerate(lines, 1):
-            if not words.strip() or label is None:
-                continue
-            here = f"{_inside(label, root)} line {i}"
-            try:
-                one = _object(words.split(), known, "kpt_shape" in config)
-            except ValueError as error:
-                faults.add(f"{here}: {error}")
-                continue
-            scale = (width, height)
-            one["bbox"] = [value * scale[i % 2] for i, value in enumerate(one["bbox"])]
-            one["segmentation"] = [[value * scale[i % 2] for i, value in enumerate(p)] for p in one["segmentation"]]
-            content.annotations.append({"image_id": image_id, **one})
-            entries.append(here)
-    notes = []
-    if unlabelled and len(unlabelled) == len(content.images):
+    if unlabelled and len(unlabelled) == len(gathered.images):
         first = unlabelled[0]
         raise ValueError(
             f"{file}: none of {len(unlabelled):,} images has a label file; of {_inside(first, root)} it would be "
             f"{_inside(_label_folder(first) / first.stem, root)}.txt"
         )
+    return gathered.content(_notes(unlabelled, len(seen), places, used), unreadable_images(left_out))
+
+
+def _add_objects(
+    gathered: Gathered, label: str, lines: Sequence[str], size: tuple[int, int], known: set[int], points: bool,
+    faults: Faults,
+) -> None:  # fmt: skip
+    """The objects of the last image, in px.  label: what errors call its label file."""
+    for i, words in enumerate(lines, 1):
+        if not words.strip():
+            continue
+        try:
+            one = _object(words.split(), known, points)
+        except ValueError as error:
+            faults.add(f"{label} line {i}: {error}")
+            continue
+        one["bbox"] = [value * size[k % 2] for k, value in enumerate(one["bbox"])]
+        one["segmentation"] = [[value * size[k % 2] for k, value in enumerate(p)] for p in one["segmentation"]]
+        gathered.annotation(f"{label} line {i}", one)
+
+
+def _notes(unlabelled: Sequence[Path], images: int, places: Sequence[Path], used: Container[Path]) -> list[str]:
+    """Lines about images without a label file and label files without an image."""
+    notes = []
     if unlabelled:
         notes.append(
-            f"{len(unlabelled):,} of {len(seen):,} images have no label file and are taken for images without objects, "
+            f"{len(unlabelled):,} of {images:,} images have no label file and are taken for images without objects, "
             f"{unlabelled[0].name} for one"
         )
     beside = {_label_folder(place / "x.png") for place in places if place.is_dir()}
     lone = [path for folder in beside for path in files_below(folder, ".txt") if path not in used and _is_label(path)]
     if lone:
         notes.append(f"{len(lone)} label files have no usable image and are left out, {lone[0].name} for one")
-    return content._replace(notes=tuple(notes), left_out=unreadable_images(left_out))
+    return notes
 
 
 def _classes(file: Path, config: dict[Any, Any]) -> dict[int, str]:
