@@ -23,6 +23,7 @@ from secvit.train.sampler import mix
 
 logger = logging.getLogger(__name__)
 
+
 class TrainView(View):
     """Batches {"images": list of (3, H, W) in 0..1, "targets": list of dicts} by sampler keys.
 
