@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from secvit.export.compare import at_own_precision, compare
+from secvit.export.comparison import at_own_precision, compare
 from secvit.export.files import described, described_input, put
 from secvit.export.int8 import quantise
 from secvit.export.made import Made
@@ -25,7 +25,7 @@ from secvit.export.onnx import write_onnx
 from secvit.export.openvino import write_openvino
 from secvit.export.pt2 import write_pt2
 from secvit.export.request import ENDINGS, LAYOUTS, NO_DETECTOR, Format, Request, Task, check_logits, pair
-from secvit.export.trace import size_step, trace
+from secvit.export.tracing import size_step, trace
 
 __all__ = ["ENDINGS", "NO_DETECTOR", "WRITERS", "Made", "export"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secvit.export.compare import same_class
+from secvit.export.comparison import same_class
 from secvit.export.made import Made, Run, quiet
 from secvit.export.onnx import open_session
-from secvit.export.trace import random_pictures
+from secvit.export.tracing import random_pictures
 
 logger = logging.getLogger(__name__)
 # below these int8 is not worth its error: of the float file's size, and of the classes that stay the same

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from secvit.export.trace import random_pictures
+from secvit.export.tracing import random_pictures
 from secvit.extras import needs
 
 Format = Literal["onnx", "openvino", "pt2"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secvit.export.made import Made, first_line
-from secvit.export.trace import random_pictures
+from secvit.export.tracing import random_pictures
 
 logger = logging.getLogger(__name__)
 
