@@ -118,55 +118,66 @@ class Guard:
             return
         if upload and self.make_room:
             await asyncio.to_thread(self.make_room)
-        taken, whole, answered, refused, failed = 0, False, False, False, False
+        await Exchange(scope, receive, send, limit, large).run(self.app)
 
-        async def take() -> dict[str, Any]:
-            nonlocal taken, whole, refused
-            if refused:
-                return {"type": "http.disconnect"}
-            if whole:
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), PATIENCE)
-            except TimeoutError:
-                message, status, reason = (
-                    {},
-                    408,
-                    f"nothing further of the body came for {PATIENCE:.0f} s; send it again",
-                )
-            else:
-                taken += len(message.get("body", b""))
-                whole = not message.get("more_body", False)
-                if taken <= limit:
-                    return message
-                status, reason = 413, large
-            refused = True
-            if not answered:
-                await refuse(scope, receive, send, status, reason, whole or not message)
-            return {"type": "http.disconnect"}
 
-        async def answer(message: dict[str, Any]) -> None:
-            nonlocal answered, failed
-            if message.get("status") == 500 and not is_json(message):  # a stack of calls; the error itself comes next
-                failed = True
-            if not refused and not failed:
-                answered = True
-                await send(message)
+class Exchange:
+    """A request whose body is no larger than a limit in bytes and does not stall, and what the application answers.
 
+    large: the sentence that refuses a larger body.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, large: str) -> None:
+        self.scope, self.receive, self.send, self.limit, self.large = scope, receive, send, limit, large
+        self.taken = 0  # bytes of the body
+        self.whole = self.answered = self.refused = self.failed = False
+
+    async def run(self, app: App) -> None:
+        """The application's answer; where it fails before it begins one, a sentence that says so."""
         problem = ""
         try:
-            await self.app(scope, take, answer)
+            await app(self.scope, self.take, self.answer)
         except Exception as error:
-            if answered and not refused:
+            if self.answered and not self.refused:
                 raise
             problem = f" ({type(error).__name__}: {str(error)[:200]})"
-            failed = True
+            self.failed = True
             last = traceback.extract_tb(error.__traceback__)[-1]
-            if not refused:  # the message may hold what was sent: to its sender, not to the terminal
+            if not self.refused:  # the message may hold what was sent: to its sender, not to the terminal
                 print(f"secvit app: {type(error).__name__} at {last.filename}:{last.lineno}", flush=True)
-        if failed and not refused:
+        if self.failed and not self.refused:
             reason = f"this cannot be answered{problem}; /gradio_api/info says what can be asked"
-            await refuse(scope, receive, send, 400, reason, whole)
+            await refuse(self.scope, self.receive, self.send, 400, reason, self.whole)
+
+    async def take(self) -> dict[str, Any]:
+        """The next piece of the body, for the application."""
+        if self.refused:
+            return {"type": "http.disconnect"}
+        if self.whole:
+            return await self.receive()
+        try:
+            message = await asyncio.wait_for(self.receive(), PATIENCE)
+        except TimeoutError:
+            reason = f"nothing further of the body came for {PATIENCE:.0f} s; send it again"
+            return await self.refuse(408, reason, whole=True)
+        self.taken += len(message.get("body", b""))
+        self.whole = not message.get("more_body", False)
+        return message if self.taken <= self.limit else await self.refuse(413, self.large, self.whole)
+
+    async def answer(self, message: dict[str, Any]) -> None:
+        """A piece of the application's answer."""
+        if message.get("status") == 500 and not is_json(message):  # a stack of calls; the error itself comes next
+            self.failed = True
+        if not self.refused and not self.failed:
+            self.answered = True
+            await self.send(message)
+
+    async def refuse(self, status: int, reason: str, whole: bool) -> dict[str, Any]:
+        """Answer with a sentence in the application's place; what the application gets instead of the body."""
+        self.refused = True
+        if not self.answered:
+            await refuse(self.scope, self.receive, self.send, status, reason, whole)
+        return {"type": "http.disconnect"}
 
 
 async def refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str, whole: bool = False) -> None:

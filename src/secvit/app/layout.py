@@ -1,15 +1,8 @@
 """The page: settings on top, what they show below, two of them side by side if wanted; the same for programs."""
 
-# without `from __future__ import annotations`: gradio reads the types of the functions inside `page`
-import html
 import inspect
-import os
 import reprlib
-import tempfile
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +11,9 @@ import timm
 from gradio.data_classes import FileData
 from PIL import Image
 
-from secvit.app.files import use
-from secvit.app.look import AS_IT_IS, COUNTED, MAX_CLUSTERS, PARTITIONS, Seen, Setting, draw, extent, look, open_photo
-from secvit.draw.picture import save
+from secvit.app.answers import Answers, told, uploads
+from secvit.app.look import AS_IT_IS, COUNTED, MAX_CLUSTERS, PARTITIONS, Setting, extent
 from secvit.models.saved import has_weights, saved_config
-from secvit.vis.clusters import UNTRAINED
 
 SHIPPED = ("secvit_nano.clothing10", "secvit_nano.cifar10")
 MIN_SIDE, MAX_SIDE = 64, 640  # px that a network sees
@@ -34,7 +25,6 @@ INTRO = """\
 Tokens of one colour attend to each other. SEC ranks them by the cosine of their keys to the mean key, dark to bright, \
 and cuts the ranking into clusters of equal size."""
 CREDIT = "Photos: danielbuechele, vultilion, CC BY 2.0."
-NOTHING = "Drop a photo on the left, or take one of those below it."
 CSS = """
 .numbers thead {display: none}
 .numbers table, .numbers tr, .numbers td {border-color: var(--border-color-primary) !important; font-size: 0.95em}
@@ -106,11 +96,6 @@ def misfit(control: Any, value: Any) -> str | None:
     return None
 
 
-def uploads() -> Path:
-    """Where uploads and pictures lie."""
-    return Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
-
-
 def page(folder: Path, run: str | None = None) -> gr.Blocks:
     """The page, whose own files lie in `folder`.  run: the folder of a run, first among the models."""
     untrained = [name for name in timm.list_models("sec*") if not has_weights(name)]
@@ -119,81 +104,18 @@ def page(folder: Path, run: str | None = None) -> gr.Blocks:
         **{name: Setting(name) for name in SHIPPED},
         **{f"{name} (random weights)": Setting(name) for name in untrained},
     }
-    photos = bundled_photos(folder)
-
-    def seen_of(photo: str, *given) -> Seen:
-        use(photo)
-        return look(photo, setting(*given))
-
-    def setting(model: str, stage, block, head, partition, counted, count, size) -> Setting:
-        return replace(
-            models[model], stage=stage, block=block, head=head, partition=partition, counted=counted, count=count,
-            size=size,
-        )  # fmt: skip
-
-    def show(on: bool, photo: str | None, *given, progress=gr.Progress()):  # noqa: B008  how gradio hands it over
-        if photo is None or not on:
-            return None, gr.Image(None, label="Grad-CAM"), None, NOTHING if on else ""
-        progress(0.3, f"{given[0]} looks at it")
-        with told():
-            seen = seen_of(photo, *given)
-        if seen.cam is None:
-            return seen.clusters, gr.Image(None, label="Grad-CAM"), None, f"{table(seen)}\n\n{UNTRAINED}"
-        label = f'Grad-CAM of "{next(iter(seen.classes))}"'
-        return seen.clusters, gr.Image(seen.cam, label=label), seen.classes, table(seen)
-
-    def keep(comparing: bool, photo: str | None, *given):
-        half = len(given) // 2
-        with told():
-            if photo is None:
-                raise ValueError(NOTHING)
-            use(photo)
-            figure = draw(photo, [setting(*given[:half]), *([setting(*given[half:])] if comparing else [])])
-            place = Path(tempfile.mkdtemp(dir=uploads()))  # two photos of one name do not meet
-            return str(save(figure, place / f"{Path(photo).stem}_clusters.png"))
-
-    def places(model: str, stage: int):
-        network = models[model].network
-        stages = extent(network, 1)[0]
-        stage = min(stage, stages)
-        _, blocks, heads = extent(network, stage)
-        return (
-            gr.Radio(list(range(1, stages + 1)), value=stage),
-            gr.Slider(maximum=blocks, value=0),
-            gr.Slider(maximum=max(heads, 2), value=1, interactive=heads > 1),
-        )
-
-    def clusters(photo, model, stage, block, head, partition, counted, count, size):
-        with told():
-            seen = seen_of(photo, model, stage, block, head, partition, counted, count, size)
-        return seen.clusters, seen.cam, seen.classes, seen.numbers
-
-    def take(dropped: str, before: str | None):
-        """The drop zone is emptied for the next photo; one that cannot be read leaves the page as it is."""
-        try:
-            open_photo(dropped)
-        except ValueError as error:
-            gr.Warning(text(error))
-            return before, None
-        return dropped, None
-
-    def choose(event: gr.SelectData):
-        with told():
-            if event.index not in range(len(photos)):
-                raise ValueError(f"photo {reprlib.repr(event.index)}; there are {len(photos)}")
-        return photos[event.index]
-
+    answers = Answers(models, bundled_photos(folder))
     with Page(title="secvit", analytics_enabled=False, fill_width=True) as demo:
         gr.Markdown(INTRO)
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
-                photo = gr.State(photos[0] if photos else None)
+                photo = gr.State(answers.photos[0] if answers.photos else None)
                 drop = gr.File(label="Your photo", file_types=["image"], height=150)
                 gallery = gr.Gallery(
-                    photos, label="Or one of these", columns=2, height=150, allow_preview=False, buttons=[],
-                    visible=bool(photos), elem_id="bundled",
+                    answers.photos, label="Or one of these", columns=2, height=150, allow_preview=False, buttons=[],
+                    visible=bool(answers.photos), elem_id="bundled",
                 )  # fmt: skip
-                gr.Markdown(CREDIT, visible=bool(photos))
+                gr.Markdown(CREDIT, visible=bool(answers.photos))
                 compare = gr.Checkbox(label="Compare with a second setting", elem_id="compare")
                 button = gr.Button("Download the picture", variant="primary")
                 picture = gr.DownloadButton(visible="hidden", elem_id="picture")
@@ -201,28 +123,30 @@ def page(folder: Path, run: str | None = None) -> gr.Blocks:
                 given, shown = side("a", models, "SEC")
             with gr.Column(scale=3, min_width=420, visible=False) as second:
                 others, shown_beside = side("b", models, "window")
-        drop.upload(take, [drop, photo], [photo, drop], **PRIVATE)
-        gallery.select(choose, None, photo, **PRIVATE)
+        drop.upload(answers.take, [drop, photo], [photo, drop], **PRIVATE)
+        gallery.select(answers.choose, None, photo, **PRIVATE)
         compare.input(lambda on: gr.Column(visible=on), compare, second, **PRIVATE)
-        button.click(keep, [compare, photo, *given, *others], picture, **QUEUED).success(None, js=CLICK)
+        button.click(answers.keep, [compare, photo, *given, *others], picture, **QUEUED).success(None, js=CLICK)
         for on, begin, controls, there in (
             (gr.State(True), demo.load, given, shown),
             (compare, compare.input, others, shown_beside),
         ):
-            shows: dict[str, Any] = {
-                "fn": show,
-                "inputs": [on, photo, *controls],
-                "outputs": there,
-                "show_progress_on": there[:2],
-            }
-            model, stage, *rest = controls
-            gr.on([model.input, stage.input], places, [model, stage], [stage, *rest[:2]], **PRIVATE).then(
-                **shows, **QUEUED
-            )
-            gr.on([begin, photo.change, *(control.input for control in rest)], **shows, **QUEUED)
+            connect(answers, on, begin, photo, controls, there)
         with gr.Column(visible=False):
-            gr.Button().click(clusters, *program_sides(models), api_name="clusters", concurrency_id="network")
+            click = gr.Button().click
+            click(answers.clusters, *program_sides(models), api_name="clusters", concurrency_id="network")
     return demo.queue(max_size=MAX_WAITING)
+
+
+def connect(answers: Answers, on: Any, begin: Any, photo: Any, controls: list[Any], there: list[Any]) -> None:
+    """What shows a setting follows its controls and the photo.  on: whether it is shown; begin: the event of that."""
+    shows: dict[str, Any] = {
+        "fn": answers.show, "inputs": [on, photo, *controls], "outputs": there, "show_progress_on": there[:2],
+    }  # fmt: skip
+    model, stage, *rest = controls
+    moved = gr.on([model.input, stage.input], answers.places, [model, stage], [stage, *rest[:2]], **PRIVATE)
+    moved.then(**shows, **QUEUED)
+    gr.on([begin, photo.change, *(control.input for control in rest)], **shows, **QUEUED)
 
 
 def side(name: str, models: dict[str, Setting], partition: str) -> tuple[list[Any], list[Any]]:
@@ -279,20 +203,6 @@ def program_sides(models: dict[str, Setting]) -> tuple[list[Any], list[Any]]:
     return given, [*pictures, *(gr.JSON(label=name) for name in ("classes", "numbers"))]
 
 
-@contextmanager
-def told() -> Iterator[None]:
-    """What cannot be is said on the page, as text."""
-    try:
-        yield
-    except ValueError as error:
-        raise gr.Error(text(error), print_exception=False) from None
-
-
-def text(error: Exception) -> str:
-    """A message that the page's HTML shows as it is; quotes stay, as programs read them too."""
-    return html.escape(str(error), quote=False)
-
-
 def own_model(run: str) -> dict[str, Setting]:
     """The network of a run under the name of its folder; a ValueError where it does not say which it is."""
     name = (saved_config(run).get("model") or {}).get("name")
@@ -314,7 +224,3 @@ def bundled_photos(folder: Path) -> list[str]:
     for path, pixels in zip(paths, found.images):
         Image.fromarray(pixels).save(path, quality=90)
     return [str(path) for path in paths]
-
-
-def table(seen: Seen) -> str:
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in seen.numbers.items())])

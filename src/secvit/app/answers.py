@@ -1,0 +1,112 @@
+"""What the page does when something on it is changed: the pictures and numbers of a setting, for programs too."""
+
+# without `from __future__ import annotations`: gradio reads the types of the methods of `Answers`
+import html
+import os
+import reprlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import gradio as gr
+
+from secvit.app.files import use
+from secvit.app.look import Seen, Setting, draw, extent, look, open_photo
+from secvit.draw.picture import save
+from secvit.vis.clusters import UNTRAINED
+
+NOTHING = "Drop a photo on the left, or take one of those below it."
+
+
+class Answers:
+    """What controls call.  models: settings by the names that the page offers.  photos: the page's own."""
+
+    def __init__(self, models: dict[str, Setting], photos: list[str]) -> None:
+        self.models, self.photos = models, photos
+
+    def _seen(self, photo: str, *given) -> Seen:
+        use(photo)
+        return look(photo, self._setting(*given))
+
+    def _setting(self, model: str, stage, block, head, partition, counted, count, size) -> Setting:
+        return replace(
+            self.models[model], stage=stage, block=block, head=head, partition=partition, counted=counted, count=count,
+            size=size,
+        )  # fmt: skip
+
+    def show(self, on: bool, photo: str | None, *given, progress=gr.Progress()):  # noqa: B008  how gradio hands it over
+        if photo is None or not on:
+            return None, gr.Image(None, label="Grad-CAM"), None, NOTHING if on else ""
+        progress(0.3, f"{given[0]} looks at it")
+        with told():
+            seen = self._seen(photo, *given)
+        if seen.cam is None:
+            return seen.clusters, gr.Image(None, label="Grad-CAM"), None, f"{table(seen)}\n\n{UNTRAINED}"
+        label = f'Grad-CAM of "{next(iter(seen.classes))}"'
+        return seen.clusters, gr.Image(seen.cam, label=label), seen.classes, table(seen)
+
+    def keep(self, comparing: bool, photo: str | None, *given):
+        half = len(given) // 2
+        with told():
+            if photo is None:
+                raise ValueError(NOTHING)
+            use(photo)
+            figure = draw(photo, [self._setting(*given[:half]), *([self._setting(*given[half:])] if comparing else [])])
+            place = Path(tempfile.mkdtemp(dir=uploads()))  # two photos of one name do not meet
+            return str(save(figure, place / f"{Path(photo).stem}_clusters.png"))
+
+    def places(self, model: str, stage: int):
+        network = self.models[model].network
+        stages = extent(network, 1)[0]
+        stage = min(stage, stages)
+        _, blocks, heads = extent(network, stage)
+        return (
+            gr.Radio(list(range(1, stages + 1)), value=stage),
+            gr.Slider(maximum=blocks, value=0),
+            gr.Slider(maximum=max(heads, 2), value=1, interactive=heads > 1),
+        )
+
+    def clusters(self, photo, model, stage, block, head, partition, counted, count, size):
+        with told():
+            seen = self._seen(photo, model, stage, block, head, partition, counted, count, size)
+        return seen.clusters, seen.cam, seen.classes, seen.numbers
+
+    def take(self, dropped: str, before: str | None):
+        """The drop zone is emptied for the next photo; one that cannot be read leaves the page as it is."""
+        try:
+            open_photo(dropped)
+        except ValueError as error:
+            gr.Warning(text(error))
+            return before, None
+        return dropped, None
+
+    def choose(self, event: gr.SelectData):
+        with told():
+            if event.index not in range(len(self.photos)):
+                raise ValueError(f"photo {reprlib.repr(event.index)}; there are {len(self.photos)}")
+        return self.photos[event.index]
+
+
+def uploads() -> Path:
+    """Where uploads and pictures lie."""
+    return Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What cannot be is said on the page, as text."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(text(error), print_exception=False) from None
+
+
+def text(error: Exception) -> str:
+    """A message that the page's HTML shows as it is; quotes stay, as programs read them too."""
+    return html.escape(str(error), quote=False)
+
+
+def table(seen: Seen) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in seen.numbers.items())])
