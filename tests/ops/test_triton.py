@@ -118,7 +118,7 @@ def test_ties_keep_the_order_of_tokens_and_bad_ones_come_last():
 def test_more_tokens_than_a_block_sorts_are_sorted_by_torch(monkeypatch):
     k = packed_qkv(20)[:, :, :, 1].transpose(1, 2)
     expected = order_tokens(k)
-    monkeypatch.setattr(sys.modules["secvit.ops.triton"], "SORTED_AT_ONCE", 16)
+    monkeypatch.setattr(sys.modules["secvit.ops.triton.order"], "SORTED_AT_ONCE", 16)
     assert torch.equal(order_tokens(k), expected)
 
 
@@ -350,7 +350,8 @@ def test_triton_is_refused_on_a_cpu_and_never_taken_by_auto():
 
 @no_kernels
 def test_without_triton_all_else_works(monkeypatch):
-    monkeypatch.delitem(sys.modules, "secvit.ops.triton", raising=False)
+    for name in [name for name in sys.modules if name.startswith("secvit.ops.triton")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(secvit.ops, "triton", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)
     q, k, v = views(packed_qkv(7))
@@ -374,7 +375,7 @@ def compiled_for_sm_90(function, signature, constants, options):
 @no_kernels
 def test_scores_and_sort_compile_for_a_gpu_that_is_not_here():
     pytest.importorskip("triton", reason="no triton: pip install triton")
-    from secvit.ops import triton as fused
+    from secvit.ops.triton import order as fused
 
     constants = {"D": 32, "D_PAD": 32, "TILE": 128, "UNIT": 16}
     kinds = {"k": "*bf16", "centre": "*fp32", "keys": "*i64", **dict.fromkeys([*constants, "PADDED"], "constexpr")}
@@ -394,7 +395,7 @@ def test_scores_and_sort_compile_for_a_gpu_that_is_not_here():
 @pytest.mark.parametrize("size", [98, 196], ids=["one_tile", "tiles"])
 def test_kernels_compile_for_a_gpu_that_is_not_here(kernel, size):
     pytest.importorskip("triton", reason="no triton: pip install triton")
-    from secvit.ops import triton as fused
+    from secvit.ops.triton import attention as fused
 
     function = getattr(fused, kernel)
     settings = fused.options(size, 32, torch.bfloat16, backward=kernel == "_backward")

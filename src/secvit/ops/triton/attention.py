@@ -1,18 +1,9 @@
-"""Eqs. 1 to 4 on a GPU: order in two small kernels, attention in one that reads rows by index and writes them in place.
-
-Scores and token numbers are packed into integers as they are made, so a sort of one block of threads gives the order,
-ties included, and no float32 copy of the keys is made.
+"""Eq. 4: attention in clusters, in one kernel that reads rows by index and writes them in place.
 
 No sorted copy of q, k, v or of the output is made: a program takes one tile of one cluster's queries,
 finds their rows through the order, runs over the cluster's keys with an online softmax, and stores to
 the tokens' own rows.  The backward does the same; every row has one writer, so it needs no atomics and
 gives the same bits every time.  Which tokens make a cluster is decided before (see `order`).
-
-Scores are sorted whole.  A selection of M - 1 borders would do, for order inside a cluster is free, but it takes
-several passes where the sort of a block takes one; `benchmarks/gpu.py` times order and attention apart, and this is to
-be looked at again with its figures.
-
-Importing this module needs triton and registers `torch.ops.secvit`'s operators; `backends` does so.
 """
 
 # without `from __future__ import annotations`: torch.library reads the types of the operators' arguments
@@ -24,35 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from secvit.ops.order import raised
+from secvit.ops.triton.rows import by_channel, load_rows, store_rows
 
 LOG2_E = 1.4426950408889634  # the kernels use 2**x, which is what the hardware has
-SMALL, LIFT = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)  # of squared norms and of keys, as in `order.similarity`
-SORTED_AT_ONCE = 4096  # tokens that a block of threads sorts; torch sorts more
 # Integers that differ from call to call.  Triton would compile a binary for those that are 1 or a multiple of 16; what
 # that tells about alignment, UNIT says for all of them.
 SIZES = [f"{name}_{axis}" for name in ("order", "q", "k", "v", "out", "grad", "d") for axis in "bhl"]
 SIZES += ["heads", "length", "num_clusters", "tiles"]  # one binary for all of them
-
-
-@triton.jit
-def _rows(x, token, real, stride, D: tl.constexpr, D_PAD: tl.constexpr, UNIT: tl.constexpr, INTERPRETED: tl.constexpr):
-    """Rows of tokens, zeros where there is none.  (TILE, D_PAD)"""
-    # strides come divided by UNIT, their greatest common divisor (see `_launch`): the product shows the compiler that
-    # every row begins at a multiple of UNIT elements, so that it may load 16 bytes at once
-    # [1, D_PAD]
-    channel = tl.arange(0, D_PAD)[None, :]
-    # [TILE, D_PAD]
-    exists = real[:, None] & (channel < D)
-    rows = tl.load(x + token[:, None] * (stride * UNIT) + channel, mask=exists, other=0.0)
-    return rows.to(tl.float32) if INTERPRETED else rows  # triton's interpreter multiplies bfloat16 wrongly
-
-
-@triton.jit
-def _put_rows(x, token, real, stride, rows, D: tl.constexpr, D_PAD: tl.constexpr, UNIT: tl.constexpr):
-    channel = tl.arange(0, D_PAD)[None, :]
-    exists = real[:, None] & (channel < D)
-    tl.store(x + token[:, None] * (stride * UNIT) + channel, rows.to(x.dtype.element_ty), mask=exists)
 
 
 @triton.jit
@@ -92,49 +61,6 @@ def _tokens(order, first, stop, TILE: tl.constexpr):
     return rank, real, tl.load(order + rank, mask=real, other=0)
 
 
-@triton.jit(do_not_specialize=["k_b", "k_h", "k_l", "heads", "length", "tiles"])
-def _score(
-    k, centre, keys, k_b, k_h, k_l, heads, length, tiles,
-    D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr, UNIT: tl.constexpr,
-):  # fmt: skip
-    """Eq. 2 for a tile of tokens, as `order.similarity`; score and token in one integer, as `order.sort_packed`."""
-    tile = tl.program_id(0) % tiles
-    sequence = (tl.program_id(0) // tiles).to(tl.int64)
-    # [TILE]
-    token = tile * TILE + tl.arange(0, TILE)
-    real = token < length
-    start = k + ((sequence // heads) * k_b + (sequence % heads) * k_h) * UNIT
-    # [TILE, D_PAD], float32
-    key = _rows(start, token, real, k_l, D, D_PAD, UNIT, True)
-    # [D_PAD]
-    channel = tl.arange(0, D_PAD)
-    mean = tl.load(centre + sequence * D + channel, mask=channel < D, other=0.0)
-    # [TILE]
-    lift = tl.where(tl.sum(key * key, axis=1) < SMALL, LIFT, 1.0)  # squares of small keys would vanish
-    key = key * lift[:, None]
-    score = tl.sum(key * mean[None, :], axis=1) * tl.rsqrt(tl.maximum(tl.sum(key * key, axis=1), 1e-37))
-    # A float's bits, read as an integer, rise with it where it is positive and fall where it is negative: there all
-    # bits but the sign are turned over.  `bits >> 31` is -1 for negative numbers and 0 for others.
-    # [TILE], int32
-    bits = score.to(tl.int32, bitcast=True)
-    bits = tl.where(score == score, tl.where(score == 0, 0, bits), 0x7FC00000)  # one zero, one NaN
-    # The score above, the token below: one sort of integers orders by score, and by token where scores are equal.
-    # [TILE], int64
-    packed = ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) << 32) | token
-    tl.store(keys + sequence * length + token, packed, mask=real)
-
-
-@triton.jit(do_not_specialize=["length"])
-def _sort(keys, length, PADDED: tl.constexpr):
-    """Tokens by rising key, in the place of the keys."""
-    # [PADDED], int64; the greatest integer fills up, and stays behind all keys
-    rank = tl.arange(0, PADDED)
-    place = keys + tl.program_id(0).to(tl.int64) * length + rank
-    key = tl.sort(tl.load(place, mask=rank < length, other=0x7FFFFFFFFFFFFFFF))
-    # the lower half is the token
-    tl.store(place, key & 0xFFFFFFFF, mask=rank < length)
-
-
 @triton.jit(do_not_specialize=SIZES)
 def _forward(
     q, k, v, order, bounds, out, lse,
@@ -155,7 +81,7 @@ def _forward(
     # [TILE]
     rank, real, token = _tokens(order, start + tile * TILE, stop, TILE)
     # [TILE, D_PAD]
-    query = _rows(q + (b * q_b + h * q_h) * UNIT, token, real, q_l, D, D_PAD, UNIT, INTERPRETED)
+    query = load_rows(q + (b * q_b + h * q_h) * UNIT, token, real, q_l, D, D_PAD, UNIT, INTERPRETED)
     k += (b * k_b + h * k_h) * UNIT
     v += (b * v_b + h * v_h) * UNIT
     # [TILE]: highest score of each query so far, and its sum of 2**(score - best)
@@ -166,8 +92,8 @@ def _forward(
     for i in range(0, 1 if SINGLE else tl.cdiv(stop - start, TILE)):
         _, key_real, key_token = _tokens(order, start + i * TILE, stop, TILE)
         # [TILE, D_PAD]
-        key = _rows(k, key_token, key_real, k_l, D, D_PAD, UNIT, INTERPRETED)
-        value = _rows(v, key_token, key_real, v_l, D, D_PAD, UNIT, INTERPRETED)
+        key = load_rows(k, key_token, key_real, k_l, D, D_PAD, UNIT, INTERPRETED)
+        value = load_rows(v, key_token, key_real, v_l, D, D_PAD, UNIT, INTERPRETED)
         # [TILE, TILE]: queries, keys
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
         score = tl.where(key_real[None, :], score, float("-inf"))
@@ -180,7 +106,7 @@ def _forward(
         total = total * shrink + tl.sum(weight, axis=1)
         mixed = mixed * shrink[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
         best = higher
-    _put_rows(out + (b * out_b + h * out_h) * UNIT, token, real, out_l, mixed / total[:, None], D, D_PAD, UNIT)
+    store_rows(out + (b * out_b + h * out_h) * UNIT, token, real, out_l, mixed / total[:, None], D, D_PAD, UNIT)
     tl.store(lse + sequence * length + rank, best + tl.log2(total), mask=real)
 
 
@@ -224,11 +150,11 @@ def _backward(
     # [TILE]
     rank, real, token = _tokens(order, start + tile * TILE, stop, TILE)
     # [TILE, D_PAD]
-    own_query = _rows(q, token, real, q_l, D, D_PAD, UNIT, INTERPRETED)
-    own_key = _rows(k, token, real, k_l, D, D_PAD, UNIT, INTERPRETED)
-    own_value = _rows(v, token, real, v_l, D, D_PAD, UNIT, INTERPRETED)
-    own_grad = _rows(grad, token, real, grad_l, D, D_PAD, UNIT, INTERPRETED)
-    own_out = _rows(out, token, real, out_l, D, D_PAD, UNIT, INTERPRETED)
+    own_query = load_rows(q, token, real, q_l, D, D_PAD, UNIT, INTERPRETED)
+    own_key = load_rows(k, token, real, k_l, D, D_PAD, UNIT, INTERPRETED)
+    own_value = load_rows(v, token, real, v_l, D, D_PAD, UNIT, INTERPRETED)
+    own_grad = load_rows(grad, token, real, grad_l, D, D_PAD, UNIT, INTERPRETED)
+    own_out = load_rows(out, token, real, out_l, D, D_PAD, UNIT, INTERPRETED)
     # [TILE]
     own_lse = tl.load(lse + rank, mask=real, other=0.0)
     if SINGLE:  # the cluster is this tile: one product of each kind
@@ -248,9 +174,9 @@ def _backward(
             # [TILE]
             at, there, other = _tokens(order, first, stop, TILE)
             # [TILE, D_PAD]
-            query = _rows(q, other, there, q_l, D, D_PAD, UNIT, INTERPRETED)
-            its_grad = _rows(grad, other, there, grad_l, D, D_PAD, UNIT, INTERPRETED)
-            its_out = _rows(out, other, there, out_l, D, D_PAD, UNIT, INTERPRETED)
+            query = load_rows(q, other, there, q_l, D, D_PAD, UNIT, INTERPRETED)
+            its_grad = load_rows(grad, other, there, grad_l, D, D_PAD, UNIT, INTERPRETED)
+            its_out = load_rows(out, other, there, out_l, D, D_PAD, UNIT, INTERPRETED)
             its_lse = tl.load(lse + at, mask=there, other=0.0)
             # [TILE, TILE]: others' queries, own keys
             weight, dscore = _weights(query, own_key, own_value, its_grad, its_out, its_lse, real, scale, PRECISION)
@@ -259,15 +185,15 @@ def _backward(
         for first in range(start, stop, TILE):  # this tile's queries, all keys and values
             _, there, other = _tokens(order, first, stop, TILE)
             # [TILE, D_PAD]
-            key = _rows(k, other, there, k_l, D, D_PAD, UNIT, INTERPRETED)
-            value = _rows(v, other, there, v_l, D, D_PAD, UNIT, INTERPRETED)
+            key = load_rows(k, other, there, k_l, D, D_PAD, UNIT, INTERPRETED)
+            value = load_rows(v, other, there, v_l, D, D_PAD, UNIT, INTERPRETED)
             # [TILE, TILE]: own queries, others' keys
             _, dscore = _weights(own_query, key, value, own_grad, own_out, own_lse, there, scale, PRECISION)
             dquery += tl.dot(dscore.to(key.dtype), key, input_precision=PRECISION)
     place = (b * d_b + h * d_h) * UNIT
-    _put_rows(dq + place, token, real, d_l, dquery * dscale, D, D_PAD, UNIT)
-    _put_rows(dk + place, token, real, d_l, dkey * dscale, D, D_PAD, UNIT)
-    _put_rows(dv + place, token, real, d_l, dvalue, D, D_PAD, UNIT)
+    store_rows(dq + place, token, real, d_l, dquery * dscale, D, D_PAD, UNIT)
+    store_rows(dk + place, token, real, d_l, dkey * dscale, D, D_PAD, UNIT)
+    store_rows(dv + place, token, real, d_l, dvalue, D, D_PAD, UNIT)
 
 
 INTERPRETED = not isinstance(_forward, triton.JITFunction)
@@ -311,38 +237,10 @@ def _launch(kernel: Any, tensors: list[Any], views: list[Tensor], scales: list[f
         )  # fmt: skip
 
 
-def _by_channel(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _new(x: Tensor, shape: list[int], bounds: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
     """For rows that a kernel writes: all of them where every token is in a cluster, else zeros wait there."""
     make = torch.empty if bounds is None else torch.zeros
     return make(shape, device=x.device, dtype=dtype or x.dtype)
-
-
-def _order_tokens(k: Tensor) -> Tensor:
-    """Eqs. 1, 2: token indices by rising similarity to the mean key, as `cluster_order`.  (B, h, L, D) -> (B, h, L)"""
-    k = _by_channel(k)
-    batch, heads, length, dim = k.shape
-    keys = torch.empty(batch, heads, length, dtype=torch.int64, device=k.device)
-    if not keys.numel():
-        return keys
-    centre = raised(torch.nan_to_num(k.mean(dim=-2, dtype=torch.float32), nan=0.0, posinf=0.0, neginf=0.0))
-    tiles = triton.cdiv(length, 128)
-    strides = k.stride()[:3]
-    unit = math.gcd(16, *strides)
-    settings = {"D": dim, "D_PAD": triton.next_power_of_2(dim), "TILE": 128, "UNIT": unit, "enable_fp_fusion": True}
-    with torch.cuda.device_of(k):
-        _score[(batch * heads * tiles,)](
-            k, centre, keys, *(stride // unit for stride in strides), heads, length, tiles, **settings
-        )
-        if length > SORTED_AT_ONCE:
-            return torch.sort(keys, dim=-1).values & 0xFFFFFFFF
-        padded = max(16, triton.next_power_of_2(length))
-        warps = min(32, max(1, padded // 128))
-        _sort[(batch * heads,)](keys, length, PADDED=padded, num_warps=warps, enable_fp_fusion=True)
-    return keys
 
 
 def _attend(
@@ -355,7 +253,7 @@ def _attend(
     last bound on are in no cluster, and zero in the output.
     lse: log2 of each query's sum of exponentials, by rank; the backward needs it.
     """
-    q, k, v, order = (_by_channel(x) for x in (q, k, v, order))
+    q, k, v, order = (by_channel(x) for x in (q, k, v, order))
     batch, heads, length, dim = q.shape
     out = _new(q, [batch, length, heads, dim], bounds)
     lse = _new(q, [batch, heads, length], bounds, torch.float32)
@@ -377,7 +275,7 @@ def _attend_backward(
     num_clusters: int, max_size: int, scale: float,
 ) -> Tensor:  # fmt: skip
     """Gradients of `_attend`.  grad out (B, L, h, D), the others as there -> dqkv (B, L, h, 3, D)."""
-    grad, q, k, v, order = (_by_channel(x) for x in (grad, q, k, v, order))
+    grad, q, k, v, order = (by_channel(x) for x in (grad, q, k, v, order))
     batch, heads, length, dim = q.shape
     dqkv = _new(q, [batch, length, heads, 3, dim], bounds)
     dq, dk, dv = dqkv.permute(3, 0, 2, 1, 4).unbind(0)
@@ -389,17 +287,11 @@ def _attend_backward(
     return dqkv
 
 
-order_tokens = torch.library.custom_op("secvit::order_tokens", _order_tokens, mutates_args=())
 attend_clusters = torch.library.custom_op("secvit::attend_clusters", _attend, mutates_args=())
 attend_clusters_packed = torch.library.custom_op("secvit::attend_clusters_packed", _attend_packed, mutates_args=())
 attend_clusters_backward = torch.library.custom_op(
     "secvit::attend_clusters_backward", _attend_backward, mutates_args=()
 )
-
-
-@order_tokens.register_fake
-def _(k):
-    return k.new_empty(k.shape[:3], dtype=torch.int64)
 
 
 @attend_clusters.register_fake
