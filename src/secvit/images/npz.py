@@ -35,30 +35,9 @@ def read_npz(path: Path, name: str) -> Images:
     if data.dtype != np.uint8:
         raise ValueError(f"{path}: `jpeg` has the type {data.dtype}; expected the bytes of all images as uint8")
     if "name" in found:
-        entries = _text(path, "name", found["name"])
-        if len(entries) != len(label):
-            raise ValueError(f"{path}: {len(label)} labels and {len(entries)} names; expected as many")
-        twice = [entry for entry, count in Counter(entries).items() if count > 1]
-        if twice:
-            more = f" ({len(twice)} such names)" if twice[1:] else ""
-            first = [i for i, entry in enumerate(entries) if entry == twice[0]][:2]
-            raise ValueError(
-                f"{path}: entries {first[0]} and {first[1]} are both called {twice[0]!r}{more}; "
-                "give each its own `name`"
-            )
-    if len(label) == 0 or len(offset) != len(label) + 1:
-        raise ValueError(f"{path}: {len(label)} labels and {len(offset)} offsets; expected n and n + 1")
-    if offset[0] != 0 or offset[-1] != len(data) or bool((offset[1:] < offset[:-1]).any()):
-        raise ValueError(f"{path}: offsets do not rise from 0 to the {len(data)} bytes of `jpeg`")
-    outside = np.flatnonzero((label < 0) | (label >= len(classes)))
-    if len(outside):
-        i = int(outside[0])
-        raise ValueError(
-            f"{path}: entry {i} has label {label[i]}, outside 0..{len(classes) - 1} ({len(outside)} such entries)"
-        )
-    empty = sorted(set(range(len(classes))) - set(label.tolist()))
-    if empty:
-        raise ValueError(f"{path}: no image of class {classes[empty[0]]!r}; remove it from `classes`")
+        entries = _names(path, found["name"], len(label))
+    _check_offsets(path, offset, len(label), len(data))
+    _check_labels(path, label, classes)
     kept: list[int] = []
     skipped: list[str] = []
     pixels: Tensor | None = None
@@ -85,6 +64,42 @@ def read_npz(path: Path, name: str) -> Images:
     names = [entries[i] if entries is not None else str(i) for i in kept]
     labels = torch.from_numpy(label[kept].astype(np.int64))
     return Images(name, classes, labels, pixels[: len(kept)], names, tuple(skipped))
+
+
+def _names(path: Path, values: np.ndarray, count: int) -> list[str]:
+    """A name for each of `count` images, all different."""
+    entries = _text(path, "name", values)
+    if len(entries) != count:
+        raise ValueError(f"{path}: {count} labels and {len(entries)} names; expected as many")
+    twice = [entry for entry, times in Counter(entries).items() if times > 1]
+    if twice:
+        more = f" ({len(twice)} such names)" if twice[1:] else ""
+        first = [i for i, entry in enumerate(entries) if entry == twice[0]][:2]
+        raise ValueError(
+            f"{path}: entries {first[0]} and {first[1]} are both called {twice[0]!r}{more}; give each its own `name`"
+        )
+    return entries
+
+
+def _check_offsets(path: Path, offset: np.ndarray, count: int, size: int) -> None:
+    """A ValueError where offsets do not cut `size` bytes into `count` images."""
+    if count == 0 or len(offset) != count + 1:
+        raise ValueError(f"{path}: {count} labels and {len(offset)} offsets; expected n and n + 1")
+    if offset[0] != 0 or offset[-1] != size or bool((offset[1:] < offset[:-1]).any()):
+        raise ValueError(f"{path}: offsets do not rise from 0 to the {size} bytes of `jpeg`")
+
+
+def _check_labels(path: Path, label: np.ndarray, classes: tuple[str, ...]) -> None:
+    """A ValueError for labels of no class, and for classes without an image."""
+    outside = np.flatnonzero((label < 0) | (label >= len(classes)))
+    if len(outside):
+        i = int(outside[0])
+        raise ValueError(
+            f"{path}: entry {i} has label {label[i]}, outside 0..{len(classes) - 1} ({len(outside)} such entries)"
+        )
+    empty = sorted(set(range(len(classes))) - set(label.tolist()))
+    if empty:
+        raise ValueError(f"{path}: no image of class {classes[empty[0]]!r}; remove it from `classes`")
 
 
 def npz_classes(path: Path) -> tuple[str, ...]:

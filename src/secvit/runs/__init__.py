@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -197,15 +198,18 @@ def _task(where: Path | str, model: str | None) -> str:
         if task not in KINDS:
             raise ValueError(f"{config_beside(where)}: task is {task!r}, expected one of {', '.join(KINDS)}")
         return str(task)
-    known = config.get("model") or {}  # of a version that did not write the task
+    if not config and where.is_dir() and (where / "config.json").exists():
+        return "vlm"
+    return _untold_task(config)
+
+
+def _untold_task(config: Mapping[str, Any]) -> str:
+    """The task of a run of a version that did not write it."""
+    known = config.get("model") or {}
     for entry, task in (("detector", "detection"), ("head", "segmentation"), ("connector", "vlm")):
         if entry in known:
             return task
-    if "masking" in config:
-        return "simmim"
-    if not config and where.is_dir() and (where / "config.json").exists():
-        return "vlm"
-    return "classification"
+    return "simmim" if "masking" in config else "classification"
 
 
 def _kind(task: str) -> type[Trained]:

@@ -26,7 +26,21 @@ def modern(command: str, words: Sequence[str]) -> list[str]:
         new.append(option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word)
     if command not in WITH_RUN:
         return new
-    run: str | None = None
+    run, new = _answered(command, new)
+    alone = {"--model": "NAME", "--answers": "FILE.jsonl"} if command == "evaluate" else {"--model": "NAME"}
+    if run is None and _run_in(new) is None:  # a name that stood alone
+        for option in [option for option in alone if option in new[:-1]][:1]:
+            at = new.index(option)
+            run, new[at : at + 2] = new[at + 1], []
+            _say(command, option, f"{alone[option]}, right after the command")
+    elif run is not None and command == "patch-report" and (place := _run_in(new)) is not None:
+        new[place : place + 1] = ["--model", new[place]]
+    return new if run is None else ["--run", run, *new]
+
+
+def _answered(command: str, words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The run that a former option named, if one did, and the words with today's options for former ones."""
+    new, run = list(words), None
     for old, now in FORMER.items():
         for at in [at for at, word in enumerate(new) if word.partition("=")[0] == old]:
             if now:
@@ -36,18 +50,7 @@ def modern(command: str, words: Sequence[str]) -> list[str]:
             elif at + 1 < len(new):
                 run, new[at : at + 2] = new[at + 1], ["", ""]
             _say(command, old, f"{now} PX" if now else "RUN, right after the command")
-    new = [word for word in new if word]
-    if run is None and "--model" in new[:-1] and _run_in(new) is None:  # a name that stood alone
-        at = new.index("--model")
-        run, new[at : at + 2] = new[at + 1], []
-        _say(command, "--model", "NAME, right after the command")
-    elif run is None and command == "evaluate" and "--answers" in new[:-1] and _run_in(new) is None:
-        at = new.index("--answers")
-        run, new[at : at + 2] = new[at + 1], []
-        _say(command, "--answers", "FILE.jsonl, right after the command")
-    elif run is not None and command == "patch-report" and (place := _run_in(new)) is not None:
-        new[place : place + 1] = ["--model", new[place]]
-    return new if run is None else ["--run", run, *new]
+    return run, [word for word in new if word]
 
 
 def taken_run(words: Sequence[str], default: str | None = None) -> tuple[str, list[str]]:
