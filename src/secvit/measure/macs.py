@@ -105,5 +105,5 @@ def _counted_scores() -> Iterator[list[int]]:
 
         return counted
 
-    with wrapped(counting, *(f"secvit.ops.{module}:similarity" for module in ("attention", "order", "partitions"))):
+    with wrapped(counting, *(f"secvit.ops.{module}:similarity" for module in ("order", "partitions"))):
         yield seen
