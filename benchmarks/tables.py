@@ -12,7 +12,7 @@ import torch
 
 from secvit import detection
 from secvit.measure.bench_picture import draw_speeds
-from secvit.measure.connectors import connector_markdown
+from secvit.measure.connector_tables import connector_markdown
 from secvit.measure.detectors import detector_macs
 from secvit.measure.patching import patch_markdown
 from secvit.measure.report import report

@@ -249,7 +249,8 @@ def patch_report(words: Sequence[str]) -> int:
 
 def bench(words: Sequence[str]) -> int:
     if words[:1] == ["connector"]:
-        from secvit.measure.connectors import connector_markdown, connector_report
+        from secvit.measure.connector_tables import connector_markdown
+        from secvit.measure.connectors import connector_report
 
         found = parse("secvit bench connector", words[1:], [connector_report])[0]
         print(connector_markdown(connector_report(**found, progress=sys.stderr.isatty())), end="")

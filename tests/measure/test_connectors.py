@@ -9,8 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from secvit import connectors
 from secvit.cli import main
-from secvit.measure import connectors as measured
-from secvit.measure.connectors import Shape, connector_markdown, connector_report, work
+from secvit.measure import connector_work
+from secvit.measure.connector_tables import connector_markdown
+from secvit.measure.connector_work import Shape, work
+from secvit.measure.connectors import Timed, connector_report
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -20,8 +22,8 @@ TEXT, NEW = 6, 5
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(measured.SHAPES, "tiny", TINY)
-    return measured.Timed(TINY, TEXT, NEW, "float32", "cpu")
+    monkeypatch.setitem(connector_work.SHAPES, "tiny", TINY)
+    return Timed(TINY, TEXT, NEW, "float32", "cpu")
 
 
 def attention_flops(q, k, v, *args, out_shape=None, **kwargs):
@@ -43,7 +45,7 @@ def counted(call):
 
 
 def test_work_of_the_tower_is_what_torch_counts(tiny):
-    assert counted(tiny.features)[0] == measured.vision_macs(TINY)
+    assert counted(tiny.features)[0] == connector_work.vision_macs(TINY)
 
 
 @pytest.mark.parametrize("tokens", [16, 8, 5])
@@ -55,29 +57,29 @@ def test_work_of_prefill_and_decode_is_what_torch_counts(tiny, tokens):
     decode, _ = counted(lambda: tiny.later(getattr(out, tiny.cache_name)))
     # the angles of rotary positions, no work to speak of, are a product of two vectors in some versions of transformers
     angles = TINY.head_dim // 2
-    assert prefill - measured.prefill_macs(TINY, length) in (0, angles * length)
-    assert decode - measured.decode_macs(TINY, length, NEW) in (0, angles * (NEW - 1))
+    assert prefill - connector_work.prefill_macs(TINY, length) in (0, angles * length)
+    assert decode - connector_work.decode_macs(TINY, length, NEW) in (0, angles * (NEW - 1))
 
 
 def test_bytes_of_keys_and_values_are_those_of_the_cache(tiny):
     connector = tiny.connector("sec", 5, "cls")
     layers = tiny.cache(connector).layers
     held = sum(x.numel() * x.element_size() for layer in layers for x in (layer.keys, layer.values))
-    assert held == measured.kv_bytes(TINY, TEXT + 5 + 1, bytes_each=4)
+    assert held == connector_work.kv_bytes(TINY, TEXT + 5 + 1, bytes_each=4)
 
 
 def test_a_decoding_step_reads_every_weight_but_the_embedding_and_the_norms(tiny):
     weights = sum(p.numel() for name, p in tiny.language.named_parameters() if "norm" not in name)
     weights -= tiny.language.get_input_embeddings().weight.numel()
-    cache = measured.kv_bytes(TINY, 11)
-    assert measured.step_bytes(TINY, 11, batch=3) == 2 * weights + 3 * cache
+    cache = connector_work.kv_bytes(TINY, 11)
+    assert connector_work.step_bytes(TINY, 11, batch=3) == 2 * weights + 3 * cache
 
 
 def test_work_of_the_connectors_is_that_of_their_matrices():
     dim, out, length, heads = TINY.vision_dim, TINY.dim, TINY.patches, 1
     mlp = dim * out + out * out
     found = {
-        name: measured.connector_macs(TINY, measured.connector_of(TINY, name, tokens, "cls"))
+        name: connector_work.connector_macs(TINY, connector_work.connector_of(TINY, name, tokens, "cls"))
         for name, tokens in (("mlp", length), ("sec", 5))
     }
     assert found["mlp"] == (length + 1) * mlp
@@ -90,14 +92,14 @@ def test_work_of_the_connectors_is_that_of_their_matrices():
 
 def test_7b_and_13b_have_the_parameters_of_their_language_models():
     for name, billions in (("7b", 6.74), ("13b", 13.02)):
-        shape = measured.SHAPES[name]
-        read = measured.step_bytes(shape, 0) / 2 + shape.vocab * shape.dim
+        shape = connector_work.SHAPES[name]
+        read = connector_work.step_bytes(shape, 0) / 2 + shape.vocab * shape.dim
         assert read / 1e9 == pytest.approx(billions, abs=0.01)  # as published, norms left out
-    assert measured.kv_bytes(measured.SHAPES["7b"], 1) == 2**19  # half a MiB a token in half precision
+    assert connector_work.kv_bytes(connector_work.SHAPES["7b"], 1) == 2**19  # half a MiB a token in half precision
 
 
 def test_fewer_tokens_are_less_work_in_prefill_and_hardly_less_in_decode():
-    rows, notes = work(measured.SHAPES["7b"], "sec", [576, 144], "cls", 64, 32)
+    rows, notes = work(connector_work.SHAPES["7b"], "sec", [576, 144], "cls", 64, 32)
     all_tokens, few = (row["macs"] for row in rows)
     assert not notes
     assert all_tokens["vision"] == few["vision"]
@@ -108,7 +110,7 @@ def test_fewer_tokens_are_less_work_in_prefill_and_hardly_less_in_decode():
 def test_what_a_connector_cannot_give_is_said_and_left_out():
     if "pool" not in connectors.NAMES:
         pytest.skip("no connector pool")
-    rows, notes = work(measured.SHAPES["7b"], "pool", [576, 288, 144], "cls", 64, 32)
+    rows, notes = work(connector_work.SHAPES["7b"], "pool", [576, 288, 144], "cls", 64, 32)
     assert [row["tokens"] for row in rows] == [576, 144]
     assert "288" in notes[0]
 
@@ -134,10 +136,10 @@ def test_a_folder_of_a_llava_gives_its_shape(tmp_path):
         vocab_size=100,
     )  # fmt: skip
     LlavaConfig(vision_config=vision, text_config=text).save_pretrained(tmp_path / "tiny")
-    assert measured.shape_of(str(tmp_path / "tiny")) == TINY
+    assert connector_work.shape_of(str(tmp_path / "tiny")) == TINY
     ViTConfig().save_pretrained(tmp_path / "vit")
     with pytest.raises(ValueError, match="vit is no LLaVA"):
-        measured.shape_of(str(tmp_path / "vit"))
+        connector_work.shape_of(str(tmp_path / "vit"))
 
 
 # -- the report --------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ def test_a_folder_of_a_llava_gives_its_shape(tmp_path):
 @pytest.fixture(scope="module")
 def report():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(measured.SHAPES, "tiny", TINY)
+        patched.setitem(connector_work.SHAPES, "tiny", TINY)
         options = {"tokens": [4, 16, 8], "text": TEXT, "new": NEW, "rounds": 1, "progress": False}
         return connector_report(["tiny"], timed="tiny", **options)
 
@@ -178,7 +180,7 @@ def test_the_papers_speeds_stand_beside_ours():
 
 
 def test_the_command_writes_the_numbers(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(measured.SHAPES, "tiny", TINY)
+    monkeypatch.setitem(connector_work.SHAPES, "tiny", TINY)
     target = tmp_path / "out.json"
     words = f"bench connector --models tiny --timed tiny --tokens 16 8 --rounds 1 --new 3 --json {target}"
     assert main(words.split()) == 0
@@ -205,6 +207,6 @@ def test_what_cannot_be_is_said_in_one_line(words, reason, capsys):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_is_timed_too(monkeypatch):
-    monkeypatch.setitem(measured.SHAPES, "tiny", TINY)
+    monkeypatch.setitem(connector_work.SHAPES, "tiny", TINY)
     found = connector_report(["tiny"], timed="tiny", tokens=[16, 8], rounds=1, device="cuda", progress=False)
     assert found["timed"]["parts"]["answer"]["speeds"]["8"]["median"] > 0

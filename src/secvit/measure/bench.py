@@ -7,7 +7,8 @@ outputs of a model and its literal twin differ.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import timm
@@ -79,42 +80,53 @@ def run(
     recipe = {key: value for key, value in locals().items() if key not in ("json", "plot", "progress")}
     if plot is not None:
         check_output(plot)
-    twins = find_literal(literal)
-    result: dict[str, Any] = {
-        **head("secvit bench", recipe, threads), "load_before": os.getloadavg()[0], "clock": clock_name(threads),
-        "notes": [] if twins else ["no literal twins: no benchmarks/literal.py under the current folder (--literal)"],
-        "models": [], "parts": [], "operation": [], "attention": [],
-    }  # fmt: skip
-    settings = [(mode, dtype, False) for mode in ("inference", "training")[: 1 + training] for dtype in dtypes]
-    if compiled and compiler() is None:
-        result["notes"].append("compiled models were not run: no C++ compiler (set CXX or install g++)")
-    elif compiled:
-        settings += [("inference", dtype, True) for dtype in dtypes]
-    with using_threads(threads):
-        for mode, dtype, with_compiler in settings:
-            found = bench_models(
-                models, base, mode, dtype, with_compiler, batch_size, image_size, rounds, threads, twins, progress
-            )
-            result["models"].append(found)
-        if parts:
-            ours = [name for name in models if is_ours(name)]
-            square = (image_size, image_size)
-            for size, batch, cluster_size in ((square, batch_size, None), ((large[0], large[1]), 1, 98)):
-                for name in filter(is_ours, models):
-                    found = bench_parts(name, size, batch, cluster_size, rounds, threads, progress)
-                    result["parts"].append(found)
-        if operation:
-            result["operation"] = [bench_operation(length, rounds, threads, progress) for length in lengths]
-        if attention:
-            result["attention"] = [
-                bench_attention(length, rounds=rounds, threads=threads, progress=progress) for length in lengths
-            ]
-    result["load_after"] = os.getloadavg()[0]
+    result = _measured(recipe, find_literal(literal), progress)
     if json is not None:
         save_result(result, json)
     if plot is not None:
         draw_speeds(result, plot)
     return result
+
+
+def _measured(recipe: Mapping[str, Any], twins: ModuleType | None, progress: bool) -> dict[str, Any]:
+    """The result of `run` with the arguments that a recipe holds by name."""
+    threads, rounds, lengths = recipe["threads"], recipe["rounds"], recipe["lengths"]
+    result: dict[str, Any] = {
+        **head("secvit bench", recipe, threads), "load_before": os.getloadavg()[0], "clock": clock_name(threads),
+        "notes": [] if twins else ["no literal twins: no benchmarks/literal.py under the current folder (--literal)"],
+        "models": [], "parts": [], "operation": [], "attention": [],
+    }  # fmt: skip
+    with using_threads(threads):
+        for mode, dtype, compiled in _settings(recipe, result["notes"]):
+            found = bench_models(
+                recipe["models"], recipe["base"], mode, dtype, compiled, recipe["batch_size"], recipe["image_size"],
+                rounds, threads, twins, progress,
+            )  # fmt: skip
+            result["models"].append(found)
+        if recipe["parts"]:
+            square, (height, width) = (recipe["image_size"], recipe["image_size"]), recipe["large"]
+            for size, batch, cluster_size in ((square, recipe["batch_size"], None), ((height, width), 1, 98)):
+                for name in filter(is_ours, recipe["models"]):
+                    result["parts"].append(bench_parts(name, size, batch, cluster_size, rounds, threads, progress))
+        if recipe["operation"]:
+            result["operation"] = [bench_operation(length, rounds, threads, progress) for length in lengths]
+        if recipe["attention"]:
+            result["attention"] = [
+                bench_attention(length, rounds=rounds, threads=threads, progress=progress) for length in lengths
+            ]
+    result["load_after"] = os.getloadavg()[0]
+    return result
+
+
+def _settings(recipe: Mapping[str, Any], notes: list[str]) -> list[tuple[str, str, bool]]:
+    """Mode, dtype and whether compiled, of each run of the models; what cannot be run is noted."""
+    modes = ("inference", "training")[: 1 + recipe["training"]]
+    settings = [(mode, dtype, False) for mode in modes for dtype in recipe["dtypes"]]
+    if recipe["compiled"] and compiler() is None:
+        notes.append("compiled models were not run: no C++ compiler (set CXX or install g++)")
+    elif recipe["compiled"]:
+        settings += [("inference", dtype, True) for dtype in recipe["dtypes"]]
+    return settings
 
 
 # -- where the time goes -----------------------------------------------------------------------

@@ -8,183 +8,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from secvit import connectors
-from secvit.hub import hub
-from secvit.measure.macs import count_macs
-from secvit.measure.results import environment_lines, head, save_result, shown_ratio, table, using_threads
+from secvit.measure.connector_work import Shape, connect, connector_of, shape_of, work
+from secvit.measure.results import head, save_result, using_threads
 from secvit.measure.rounds import NULL, clock_for, clock_name, interleave, is_quiet, speed_ratio
 from secvit.measure.speed import DTYPES, check_settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# Speed as printed, 576 tokens = 1: table 7 for 7B, tables 8 and 9 for 13B.  Table 11 and supplement table 3 print
-# almost the same for hours of training (1.6 at 256).  Batch, text and length of the answers are not told.
-PAPER = {"LLaVA-1.5-7B": {288: 1.5, 256: 1.7, 192: 1.9, 144: 2.1}, "LLaVA-1.5-13B": {256: 1.8, 144: 2.2}}
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The numbers of a LLaVA: a CLIP tower (image and patch in px) and a Llama-like language model."""
-
-    name: str
-    image_size: int
-    patch_size: int
-    vision_dim: int
-    vision_mlp: int
-    vision_layers: int
-    vision_heads: int
-    dim: int
-    mlp: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-
-    @property
-    def patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
-
-
-SHAPES = {
-    "7b": Shape("LLaVA-1.5-7B", 336, 14, 1024, 4096, 24, 16, 4096, 11008, 32, 32, 32, 128, 32064),
-    "13b": Shape("LLaVA-1.5-13B", 336, 14, 1024, 4096, 24, 16, 5120, 13824, 40, 40, 40, 128, 32064),
-    "eighth": Shape("an eighth of LLaVA-1.5-7B", 336, 14, 128, 512, 3, 2, 512, 1376, 4, 4, 4, 128, 4008),
-}
-
-
-def shape_of(model: str) -> Shape:
-    """A shape by name ("7b", "13b", "eighth"), or that of a LLaVA's folder, config.json or hub name."""
-    if model in SHAPES:
-        return SHAPES[model]
-    from transformers import AutoConfig
-
-    try:
-        with hub(model):
-            config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].removeprefix(f"{model}: ")
-        raise ValueError(f"{model}: no model by that name or folder ({reason}); choose {', '.join(SHAPES)}") from None
-    vision, text = getattr(config, "vision_config", None), getattr(config, "text_config", None)
-    if vision is None or text is None or vision.model_type != "clip_vision_model":
-        raise ValueError(
-            f"{model}: {config.model_type} is no LLaVA with a CLIP tower; give one, or {', '.join(SHAPES)}"
-        )
-    return Shape(
-        Path(model).name, vision.image_size, vision.patch_size, vision.hidden_size, vision.intermediate_size,
-        vision.num_hidden_layers, vision.num_attention_heads, text.hidden_size, text.intermediate_size,
-        text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads,
-        getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads, text.vocab_size,
-    )  # fmt: skip
-
-
-# -- work and memory, from the numbers ---------------------------------------------------------------
-
-
-def vision_macs(shape: Shape) -> int:
-    """Multiply-accumulates of the tower for one image: all its layers run, also the last, which LLaVA does not use."""
-    dim, length = shape.vision_dim, shape.patches + 1
-    patches = shape.patches * 3 * shape.patch_size**2 * dim
-    layer = length * (4 * dim**2 + 2 * dim * shape.vision_mlp) + 2 * length**2 * dim
-    return patches + shape.vision_layers * layer
-
-
-def prefill_macs(shape: Shape, length: int) -> int:
-    """Multiply-accumulates of the language model over a prompt, to the first logits; attention counted unmasked."""
-    attention = 2 * length**2 * shape.heads * shape.head_dim
-    return shape.layers * (length * _layer_weights(shape) + attention) + shape.dim * shape.vocab
-
-
-def decode_macs(shape: Shape, length: int, new: int) -> int:
-    """Multiply-accumulates of the tokens after the first of `new`, one by one, after a prompt of `length`."""
-    keys = sum(range(length + 1, length + new))
-    return (new - 1) * _read_weights(shape) + 2 * shape.layers * shape.heads * shape.head_dim * keys
-
-
-def kv_bytes(shape: Shape, length: int, bytes_each: int = 2) -> int:
-    """Keys and values of `length` tokens; two bytes each in float16 and bfloat16."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * length * bytes_each
-
-
-def step_bytes(shape: Shape, length: int, batch: int = 1, bytes_each: int = 2) -> int:
-    """What one decoding step has to read: every weight once, and the keys and values of each sample."""
-    return bytes_each * _read_weights(shape) + batch * kv_bytes(shape, length, bytes_each)
-
-
-def _layer_weights(shape: Shape) -> int:
-    attention = 2 * shape.dim * shape.head_dim * (shape.heads + shape.kv_heads)
-    return attention + 3 * shape.dim * shape.mlp
-
-
-def _read_weights(shape: Shape) -> int:
-    return shape.layers * _layer_weights(shape) + shape.dim * shape.vocab
-
-
-def connector_of(shape: Shape, name: str, num_tokens: int, extra_token: str | None) -> connectors.Connector:
-    """The connector that gives so many tokens; LLaVA's MLP where that is all of them."""
-    name = "mlp" if num_tokens == shape.patches else name
-    options = {"extra_token": extra_token, "num_patches": shape.patches}
-    return connectors.create(name, shape.vision_dim, shape.dim, num_tokens, **options)
-
-
-def connector_macs(shape: Shape, connector: connectors.Connector) -> int:
-    """Multiply-accumulates of a connector for one image, norms and scores included."""
-    return count_macs(_OnTower(connector), (1, shape.patches + 1, shape.vision_dim)).total
-
-
-class _OnTower(nn.Module):
-    """A connector that is given (B, 1, 1 + L, C), [cls] first."""
-
-    def __init__(self, connector: connectors.Connector) -> None:
-        super().__init__()
-        self.connector = connector
-
-    def forward(self, features: Tensor) -> Tensor:
-        return _connect(self.connector, features.squeeze(1))
-
-
-def _connect(connector: connectors.Connector, features: Tensor) -> Tensor:
-    """Features (B, 1 + L, C) to tokens.  The [cls] attention some ask for is a row that the tower has anyway."""
-    attention = features.new_ones(features.shape[0], features.shape[1] - 1) / (features.shape[1] - 1)
-    return connector(features[:, 1:], cls=features[:, 0], cls_attention=attention)
-
-
-def work(
-    shape: Shape, name: str, tokens: Sequence[int], extra_token: str | None, text: int, new: int
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row for each number of tokens; and what a connector cannot do, in its own words."""
-    rows, notes = [], []
-    for count in tokens:
-        try:
-            with torch.device("meta"):
-                connector = connector_of(shape, name, count, extra_token)
-        except ValueError as error:
-            notes.append(f"{name} at {count}: {error}")
-            continue
-        length = text + connector.num_output_tokens(shape.patches)
-        rows.append({
-            "tokens": count, "connector": connector.name, "prompt": length,
-            "parameters": sum(p.numel() for p in connector.parameters()),
-            "macs": {
-                "vision": vision_macs(shape), "connector": connector_macs(shape, connector),
-                "prefill": prefill_macs(shape, length), "decode": decode_macs(shape, length, new),
-            },
-            "kv_bytes": kv_bytes(shape, length + new - 1),
-            "step_bytes": {batch: step_bytes(shape, length, batch) for batch in (1, 32)},
-        })  # fmt: skip
-    return rows, notes
-
-
-# -- time ----------------------------------------------------------------------------------------------
 
 
 class Timed:
@@ -225,7 +63,7 @@ class Timed:
     def first(self, connector: connectors.Connector) -> Any:
         """From image and text to the first logits; returns what the language model returned."""
         before, after = self.language.get_input_embeddings()(self.words).tensor_split(2, dim=1)
-        prompt = torch.cat([before, _connect(connector, self.features()), after], dim=1)
+        prompt = torch.cat([before, connect(connector, self.features()), after], dim=1)
         return self.language(inputs_embeds=prompt, use_cache=True, logits_to_keep=1)
 
     def cache(self, connector: connectors.Connector) -> Any:
@@ -308,10 +146,7 @@ def connector_report(
         json: write the result to this file.
         progress: show a bar.
     """
-    if text < 2 or new < 2 or rounds < 1 or not tokens:
-        raise ValueError(f"text={text}, new={new}, rounds={rounds}, tokens={list(tokens)}; give 2, 2, 1, one or more")
-    if connector not in connectors.NAMES:
-        raise ValueError(f"no connector {connector!r}; choose one of {', '.join(connectors.NAMES)}")
+    _check(connector, tokens, text, new, rounds)
     check_settings([dtype], device, json)
     extra = None if extra_token == "none" else extra_token
     shapes = [shape_of(model) for model in models]
@@ -320,12 +155,8 @@ def connector_report(
         "models": [shape.name for shape in shapes], "connector": connector, "tokens": counts,
         "extra_token": extra, "text": text, "new": new, "rounds": rounds, "threads": threads, "dtype": dtype,
     }  # fmt: skip
-    result: dict[str, Any] = {
-        **head("secvit bench connector", recipe, threads, device),
-        "models": [],
-        "timed": None,
-        "notes": [],
-    }
+    about = head("secvit bench connector", recipe, threads, device)
+    result: dict[str, Any] = {**about, "models": [], "timed": None, "notes": []}
     for shape in shapes:
         rows, notes = work(shape, connector, counts, extra, text, new)
         result["models"].append({"shape": asdict(shape), "rows": rows})
@@ -342,62 +173,8 @@ def connector_report(
     return result
 
 
-def connector_markdown(result: dict[str, Any]) -> str:
-    """The tables of a `connector_report`."""
-    recipe, versions = result["recipe"], result["versions"]
-    extra = "" if recipe["extra_token"] is None else " + 1"
-    lines = [
-        f"## {recipe['connector']}: an image, {recipe['text']} tokens of text, an answer of {recipe['new']}", "",
-        f"secvit {versions['secvit']}, torch {versions['torch']}; commit {result['commit']}; {result['date'][:10]}.",
-        *result["notes"], "",
-    ]  # fmt: skip
-    for model in result["models"]:
-        lines += _work_table(model, extra)
-    if result["timed"] is not None:
-        lines += _time_table(result, extra)
-    return "\n".join(lines) + "\n"
-
-
-def _work_table(model: dict[str, Any], extra: str) -> list[str]:
-    name, rows = model["shape"]["name"], model["rows"]
-    columns = [
-        "image tokens", "by", "parameters", "GMAC: tower", "connector", "prefill", "decode", "all",
-        "all, times less", "KV cache, MiB", "a decoding step reads, times less", "32 at a time", "paper's speed",
-    ]  # fmt: skip
-    base, cells = rows[0], []
-    for row in rows:
-        total, most = (sum(found["macs"].values()) for found in (row, base))
-        reads = [f"{base['step_bytes'][batch] / row['step_bytes'][batch]:.2f}" for batch in row["step_bytes"]]
-        printed = PAPER.get(name, {}).get(row["tokens"])
-        cells.append([
-            f"{row['tokens']}{extra}", row["connector"], f"{row['parameters'] / 1e6:.1f} M",
-            *(f"{row['macs'][part] / 1e9:,.1f}" for part in ("vision", "connector", "prefill", "decode")),
-            f"{total / 1e9:,.0f}", f"{most / total:.2f}", f"{row['kv_bytes'] / 2**20:,.0f}", *reads,
-            f"{printed}" if printed else "",
-        ])  # fmt: skip
-    return [f"### {name}: work and memory, from its numbers", "", *table(columns, cells), ""]
-
-
-def _time_table(result: dict[str, Any], extra: str) -> list[str]:
-    found, base = result["timed"], result["timed"]["base"]
-    parts = found["parts"]
-    counts = [name for name in parts["answer"]["speeds"] if name != base]
-    columns = ["image tokens", *parts, "paper's speed (7B)"]
-    rows = []
-    for count in counts:
-        printed = PAPER["LLaVA-1.5-7B"].get(int(count))
-        speeds = [shown_ratio(part["speeds"][count]) for part in parts.values()]
-        rows.append([f"{count}{extra}", *speeds, f"{printed}" if printed else ""])
-    first = parts["first token"]["seconds"]
-    vision = sorted(v / t for v, t in zip(first["vision"], first[base], strict=True))[len(first[base]) // 2]
-    nulls = ", ".join(f"{part['null']['median']:.2f}" for part in parts.values())
-    noisy = [name for name, part in parts.items() if not part["quiet"]]
-    return [
-        f"### {found['shape']['name']}, random weights: speed, {base}{extra} tokens = 1", "",
-        f"{result['hardware']}; {found['dtype']}, {found['clock']}, {result['recipe']['rounds']} rounds.",
-        *environment_lines(result),
-        *([f"**Too noisy to quote**: {', '.join(noisy)}."] if noisy else []), "",
-        *table(columns, rows), "",
-        f"Null pair ({base} twice): {nulls}. The tower takes {100 * vision:.0f} % of the time to the first token at "
-        f"{base}, and is not made faster.",
-    ]  # fmt: skip
+def _check(connector: str, tokens: Sequence[int], text: int, new: int, rounds: int) -> None:
+    if text < 2 or new < 2 or rounds < 1 or not tokens:
+        raise ValueError(f"text={text}, new={new}, rounds={rounds}, tokens={list(tokens)}; give 2, 2, 1, one or more")
+    if connector not in connectors.NAMES:
+        raise ValueError(f"no connector {connector!r}; choose one of {', '.join(connectors.NAMES)}")

@@ -63,23 +63,7 @@ def bench_models(
     """
     base = base or (SWIN if SWIN in models else models[0])
     images = pictures(batch_size, image_size)
-    networks, differences = {}, {}
-    skipped: dict[str, str] = {}
-    for name in models:
-        network = build(name, image_size)
-        networks[name] = network
-        if mode == "inference" and not compiled and hasattr(network, "fuse"):
-            networks[FUSED + name] = check_fused(name, network, images[:1])
-        if literal is not None and is_ours(name):
-            try:
-                twin = literal.like(network)
-            except ValueError as error:
-                skipped[TWIN + name] = str(error)
-                continue
-            differences[name] = check_twin(name, network, twin, images[:1], dtype)
-            networks[TWIN + name] = twin
-    if skipped and not differences:
-        raise ValueError("no model has a literal twin: " + next(iter(skipped.values())))
+    networks, differences, skipped = _networks(models, images, mode, dtype, compiled, literal)
     clock = clock_for(threads)
     candidates: dict[str, Callable[[], object]] = {}
     spent = 0.0
@@ -105,6 +89,30 @@ def bench_models(
         "rows": [_row(name, seconds, base, batch_size, macs) for name in seconds if name != MATRIX],
         "seconds": seconds,
     }  # fmt: skip
+
+
+def _networks(
+    models: Sequence[str], images: Tensor, mode: str, dtype: str, compiled: bool, literal: ModuleType | None
+) -> tuple[dict[str, nn.Module], dict[str, dict[str, float]], dict[str, str]]:
+    """The models and their variants, how far each is from its literal twin, and why others have none."""
+    networks, differences = {}, {}
+    skipped: dict[str, str] = {}
+    for name in models:
+        network: Any = build(name, images.shape[-1])
+        networks[name] = network
+        if mode == "inference" and not compiled and hasattr(network, "fuse"):
+            networks[FUSED + name] = check_fused(name, network, images[:1])
+        if literal is not None and is_ours(name):
+            try:
+                twin = literal.like(network)
+            except ValueError as error:
+                skipped[TWIN + name] = str(error)
+                continue
+            differences[name] = check_twin(name, network, twin, images[:1], dtype)
+            networks[TWIN + name] = twin
+    if skipped and not differences:
+        raise ValueError("no model has a literal twin: " + next(iter(skipped.values())))
+    return networks, differences, skipped
 
 
 def _row(name: str, seconds: Seconds, base: str, batch_size: int, macs: dict[str, int]) -> dict[str, Any]:
