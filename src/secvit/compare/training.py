@@ -73,48 +73,59 @@ def compare(
     planned = _plan(variants, data, output, seeds, tell)
     for run in planned:
         _check_same(run, data)
-    results = {run.folder: result for run in planned if (result := report.finished(run.folder)) is not None}
-    left = [run for run in planned if run.folder not in results]
-    stopped, failed = "", dict[Path, str]()
-
-    def comparison() -> dict[str, Any]:
-        entries = [
-            {"variant": run.variant, "seed": run.seed, "folder": run.folder.relative_to(output).as_posix()}
-            | {"result": results.get(run.folder), "failed": failed.get(run.folder, "")}
-            for run in planned
-        ]
-        about = {
-            "task": task,
-            "recipe": name,
-            "entry": entry,
-            "data": data,
-            "seeds": list(seeds),
-            "variants": list(variants),
-        }
-        return report.write(output, {**about, "stopped": stopped, "runs": entries}, figure)
-
-    before = f", {len(results)} finished before" if results else ""
+    about = {
+        "task": task, "recipe": name, "entry": entry, "data": data,
+        "seeds": list(seeds), "variants": list(variants),
+    }  # fmt: skip
+    comparison = Comparison(output, about, planned, figure)
+    before = f", {len(comparison.results)} finished before" if comparison.results else ""
     tell(f"{len(planned)} runs: {len(variants)} variants with {_seeds(seeds)}{before}")
-    for number, run in enumerate(left, len(results) + 1):
-        seconds = [result["seconds"] for result in results.values()]
-        rest = f"; about {duration(fmean(seconds) * (len(planned) - number + 1))} left" if seconds else ""
-        tell(f"run {number} of {len(planned)}: {run.variant}, seed {run.seed}{rest}")
-        try:
-            result = runs.train(run.recipe, data, run.folder, name=name)
-        except KeyboardInterrupt:
-            stopped = "interrupted"
-            break
-        except ArithmeticError as error:  # it diverged, which is a result of this variant
-            failed[run.folder] = str(error)
-            tell(f"  failed: {error}")
-            continue
-        if stopped := result["stopped"]:
-            break
-        results[run.folder] = result
-        tell(f"  {result['summary'] or 'not scored'}, in {duration(result['seconds'])}")
-        _draw(run.folder)
-        comparison()
-    return comparison()
+    comparison.train(data, name, tell)
+    return comparison.write()
+
+
+class Comparison:
+    """The planned runs, and what those gave that are finished or failed."""
+
+    def __init__(self, output: Path, about: Mapping[str, Any], planned: Sequence[Run], figure: str | None) -> None:
+        self.output, self.about, self.planned, self.figure = output, about, planned, figure
+        found = {run.folder: report.finished(run.folder) for run in planned}
+        self.results = {folder: result for folder, result in found.items() if result is not None}
+        self.failed: dict[Path, str] = {}
+        self.stopped = ""
+
+    def train(self, data: str, name: str, tell: Callable[[str], None]) -> None:
+        """The runs that are left, until one of them stops early."""
+        left = [run for run in self.planned if run.folder not in self.results]
+        for number, run in enumerate(left, len(self.results) + 1):
+            seconds = [result["seconds"] for result in self.results.values()]
+            rest = f"; about {duration(fmean(seconds) * (len(self.planned) - number + 1))} left" if seconds else ""
+            tell(f"run {number} of {len(self.planned)}: {run.variant}, seed {run.seed}{rest}")
+            try:
+                result = runs.train(run.recipe, data, run.folder, name=name)
+            except KeyboardInterrupt:
+                self.stopped = "interrupted"
+                return
+            except ArithmeticError as error:  # it diverged, which is a result of this variant
+                self.failed[run.folder] = str(error)
+                tell(f"  failed: {error}")
+                continue
+            if result["stopped"]:
+                self.stopped = result["stopped"]
+                return
+            self.results[run.folder] = result
+            tell(f"  {result['summary'] or 'not scored'}, in {duration(result['seconds'])}")
+            _draw(run.folder)
+            self.write()
+
+    def write(self) -> dict[str, Any]:
+        """comparison.json and its table and picture, as far as it is."""
+        entries = [
+            {"variant": run.variant, "seed": run.seed, "folder": run.folder.relative_to(self.output).as_posix()}
+            | {"result": self.results.get(run.folder), "failed": self.failed.get(run.folder, "")}
+            for run in self.planned
+        ]
+        return report.write(self.output, {**self.about, "stopped": self.stopped, "runs": entries}, self.figure)
 
 
 def _seeds(seeds: Sequence[int]) -> str:
