@@ -7,7 +7,7 @@ import json
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -297,35 +297,13 @@ def _turns(
     if said and said[0][0] == 1:
         said = said[1:]
         notes.append("begins with an answer, which is left out as LLaVA does")
-    order = [who for who, _ in said]
-    if order != [i % 2 for i in range(len(said))] or len(said) < 2:
-        found = ", ".join("human" if who == 0 else "gpt" for who in order[:12]) or "none"
-        raise ValueError(f"expected human and gpt in turns, gpt last, found {found}{', ...' * (len(order) > 12)}")
+    _check_order([who for who, _ in said])
     if len(said) % 2:
         mend("ends with a question; expected human and gpt in turns, gpt last", "cut off")
         said = said[:-1]
-    questions, answers = [text for _, text in said[::2]], [text for _, text in said[1::2]]
-    for i, text in enumerate(answers):
-        if IMAGE in text:
-            mend(f"{IMAGE} in answer {i + 1}; pictures belong to questions", "taken out")
-            answers[i] = text.replace(IMAGE, "")
-    if empty := [i for i, text in enumerate(answers) if not text.strip()]:
-        if empty[0] == 0:
-            raise ValueError("answer 1 is empty")
-        mend(f"answer {empty[0] + 1} is empty", "the conversation is cut off before its question")
-        questions, answers = questions[: empty[0]], answers[: empty[0]]
-    named = [text.count(IMAGE) for text in questions]
-    if sum(named) != images:
-        fault = f"{sum(named)} {IMAGE} in the questions for {'one picture' if images == 1 else f'{images} pictures'}"
-        pictured = [i for i, count in enumerate(named) if count]
-        if images == 0:
-            mend(fault, "taken out")
-            named = [0] * len(named)
-        elif images == 1 and len(pictured) == 1:
-            mend(f"{fault}; write one for each", "taken as one")
-            named[pictured[0]] = 1
-        else:
-            raise ValueError(f"{fault}; write one for each")
+    answers = _mended_answers([text for _, text in said[1::2]], mend)
+    questions = [text for _, text in said[::2]][: len(answers)]
+    named = _pictures_named(questions, images, mend)
     turns = []
     for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         question, answer = question.replace(IMAGE, "").strip(), answer.strip()
@@ -335,6 +313,44 @@ def _turns(
             raise ValueError(f"question {i + 1} is empty, and has no picture")
         turns.append((question, answer))
     return [i for i, count in enumerate(named) for _ in range(count)], turns
+
+
+def _check_order(order: Sequence[int]) -> None:
+    """A ValueError if 0 (human) and 1 (gpt) do not take turns."""
+    if list(order) != [i % 2 for i in range(len(order))] or len(order) < 2:
+        found = ", ".join("human" if who == 0 else "gpt" for who in order[:12]) or "none"
+        raise ValueError(f"expected human and gpt in turns, gpt last, found {found}{', ...' * (len(order) > 12)}")
+
+
+def _mended_answers(answers: list[str], mend: Callable[[str, str], None]) -> list[str]:
+    """Without marks of pictures, and up to the first that is empty."""
+    for i, text in enumerate(answers):
+        if IMAGE in text:
+            mend(f"{IMAGE} in answer {i + 1}; pictures belong to questions", "taken out")
+            answers[i] = text.replace(IMAGE, "")
+    empty = next((i for i, text in enumerate(answers) if not text.strip()), None)
+    if empty == 0:
+        raise ValueError("answer 1 is empty")
+    if empty is not None:
+        mend(f"answer {empty + 1} is empty", "the conversation is cut off before its question")
+    return answers[:empty]
+
+
+def _pictures_named(questions: Sequence[str], images: int, mend: Callable[[str, str], None]) -> list[int]:
+    """How many of `images` pictures each question shows."""
+    named = [text.count(IMAGE) for text in questions]
+    if sum(named) == images:
+        return named
+    fault = f"{sum(named)} {IMAGE} in the questions for {'one picture' if images == 1 else f'{images} pictures'}"
+    pictured = [i for i, count in enumerate(named) if count]
+    if images == 0:
+        mend(fault, "taken out")
+        return [0] * len(named)
+    if images == 1 and len(pictured) == 1:
+        mend(f"{fault}; write one for each", "taken as one")
+        named[pictured[0]] = 1
+        return named
+    raise ValueError(f"{fault}; write one for each")
 
 
 def texts(samples: Iterable[Sample]) -> Iterator[str]:

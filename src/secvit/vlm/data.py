@@ -84,17 +84,7 @@ def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
         samples = samples.take([i for i in range(len(samples)) if i not in unseen and i not in others])
     lengths = all_lengths(chat, samples)
     kept = [i for i, length in enumerate(lengths) if length <= chosen.max_length]
-    long = [i for i, length in enumerate(lengths) if length > chosen.max_length]
-    if chosen.too_long == "error":
-        for i in long:
-            faults.add(
-                f"{samples.where(i)}: {lengths[i]} tokens, {chat.image_tokens * len(samples[i].images)} of them for "
-                f"pictures, and max_length is {chosen.max_length}; raise it, shorten the sample, or leave such samples "
-                "out by --samples.too_long drop"
-            )
-    elif long and is_first():
-        logger.warning("%s: %d of %d samples left out, longer than %d tokens: %s", file, len(long), len(samples),
-                       chosen.max_length, ", ".join(samples[i].id for i in long[:3]))  # fmt: skip
+    check_long(file, samples, lengths, chosen, chat, faults)
     if not faults:
         faults.found += prompt_faults(chat, samples.take(kept))
     faults.check("; ".join(remedies))
@@ -108,6 +98,23 @@ def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
     if is_first():
         logger.info("%s: %s samples of up to %d tokens", file, f"{len(kept):,}", max(lengths[i] for i in kept))
     return samples.take(kept), [lengths[i] for i in kept]
+
+
+def check_long(
+    file: Path, samples: Packed, lengths: Sequence[int], chosen: Samples, chat: Chat, faults: Faults
+) -> None:
+    """Samples of too many tokens: faults, or, where they are left out, a line in the log."""
+    long = [i for i, length in enumerate(lengths) if length > chosen.max_length]
+    if chosen.too_long == "error":
+        for i in long:
+            faults.add(
+                f"{samples.where(i)}: {lengths[i]} tokens, {chat.image_tokens * len(samples[i].images)} of them for "
+                f"pictures, and max_length is {chosen.max_length}; raise it, shorten the sample, or leave such samples "
+                "out by --samples.too_long drop"
+            )
+    elif long and is_first():
+        logger.warning("%s: %d of %d samples left out, longer than %d tokens: %s", file, len(long), len(samples),
+                       chosen.max_length, ", ".join(samples[i].id for i in long[:3]))  # fmt: skip
 
 
 def told(file: Path, total: int, broken: Sequence[str], mended: Sequence[str]) -> str:

@@ -89,18 +89,13 @@ def small_llava(
     the rest).  dim is the width of both towers, in heads of head_dim (vLLM on CPUs takes 32, not 16).
     """
     heads: dict[str, Any] = {"num_attention_heads": dim // head_dim, "hidden_size": dim, "intermediate_size": 2 * dim}
-    vision = CLIPVisionConfig(
-        image_size=image_size, patch_size=patch_size, num_hidden_layers=vision_layers, projection_dim=dim, **heads
-    )
+    patches: dict[str, Any] = {"image_size": image_size, "patch_size": patch_size}
+    vision = CLIPVisionConfig(**patches, num_hidden_layers=vision_layers, projection_dim=dim, **heads)
     text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        num_hidden_layers=text_layers,
-        max_position_embeddings=max_length,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer), num_hidden_layers=text_layers, max_position_embeddings=max_length,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         **heads,
-    )
+    )  # fmt: skip
     common: dict[str, Any] = {
         "vision_config": vision,
         "text_config": text,
@@ -108,16 +103,13 @@ def small_llava(
         "image_seq_length": (image_size // patch_size) ** 2,
     }
     sizes: dict[str, Any] = {
-        "size": {"shortest_edge": image_size},
-        "crop_size": {"height": image_size, "width": image_size},
-    }
+        "size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}
+    }  # fmt: skip
     # of LLaVA's processors: the tower's tokens, [cls] included, less the one that "default" drops
     counting: dict[str, Any] = {
-        "patch_size": patch_size,
-        "num_additional_image_tokens": 1,
-        "vision_feature_select_strategy": "default",
+        "patch_size": patch_size, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default",
         "chat_template": CHAT_TEMPLATE,
-    }
+    }  # fmt: skip
     if next_tiles:
         if connector is not None:
             raise ValueError("next_tiles=True makes a stock LLaVA-NeXT: connector=None, then use_connector(...)")
@@ -130,7 +122,6 @@ def small_llava(
         return stock.eval(), LlavaProcessor(LlavaImageProcessor(**sizes), tokenizer, **counting)
     chosen = {"name": connector, "num_tokens": num_tokens, "extra_token": extra_token, **options}
     model = SecLlavaForConditionalGeneration(SecLlavaConfig(connector=chosen, **common))
-    processor = SecLlavaProcessor(
-        LlavaImageProcessor(**sizes), tokenizer, num_image_tokens=model.config.image_seq_length, **counting
-    )
+    counting["num_image_tokens"] = model.config.image_seq_length
+    processor = SecLlavaProcessor(LlavaImageProcessor(**sizes), tokenizer, **counting)
     return model.eval(), processor
