@@ -103,7 +103,7 @@ def look(photo: str, setting: Setting) -> Seen:
 @lru_cache(maxsize=16)
 def _look(photo: str, version: tuple[int, int], setting: Setting) -> Seen:
     image = open_photo(photo)
-    network = setting.network
+    network: Any = setting.network
     pixels = normalised(sized(image, setting.size), network)
     stage, layer = _place(network, setting)
     shown = sized(image, SHOWN_SIDE)

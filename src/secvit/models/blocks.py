@@ -124,7 +124,7 @@ class FFN(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, dd: dict[str, Any]) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim, **dd)
-        self.act = nn.GELU()
+        self.act: nn.Module = nn.GELU()
         self.dwconv = AddDepthwise(hidden_dim, dd)
         self.fc2 = nn.Linear(hidden_dim, dim, **dd)
 
@@ -208,9 +208,9 @@ class Head(nn.Module):
         super().__init__()
         self.in_features = in_features
         self.hidden_size = hidden_size
-        self.proj = nn.Conv2d(in_features, hidden_size, 1, **dd)
-        self.norm = nn.BatchNorm2d(hidden_size, **dd)
-        self.act = nn.SiLU()
+        self.proj: nn.Module = nn.Conv2d(in_features, hidden_size, 1, **dd)
+        self.norm: nn.Module = nn.BatchNorm2d(hidden_size, **dd)
+        self.act: nn.Module = nn.SiLU()
         self.global_pool = SelectAdaptivePool2d(pool_type=pool_type, flatten=bool(pool_type))
         self.drop = nn.Dropout(drop_rate)
         self.fc = self._classifier(num_classes, dd)
@@ -238,7 +238,7 @@ class Head(nn.Module):
 
     def reparameterize(self) -> None:
         """For inference, `SECViT.fuse`."""
-        if isinstance(self.norm, nn.BatchNorm2d):
+        if isinstance(self.proj, nn.Conv2d) and isinstance(self.norm, nn.BatchNorm2d):
             self.proj, self.norm = fuse_conv_bn_eval(self.proj, self.norm), nn.Identity()
 
 

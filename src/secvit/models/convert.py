@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -119,7 +120,8 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str
 
 def heads_of(model: nn.Module) -> tuple[int, ...]:
     try:
-        return tuple(stage.blocks[0].attn.num_heads for stage in model.stages)
+        stages: Any = model.stages
+        return tuple(stage.blocks[0].attn.num_heads for stage in stages)
     except AttributeError:
         raise ValueError(f"{type(model).__name__} has no layout of the authors'; only SECViT has") from None
 

@@ -39,7 +39,8 @@ class FeatureMaps(nn.Module):
             raise ValueError(f"{backbone} with {dict(arguments or {})}: {reason}") from None
         except (RuntimeError, AttributeError, OSError, AssertionError) as error:
             raise ValueError(f"{backbone} gives no feature maps: {str(error).splitlines()[0]}") from None
-        strides, channels = self.body.feature_info.reduction(), self.body.feature_info.channels()
+        info: Any = self.body.feature_info
+        strides, channels = info.reduction(), info.channels()
         self.scales: plain_pyramid.PlainPyramid | None = None
         if set(strides) == {plain_pyramid.STRIDE}:
             self.scales = plain_pyramid.PlainPyramid(channels[-1], levels)

@@ -39,6 +39,6 @@ def vit_sec_patched(
     source = {k: v for k, v in kwargs.pop("pretrained_model_args", {}).items() if k not in ("network", "patch")}
     if source:  # newer timm compares them with the arguments of now
         kwargs["pretrained_model_args"] = source
-    model = patched(timm.create_model(network, pretrained=pretrained, **kwargs), patch)
+    model: Any = patched(timm.create_model(network, pretrained=pretrained, **kwargs), patch)
     model.pretrained_cfg = model.default_cfg = {**model.pretrained_cfg, "architecture": PATCHED_TIMM}  # what timm saves
     return model

@@ -130,11 +130,11 @@ def load_model(
     """
     name = name_of(checkpoint, name)
     if checkpoint is None:
-        shipped = has_weights(name)
-        classes = timm.get_pretrained_cfg(name).num_classes if shipped else num_classes
+        shipped = timm.get_pretrained_cfg(name) if has_weights(name) else None
+        classes = shipped.num_classes if shipped else num_classes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return create(name, 1000 if classes is None else classes, {"pretrained": shipped}).eval()
+            return create(name, 1000 if classes is None else classes, {"pretrained": shipped is not None}).eval()
     path = Path(checkpoint)
     state, config = read_weights(path), saved_config(path)
     known = config.get("model") or {}
@@ -142,7 +142,7 @@ def load_model(
     if num_classes is None:
         num_classes = len(names) if names else classes_in(state, name)
     with naming(config_beside(path)) if known else contextlib.nullcontext():
-        network = create(name, num_classes, known.get("args"))
+        network: Any = create(name, num_classes, known.get("args"))
     try:
         state = in_our_layout(state, network)
     except Exception as error:  # the filters of timm and of ours trust shapes
@@ -194,7 +194,8 @@ def classes_in(state: Mapping[str, Tensor], name: str) -> int:
 
 def class_names_of(model: nn.Module) -> tuple[str, ...]:
     """The names of the classes that a model tells apart; () where nobody knows them."""
-    names = tuple(map(str, model.pretrained_cfg.get("label_names") or ()))
+    settings: Any = model.pretrained_cfg
+    names = tuple(map(str, settings.get("label_names") or ()))
     return names if len(names) == getattr(model, "num_classes", len(names)) else ()
 
 

@@ -89,9 +89,9 @@ class SECDeiTAttention(nn.Module):
 class SECDeiTBlock(Block):
     """timm's, which passes on the grid of the patch tokens.  (B, P + L, C)"""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, x: Tensor, grid: tuple[int, int], attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:  # type: ignore[override]
+    ) -> Tensor:
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), grid, attn_mask, is_causal)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
@@ -135,11 +135,13 @@ class SECDeiT(VisionTransformer):
         )
         super().__init__(
             img_size=img_size, patch_size=patch_size, in_chans=in_chans, num_classes=num_classes,
-            global_pool=global_pool, embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio,
+            global_pool=global_pool,  # type: ignore[arg-type]
+            embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio,
             drop_rate=drop_rate, pos_drop_rate=pos_drop_rate, proj_drop_rate=proj_drop_rate,
             attn_drop_rate=attn_drop_rate, drop_path_rate=drop_path_rate, dynamic_img_size=True,
             dynamic_img_pad=True, block_fn=SECDeiTBlock, attn_layer=SECDeiTAttention, device=device, dtype=dtype,
         )  # fmt: skip
+        block: Any
         for block in self.blocks:
             block.attn.clustering = clustering
 
@@ -147,9 +149,10 @@ class SECDeiT(VisionTransformer):
         """timm's DeiT, and LePE as in SECViT."""
         super().init_weights(mode, needs_reset)
         for module in self.modules():
-            if hasattr(module, "lepe"):
-                trunc_normal_(module.lepe.weight, std=0.02)
-                nn.init.zeros_(module.lepe.bias)
+            lepe: Any = getattr(module, "lepe", None)
+            if lepe is not None:
+                trunc_normal_(lepe.weight, std=0.02)
+                nn.init.zeros_(lepe.bias)
 
     def _run(
         self, x: Tensor, take: Collection[int], depth: int, attn_mask: Tensor | None, is_causal: bool

@@ -87,9 +87,11 @@ class SECSwin(SwinTransformer):
             img_size=img_size, in_chans=in_chans, num_classes=num_classes, global_pool=global_pool,
             embed_dim=embed_dim, depths=(0,) * len(depths), num_heads=tuple(num_heads), mlp_ratio=mlp_ratio,
             drop_rate=drop_rate, strict_img_size=False, weight_init="skip",
-            embed_layer=partial(PatchEmbed, dynamic_img_pad=True), **dd,
+            embed_layer=partial(PatchEmbed, dynamic_img_pad=True),  # type: ignore[arg-type]
+            **dd,
         )  # fmt: skip
-        rates = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        stage: Any
         for i, stage in enumerate(self.layers):
             stage.depth = depths[i]
             stage.blocks = nn.Sequential(
@@ -105,13 +107,15 @@ class SECSwin(SwinTransformer):
         """timm's Swin, and LePE as in SECViT."""
         super().init_weights(mode, needs_reset)
         for module in self.modules():
-            if hasattr(module, "lepe"):
-                trunc_normal_(module.lepe.weight, std=0.02)
-                nn.init.zeros_(module.lepe.bias)
+            lepe: Any = getattr(module, "lepe", None)
+            if lepe is not None:
+                trunc_normal_(lepe.weight, std=0.02)
+                nn.init.zeros_(lepe.bias)
 
-    def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None) -> None:  # type: ignore[override]
         """What timm's tools read as the size; the network itself takes any."""
-        self.patch_embed.set_input_size(img_size=img_size)
+        embed: Any = self.patch_embed
+        embed.set_input_size(img_size=img_size)
 
     def forward_stem(self, x: Tensor) -> Tensor:
         """Images to the first stage's input, where masked pre-training puts its mask tokens.
@@ -133,8 +137,8 @@ def checkpoint_filter_fn(state: Mapping[str, Tensor], model: nn.Module) -> dict[
     ours = timm_filter(kept, model)
     for key in ours:
         if place := re.match(r"layers\.(\d+)\..*\.qkv\.", key):
-            blocks = model.layers[int(place[1])].blocks  # type: ignore[index]
-            ours[key] = to_packed_rows(ours[key], blocks[0].attn.num_heads)
+            stages: Any = model.layers
+            ours[key] = to_packed_rows(ours[key], stages[int(place[1])].blocks[0].attn.num_heads)
     return ours
 
 

@@ -84,7 +84,7 @@ class SECViT(nn.Module):
         self.feature_info = []
 
         self.stem = stem(in_chans, embed_dims[0], stem_stride, dd)
-        drop_path = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        drop_path: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
         for i, (depth, dim, heads) in enumerate(zip(depths, embed_dims, num_heads)):
             scale = init_values if layer_scale[i] else None
@@ -104,7 +104,8 @@ class SECViT(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, LayerScale)):
                 module.reset_parameters()
 
@@ -124,6 +125,7 @@ class SECViT(nn.Module):
         }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        stage: Any
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
@@ -136,7 +138,8 @@ class SECViT(nn.Module):
         """
         self.eval()
         fold_layers(self.stem)
-        for module in list(self.modules()):
+        modules: list[Any] = list(self.modules())
+        for module in modules:
             if module is not self and hasattr(module, "reparameterize"):
                 module.reparameterize()
         return self

@@ -32,14 +32,14 @@ class Layer:
     stage: int
     block: int
     blocks: int
-    module: nn.Module
+    module: Any
     around: nn.Module
     num_heads: int
     stages: int = 1
 
     @property
     def clustering(self) -> Clustering:
-        clustering: Clustering = self.module.clustering  # type: ignore[assignment]
+        clustering: Clustering = self.module.clustering
         return clustering
 
 
@@ -132,7 +132,7 @@ def layers(model: nn.Module) -> list[Layer]:
     for stage, inside in enumerate(stages.values()):
         for i, name in enumerate(inside):
             module, owner = (model.get_submodule(n) for n in (name, name.rpartition(".")[0]))
-            heads = getattr(module, "num_heads", None) or getattr(owner, "num_heads", 1)  # of what was patched
+            heads = getattr(module, "num_heads", 0) or getattr(owner, "num_heads", 1)  # of what was patched
             around = model.get_submodule(_block_name(name))
             layers.append(Layer(stage, i, len(inside), module, around, heads, len(stages)))
     return layers
@@ -183,7 +183,8 @@ def one_image(image: Tensor) -> Tensor:
 
 def run_features(model: nn.Module, images: Tensor) -> object:
     """A forward pass through all blocks: timm's networks without their head, others whole."""
-    return model.forward_features(images) if hasattr(model, "forward_features") else model(images)
+    network: Any = model
+    return network.forward_features(images) if hasattr(network, "forward_features") else network(images)
 
 
 @contextmanager
@@ -201,11 +202,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def unsorted(model: nn.Module) -> Iterator[None]:
     """Tokens of a patched model stay in their places between blocks that share an order."""
-    owner = getattr(getattr(model, "secvit_patch", None), "owner", None)
-    if owner is None:
+    name = getattr(getattr(model, "secvit_patch", None), "owner", None)
+    if name is None:
         yield
         return
-    owner = model.get_submodule(owner)
+    owner: Any = model.get_submodule(name)
     before, owner.secvit_tapped = owner.secvit_tapped, True
     try:
         yield
