@@ -202,7 +202,7 @@ def test_a_short_form_is_needed():
 
 def ours() -> list[tuple[str, str, str]]:
     """Our commands in blocks and in running text, with the page's name and the sandbox."""
-    found = {(span, page.name, "classification") for span, page in inline()}
+    found = {(span, page.name, "vlm" if "--benchmark" in span else "classification") for span, page in inline()}
     for text, block in commands():
         lines = text.replace("\\\n", " ").splitlines()
         found |= {(line, block.page.name, block.sandbox) for line in lines if re.search(OURS, line)}
@@ -227,7 +227,7 @@ def test_commands_of_a_page_have_only_options_that_exist(page, tmp_path, monkeyp
         if "--help" in words or "--version" in words:
             continue
         for word in words:  # runs, of which parsing reads the task alone
-            if re.fullmatch(r"runs/\w+|RUN", word) and not Path(word).exists():
+            if re.fullmatch(r"runs/\w+|RUN\d?", word) and not Path(word).exists():
                 look_like_a_run(Path(word), task)
             elif word.endswith(".jsonl"):
                 Path(word).touch()

@@ -282,7 +282,7 @@ def test_an_empty_batch_gives_an_empty_output():
     ("options", "problem"),
     [
         (dict(num_prefix_tokens=1), "takes no prefix tokens"),
-        (dict(dropout_p=0.1), "or dropout"),
+        (dict(dropout_p=0.1), "takes no prefix tokens, dropout"),
         (dict(dtype=torch.float64), "not torch.float64"),
         (dict(dim=130), "of one width up to 128, not 130"),
     ],

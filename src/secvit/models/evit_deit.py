@@ -74,9 +74,9 @@ class EViTDeiT(VisionTransformer):
         if not 0 < keep_rate <= 1:
             raise ValueError(f"keep_rate={keep_rate}; choose a part of the tokens above 0 and up to 1, like 0.9")
         super().__init__(block_fn=EViTBlock, **kwargs)
-        for i in drop_in:
-            if i < len(self.blocks):
-                self.blocks[i].keep_rate = keep_rate
+        for i, block in enumerate(self.blocks):
+            if i in drop_in:
+                block.keep_rate = keep_rate  # type: ignore[assignment]  # an EViTBlock
 
 
 default_cfgs = generate_default_cfgs(
