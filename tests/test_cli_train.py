@@ -3,6 +3,7 @@ import os
 
 import pytest
 import yaml
+from PIL import Image
 
 from secvit.cli import main
 
@@ -153,3 +154,22 @@ def test_debug_shows_the_traceback():
 def test_a_recipe_without_images_asks_for_them(capsys):
     assert main(["train", "classification.imagenet_secvit_tiny"]) == 2
     assert "classification.imagenet_secvit_tiny needs images: give --data DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["predict", "runs/typo", "photo.jpg"], "runs/typo: no such run, photo or folder"),
+        (["evaluate", "runs/typo"], "runs/typo: no such folder or file"),
+        (["export", ""], "which run"),
+        (["train", "classification.digits", "--model.image_siz", "32"], "did you mean --model.image_size"),
+    ],
+)
+def test_a_wrong_word_is_no_other_run_and_no_other_option(tmp_path, monkeypatch, capsys, words, reason):
+    """Neither another network's answer, nor the hub, nor an option that begins alike."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    Image.new("RGB", (32, 32)).save("photo.jpg")
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert reason in said.err and not said.out

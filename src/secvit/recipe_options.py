@@ -196,7 +196,7 @@ def _explain(parser: Any, entry: str, kind: type) -> None:
     for action in parser._actions:
         prefix, _, field = action.dest.rpartition(".")
         if field in texts and prefix in ("", entry) and (prefix or field == entry):
-            action.help = texts[field].replace("%", "%%")
+            action.help = texts[field]
     for group in parser._action_groups:
         if group.title == str(kind):
             group.title = f"{entry}: {(kind.__doc__ or '').splitlines()[0]}"

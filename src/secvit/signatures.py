@@ -52,7 +52,7 @@ def _classes() -> Any:
             more = f"; {self.prog} --help says more" if "required" in message else ""
             raise ValueError(message + more + said_in(self.files))
 
-    return functools.partial(Parser, formatter_class=Formatter)
+    return functools.partial(Parser, formatter_class=Formatter, allow_abbrev=False)
 
 
 def said_in(files: Iterable[str]) -> str:

@@ -44,7 +44,7 @@ def test_a_tree_of_keys_alone_is_what_cluster_makes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"near": 0}, "near=0 of 8 clusters; choose near from 1 to 8"),
+        ({"near": 0}, "near=0; choose a whole number"),
         ({"near": 9}, "near=9 of 8 clusters; choose near from 1 to 8"),
         ({"near": 2, "backend": "triton"}, "takes no prefix tokens, dropout, near or far clusters"),
         ({"partition": "window", "backend": "reference"}, "use backend"),
@@ -63,7 +63,7 @@ def test_a_plan_and_a_partition_are_refused():
 
 
 def test_clustering_refuses_what_has_no_meaning():
-    with pytest.raises(ValueError, match="near=0; choose near >= 1"):
+    with pytest.raises(ValueError, match="near=0; choose a whole number >= 1"):
         Clustering(4, near=0)
     with pytest.raises(ValueError, match="drop score='values'"):
         Clustering(4, partition="tree", score="values")
@@ -180,3 +180,21 @@ def test_onnx_attention_equals_eager_at_other_lengths(tmp_path):
 def test_attention_compiles_whole():
     assert_equal_to_eager(torch.compile(Operations(), fullgraph=True, backend="eager", dynamic=True))
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"near": 2.0}, r"near=2\.0; choose a whole number"),
+        ({"near": "2"}, "near='2'; choose a whole number"),
+        ({"near": True}, "near=True; choose a whole number"),
+        ({"far": "false"}, "far='false'; choose True or False"),
+        ({"far": 3}, "far=3; choose True or False"),
+    ],
+)
+def test_near_is_a_whole_number_and_far_a_bool(options, reason):
+    q = torch.randn(1, 2, 16, 8)
+    with pytest.raises(ValueError, match=reason):
+        secvit.sec_attention(q, q, q, 4, **options)
+    with pytest.raises(ValueError, match=reason):
+        secvit.Clustering(4, **options)

@@ -84,6 +84,7 @@ def patch(
     layers: which of the model's layers, counted from 0 (negative: from the end); all if None.
     score, centre, partition, shared, grid: see `secvit.Clustering`.
     near, far: beside the paper, whose clusters see nothing of each other; a trained model is not made for that.
+        near is never more than there are clusters.
         partition="tree", near=2, far=True keeps its features nearly as they are (`secvit.sec_attention`).
     share_order_every: so many layers in a row go by the order of the first, one order for all heads.  Where
         blocks take nothing but tokens, the tokens travel in that order between them: a forward hook on a

@@ -14,6 +14,7 @@ from secvit.ops import reference, reference_near_far
 from secvit.ops.backends import (
     BACKENDS,
     Options,
+    check_near,
     softmax_attention,
     takes_triton,
     triton_attention,
@@ -70,6 +71,7 @@ def sec_attention(
     rank depend on later tokens.
     """
     check_qkv(q, k, v)
+    check_near(near, far)
     _check(q, backend, is_causal, num_prefix_tokens)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     options = Options(scale, backend, num_prefix_tokens, dropout_p, near, far)
@@ -217,7 +219,7 @@ def _check(q: Tensor, backend: str, is_causal: bool, num_prefix_tokens: int) -> 
 
 
 def _check_near(near: int, num_clusters: int) -> None:
-    if not 1 <= near <= num_clusters:
+    if near > num_clusters:
         raise ValueError(f"near={near} of {num_clusters} clusters; choose near from 1 to {num_clusters}")
 
 

@@ -112,6 +112,14 @@ class _TwiceDifferentiable(torch.autograd.Function):
         return None, by_score @ k, by_score.transpose(-2, -1) @ q, weights.transpose(-2, -1) @ grad, by_mask, None
 
 
+def check_near(near: int, far: bool) -> None:
+    """A ValueError unless `near` is a number of clusters and `far` a bool."""
+    if not isinstance(near, int) or isinstance(near, bool) or near < 1:
+        raise ValueError(f"near={near!r}; choose a whole number >= 1: a cluster is among those that it attends to")
+    if not isinstance(far, bool):
+        raise ValueError(f"far={far!r}; choose True or False")
+
+
 # -- fused kernels on a GPU ------------------------------------------------------------------------
 
 

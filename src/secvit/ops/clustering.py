@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from secvit.ops.backends import BACKENDS
+from secvit.ops.backends import BACKENDS, check_near
 from secvit.ops.order import Plan, check_mask, resolve_num_clusters
 from secvit.ops.partitions import Partition, check_partition, cluster, shown_name
 from secvit.ops.tree import tree_plan
@@ -78,8 +78,7 @@ class Clustering:
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r}; choose one of {', '.join(known)}")
         check_partition(self.partition)
-        if self.near < 1:
-            raise ValueError(f"near={self.near}; choose near >= 1: a cluster is among those that it attends to")
+        check_near(self.near, self.far)
         if self.num_prefix_tokens < 0:
             raise ValueError(f"num_prefix_tokens={self.num_prefix_tokens}; choose num_prefix_tokens >= 0")
         if self.centre == "cls" and self.num_prefix_tokens == 0:

@@ -166,7 +166,7 @@ def _weights(run: str | os.PathLike[str], quiet: bool = False) -> Path | str:
     """A run's folder, or its newest checkpoint where it did not come to its end; names as they are."""
     path = Path(run)
     if not path.exists():
-        if HUB.fullmatch(str(run)):
+        if HUB.fullmatch(str(run)) and not path.parent.is_dir():
             return str(run)
         try:
             check_name(str(run))

@@ -79,6 +79,7 @@ class Llava(Trained):
         """
         if benchmark and data is None:
             raise ValueError("which questions?  Give --data with the benchmark's folder (docs/vlm_evaluation.md)")
+        given = data is not None
         data = self.data_of(data)
         if benchmark:
             options = {"answers": answers, "template": template, "device": self.device}
@@ -87,7 +88,9 @@ class Llava(Trained):
             raise ValueError("--answers and --template belong to --benchmark; give all of them")
         chosen = Samples(**self.config.get("samples", {}))
         train, val = files(data, chosen)
-        file = train if split == "train" or not Path(data).is_dir() else val
+        if split not in ("train", "val"):
+            raise ValueError(f"--split {split}: conversations have train and val; or give a JSON file with --data")
+        file = train if split == "train" or (given and not Path(data).is_dir()) else val
         if file is None:
             raise ValueError(f"{data} has no {split}.json; give --split train, or the JSON file itself")
         chat = Chat(for_training(self.processor, chosen.template, chosen.pad))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from secvit.runs import is_run
 
@@ -63,10 +64,13 @@ def taken_run(words: Sequence[str], default: str | None = None) -> tuple[str, li
         return words[option + 1], [*words[:option], *words[option + 2 :]]
     at = _run_in(words)
     if at is None and default is None:
-        at = next((at for at, word in enumerate(words) if word[0] != "-" and (not at or words[at - 1][0] != "-")), None)
-        if at is None:
+        option = [word.startswith("-") for word in words]
+        at = next((at for at in range(len(words)) if not option[at] and (not at or not option[at - 1])), None)
+        if at is None or not words[at]:
             raise ValueError("which run?  Give the folder of `secvit train`, or secvit_nano.clothing10")
     if at is None:
+        if words and not words[0].startswith("-") and not Path(words[0]).suffix and not Path(words[0]).exists():
+            raise ValueError(f"{words[0]}: no such run, photo or folder")
         return str(default), list(words)
     return words[at], [*words[:at], *words[at + 1 :]]
 
