@@ -69,7 +69,8 @@ def taken_run(words: Sequence[str], default: str | None = None) -> tuple[str, li
         if at is None or not words[at]:
             raise ValueError("which run?  Give the folder of `secvit train`, or secvit_nano.clothing10")
     if at is None:
-        if words and not words[0].startswith("-") and not Path(words[0]).suffix and not Path(words[0]).exists():
+        first = Path(words[0]) if words else Path()
+        if len(first.parts) > 1 and not first.name.startswith("-") and not first.suffix and not first.exists():
             raise ValueError(f"{words[0]}: no such run, photo or folder")
         return str(default), list(words)
     return words[at], [*words[:at], *words[at + 1 :]]
