@@ -64,8 +64,8 @@ def taken_run(words: Sequence[str], default: str | None = None) -> tuple[str, li
         return words[option + 1], [*words[:option], *words[option + 2 :]]
     at = _run_in(words)
     if at is None and default is None:
-        option = [word.startswith("-") for word in words]
-        at = next((at for at in range(len(words)) if not option[at] and (not at or not option[at - 1])), None)
+        is_option = [word.startswith("-") for word in words]
+        at = next((at for at in range(len(words)) if not is_option[at] and (not at or not is_option[at - 1])), None)
         if at is None or not words[at]:
             raise ValueError("which run?  Give the folder of `secvit train`, or secvit_nano.clothing10")
     if at is None:
