@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from secvit.draw.picture import FAINT, INK, new_figure, save
+from secvit.draw.picture import FAINT, INK, new_figure, save, style
 
 COLOURS = ("#c8553d", "#8aa6c1", "#6a994e", "#bc8034", "#7b6fa3", "#4f8a8b", "#b0b0b0", "#a05195")
 
@@ -50,12 +50,7 @@ def draw_comparison(comparison: Mapping[str, Any], output: str | os.PathLike[str
     figure.text(0.15 / width, 1 - 0.28 / height, named, fontsize=11, color=INK)
     better = comparison["figure"]["better"]
     axes.set_title(f"{comparison['figure']['title']} ({better} is better)", loc="left", fontsize=9, color=FAINT)
-    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, colors=INK, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#bbbbbb")
+    style(axes, "x", INK)
     return save(figure, output)
 
 

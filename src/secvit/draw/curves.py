@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from secvit.draw.picture import FAINT, INK, check_output, new_figure, save
+from secvit.draw.picture import FAINT, INK, check_output, new_figure, save, style
 from secvit.files import read_csv
 
 # the first of these that a run has
@@ -99,11 +99,6 @@ def _finish(axes: Axes, title: str, top: float | None) -> None:
     axes.set_xlabel("optimizer step", fontsize=9, color=FAINT)
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0, top=None if top is None else 1.03 * top)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=9, colors=FAINT, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#bbbbbb")
+    style(axes, "y")
     if axes.lines and len(axes.get_legend_handles_labels()[1]):
         axes.legend(fontsize=9, frameon=False)

@@ -6,8 +6,10 @@ import functools
 import io
 import os
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import ImageFont
@@ -23,6 +25,17 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def style(axes: Axes, grid: Literal["x", "y", "both"] | None = None, ticks: str = FAINT, size: int = 9) -> None:
+    """The look of every chart: a faint grid, labels of so many points without ticks, a base line for a frame."""
+    if grid:
+        axes.grid(axis=grid, color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+    axes.tick_params(labelsize=size, colors=ticks, length=0, which="both")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color("#bbbbbb")
 
 
 @functools.lru_cache

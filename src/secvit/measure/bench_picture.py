@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MultipleLocator
 
-from secvit.draw.picture import FAINT, INK, check_output, new_figure, save
+from secvit.draw.picture import FAINT, INK, check_output, new_figure, save, style
 from secvit.measure.rounds import NULL
 from secvit.measure.speed import TWIN
 
@@ -73,7 +73,7 @@ def _bars(axes: Axes, table: dict[str, Any], names: Sequence[str], labelled: boo
     mode = "training step" if table["mode"] == "training" else "inference"
     axes.set_title(f"{mode}, {table['dtype']}{how}", loc="left", fontsize=10, color=INK)
     axes.set_xlabel(f"speed, {table['base'].split('_patch')[0]} = 1", fontsize=8, color=FAINT)
-    _plain(axes)
+    style(axes, size=8)
 
 
 def _growth(axes: Axes, title: str, found: Sequence[dict[str, Any]]) -> None:
@@ -94,13 +94,4 @@ def _growth(axes: Axes, title: str, found: Sequence[dict[str, Any]]) -> None:
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.set_xlabel("tokens", fontsize=8, color=FAINT)
     axes.set_ylabel("seconds", fontsize=8, color=FAINT)
-    axes.grid(color="#ededed", linewidth=0.8)
-    axes.set_axisbelow(True)
-    _plain(axes)
-
-
-def _plain(axes: Axes) -> None:
-    axes.tick_params(labelsize=8, colors=FAINT, length=0, which="both")
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#bbbbbb")
+    style(axes, "both", size=8)

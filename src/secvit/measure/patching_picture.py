@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from secvit.draw.picture import FAINT, INK, check_output, new_figure, save
+from secvit.draw.picture import FAINT, INK, check_output, new_figure, save, style
 
 COLOURS = {"inference": "#c8553d", "training": "#8aa6c1"}
 
@@ -80,10 +80,5 @@ def _finish(axes: Axes, sizes: list[int], values: list[float], title: str, hint:
         axis.set_minor_formatter(NullFormatter())
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel(f"image size, px ({hint})", fontsize=9, color=FAINT)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
+    style(axes, "y")
     axes.legend(fontsize=9, frameon=False, loc="best")
-    axes.tick_params(labelsize=9, colors=FAINT, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color("#bbbbbb")
