@@ -33,8 +33,8 @@ is filled by the command in its last column, with `--data DATA --output RUN` and
 shows it with its seeds, spread, commit, hardware and date. Recipes follow the field's numbers;
 [differences.md](differences.md) lists what stays different.
 
-- **not run: needs ...**: the recipe starts, trains, scores and resumes in the tests at a tiny size, and has not been
-  run at its own.
+- **not run: needs ...**: the recipe is there, and has not been run at its own size. Many recipes, not all, are trained
+  in the tests at a tiny size.
 - **small scale only**: measured on a CPU, at another size or with other weights.
 - **contradicts itself**: what the paper prints cannot be right, or disagrees with another of its tables.
 - Parameters are in millions. "FLOPs (G)" are multiply-accumulates, counted as the paper's own tables do: with attention
