@@ -92,7 +92,7 @@ def test_cls_token_sees_and_is_seen_by_all_clusters():
     attn = model.blocks[0].attn
     attn.proj.register_forward_pre_hook(lambda m, args: seen.update(out=args[0]))
     x = model.blocks[0].norm1(model._pos_embed(model.patch_embed(image(64, 96, 1).double())))
-    attn(x)
+    attn(x, (4, 6))
     q, k, v = attn.qkv(x).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
     labels = secvit.cluster(k[:, :, 1:], 4).labels
     together = F.pad(labels.unsqueeze(-1) == labels.unsqueeze(-2), (1, 0, 1, 0), value=True)
