@@ -229,7 +229,6 @@ every = [None, None]
 torch.distributed.all_gather_object(every, mine)
 if torch.distributed.get_rank() == 0:
     print(json.dumps(every))
-torch.distributed.destroy_process_group()
 """
     done = launch(tmp_path, code)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -103,7 +103,6 @@ from secvit.segmentation import evaluate_checkpoint
 found = evaluate_checkpoint({str(tmp_path / "run")!r}, {str(folder)!r}, device="cpu")
 if torch.distributed.get_rank() == 0:
     print(json.dumps(found["confusion"]))
-torch.distributed.destroy_process_group()
 """
     done = launch(tmp_path, code)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -198,7 +198,6 @@ def test_shares_hold_each_index_once_and_sums_are_exact(tmp_path):
         "        found[i] += 1\n"
         "    total = sum_over_processes(found)\n"
         "    assert total.tolist() == [1.0] * count + [0.0] * (8 - count), total\n"
-        "dist.destroy_process_group()\n"
     )
     done = launch(tmp_path, code, processes=3)
     assert done.returncode == 0, done.stderr[-2000:]

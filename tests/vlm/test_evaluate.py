@@ -153,7 +153,6 @@ model = SecLlavaForConditionalGeneration.from_pretrained(folder + "/llava").eval
 asked = load("pope", "{questions[0].image.parents[1]}")
 asked = [*asked[:3], Question("text", "how are you?", None), *asked[3:]]
 answer(model, SecLlavaProcessor.from_pretrained(folder + "/llava"), asked, folder + "/two.jsonl", max_new_tokens=4)
-dist.destroy_process_group()
 """
     done = launch(tmp_path, code)
     assert done.returncode == 0, done.stderr[-2000:]

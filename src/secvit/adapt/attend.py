@@ -135,7 +135,8 @@ def attend(
     if backend == "reference":
         return sec_attention(query, key, value, num_clusters, mask=mask, partition=clustering.partition, **options)
     keys = scored(clustering, query, key, value, grid)
-    made = (plan or clustering.plan)(keys, None if mask is None else mask[:, prefix:])
+    make = clustering.plan if plan is None else plan
+    made = make(keys, None if mask is None else mask[:, prefix:])
     return sec_attention(query, key, value, plan=made, **options)
 
 

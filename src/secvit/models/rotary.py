@@ -30,7 +30,8 @@ def rotate_packed_(qkv: Tensor, table: Tensor) -> Tensor:
     length, half = table.shape[0], table.shape[1]
     turned = qkv[:, :, :, :2].unflatten(-1, [half, 2])
     table = table.view(1, length, 1, 1, half, 2)
-    pairs = turned.to(table.dtype)  # the same memory unless qkv is in half precision
+    # the same memory unless qkv is in half precision; torch 2.7 exports no write to what `to` gave
+    pairs = turned if turned.dtype == table.dtype else turned.to(table.dtype)
     if torch.compiler.is_compiling():  # the compiler cannot fuse complex numbers
         cos, sin = table.unbind(-1)
         even, odd = pairs.unbind(-1)
