@@ -1,9 +1,11 @@
 """docs/extending.md: what it prints runs."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+import types
 from types import ModuleType
 
 import pytest
@@ -14,8 +16,12 @@ from timm.models import _registry as registry
 from torch import nn
 
 import secvit
+from secvit import cli, connectors, recipe_options, recipes, runs
+from secvit.images import register_layout, sources
 from secvit.ops import partition_sizes
 from secvit.ops.partitions import SCORES
+from secvit.recipe_options import overview
+from secvit.registry import Registry
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -30,13 +36,25 @@ def test_the_blocks_of_the_page_run_one_after_another(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "page", page)  # where timm registers what the page defines
     monkeypatch.setattr(registry, "_model_entrypoints", dict(registry._model_entrypoints))
     names = vars(page)
-    before = dict(SCORES)
+    registries = (
+        SCORES,
+        connectors.CONNECTORS,
+        sources.LAYOUTS,
+        recipes.ADDED,
+        recipes.TASKS,
+        runs.KINDS,
+        runs.PREPARED,
+    )
+    before = [dict(one) for one in registries]
     try:
         for block in BLOCKS[:-1]:
             exec(block, names)
+        assert names["opened"].evaluate() == {"top1": names["result"]["top1"]}
+        assert_the_command_knows_them(tmp_path)
     finally:
-        SCORES.clear()
-        SCORES.update(before)
+        for one, there in zip(registries, before, strict=True):
+            one.clear()
+            one.update(there)
     plan, secvit = names["plan"], names["secvit"]
     assert plan.sizes.tolist() == [[49] * 4] * 2
     assert plan.labels[0].view(14, 14)[0, 0] == 0 and plan.labels[0].view(14, 14)[-1, -1] == 3
@@ -45,6 +63,63 @@ def test_the_blocks_of_the_page_run_one_after_another(tmp_path, monkeypatch):
     assert names["logits"].shape == (1, 10) and names["features"].shape == (1, 197, 192)
     assert [found.partition for found in (*names["maps"], *names["other"])] == ["diagonal", "window"]
     assert (tmp_path / "diagonal.png").is_file() and (tmp_path / "backbone.png").is_file()
+    tokens = torch.randn(2, 576, 32)
+    out, merged = names["connector"](tokens, return_merged=True)
+    assert out.shape == (2, 37, 64) and merged.weights.shape == (2, 36, 576)
+    assert {*names["opened"].predict(["flowers/rose_0.png"])} <= {0, 1, 2, 3}
+
+
+def assert_the_command_knows_them(folder):
+    """Options, help, a resumed run and its evaluation for a recipe and a task from outside."""
+    assert "flowers\n      Flowers at 96 px" in overview() and "turns\n      By how many quarters" in overview()
+    words = [
+        "turns",
+        "--data",
+        "by_name/flowers",
+        "--output",
+        "runs/turns",
+        "--loop.steps",
+        "2",
+        "--loop.batch_size",
+        "6",
+    ]
+    assert cli.run("train", words) == 0  # goes on with the run of the page, which is finished
+    assert cli.run("evaluate", ["runs/turns", "--json", "scores.json"]) == 0
+    scored = json.loads((folder / "scores.json").read_text())["top1"]
+    assert scored == json.loads((folder / "runs" / "turns" / "result.json").read_text())["top1"]
+    assert cli.run("train", ["turns", "--tiny", "--data", "by_name/flowers"]) == 2
+    assert recipe_options.read(["flowers", "--data", "by_name/flowers", "--loop.epochs", "3"]).recipe.loop.epochs == 3
+
+
+@pytest.mark.parametrize("add, name, thing, reason", [
+    (connectors.CONNECTORS.add, "sec", connectors.Connector, "sec is a built-in connector"),
+    (connectors.CONNECTORS.add, "a b", connectors.Connector, "'a b' is no name"),
+    (lambda _, thing: connectors.register(thing), "", dict, "give a class derived from Connector"),
+    (recipes.register, "classification.folder", lambda: 1, "built-in recipe"),
+    (recipes.register, "mine", lambda size: size, "without arguments"),
+    (register_layout, "hfds", dict, "built-in layout"),
+    (lambda name, thing: runs.register_task(name, thing, print, runs.Trained), "mine", dict, "give a dataclass"),
+    (lambda name, thing: runs.register_task(name, thing, print, runs.Trained), "mine", secvit.Plan, "has no loop"),
+])  # fmt: skip
+def test_what_cannot_be_added_is_refused_with_the_reason(add, name, thing, reason):
+    with pytest.raises(ValueError, match=reason):
+        add(name, thing)
+
+
+def test_a_name_belongs_to_one_thing_and_the_same_thing_made_again_replaces_it():
+    registry = Registry("thing", "add")
+
+    def one():
+        return 1
+
+    first = registry.add("mine", one)
+    again = types.FunctionType(one.__code__, {}, "one")
+    again.__qualname__, again.__module__ = one.__qualname__, one.__module__
+    assert registry.add("mine", again) is again is not first
+    with pytest.raises(ValueError, match=r"one is called mine; choose another name"):
+        registry.add("mine", len)
+    with pytest.raises(ValueError, match=r"no thing 'mind'; choose one of mine \(near it: mine\)"):
+        registry.named("mind")
 
 
 def test_the_command_of_the_page_trains_with_a_name_and_the_run_keeps_it(tmp_path):

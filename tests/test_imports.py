@@ -31,16 +31,17 @@ MAY_IMPORT = {
     "fields": set(),
     "splits": set(),
     "signatures": set(),
+    "registry": set(),
     "loading": {"fields"},
     "weights": {"fields"},
     "paper": {"fields"},
     # the method
     "ops": set(),
     "adapt": {"ops"},
-    "connectors": {"ops"},
+    "connectors": {"ops", "registry"},
     "models": {"ops", "adapt", "weights", "fields", "files", "hub"},
     # data, training, drawing: of any task
-    "images": {"fields", "files", "loading", "processes", "progress", "splits"},
+    "images": {"fields", "files", "loading", "processes", "progress", "registry", "splits"},
     "train": {"fields", "files", "loading", "processes", "progress", "provenance", "weights"},
     "draw": {"files"},
     "export": {"files"},
@@ -52,13 +53,24 @@ MAY_IMPORT = {
     "vlm": TASK | {"connectors", "hub", "progress", "splits"},
     # across tasks
     "measure": {"adapt", "connectors", "ops", "models", "images", "draw", "files", "hub", "provenance"},
-    "recipes": {"models"},
-    "runs": {"models", "train", "images", "draw", "files", "recipes", "export"}
+    "recipes": {"models", "registry"},
+    "runs": {"models", "train", "images", "draw", "files", "recipes", "registry", "export"}
     | {"classification", "simmim", "detection", "segmentation", "vlm"},
     "vis": {"ops", "adapt", "connectors", "models", "images", "draw", "files", "measure", "segmentation", "runs"},
     "app": {"classification", "images", "models", "draw", "vis"},
     "recipe_options": {"fields", "recipes", "signatures"},
-    "compare": {"fields", "files", "paper", "progress", "train", "draw", "recipe_options", "runs", "signatures"},
+    "compare": {
+        "fields",
+        "files",
+        "paper",
+        "progress",
+        "train",
+        "draw",
+        "recipes",
+        "recipe_options",
+        "runs",
+        "signatures",
+    },
     "cli": {"files", "signatures", "models", "images", "train", "draw", "vlm", "measure", "recipe_options", "runs"}
     | {"vis", "app"},
     "__init__": {"ops", "adapt", "connectors", "models"},

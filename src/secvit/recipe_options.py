@@ -37,11 +37,13 @@ def read(words: Sequence[str]) -> Order:
     name, words = _taken_name(words)
     make = recipes.find(name)
     recipe, any_data = make(), name.endswith(".digits")
-    part = name.partition(".")[0]
+    part = recipes.task_of(recipe)
     if "--tiny" in words:
         words.remove("--tiny")
+        if part in recipes.TASKS:
+            raise ValueError(f"{name} has no --tiny; for a short run: --loop.steps 4")
         any_data = part not in FOLDERS
-        recipe = importlib.import_module(f"secvit.{name.rpartition('.')[0]}").tiny(recipe)
+        recipe = importlib.import_module(f"secvit.{part}").tiny(recipe)
     parser = parser_of(name, recipe, make, any_data)
     # before jsonargparse reads them, without a limit
     files = {file: _config(file) for _, file in _given(words, "--config")}
@@ -75,7 +77,7 @@ def parser_of(name: str, recipe: Any, make: Any, any_data: bool) -> Any:
         f"secvit train {name} [--data DIR] [--output DIR] [--tiny] [--optim.lr 1e-3 ...]",
     )
     parser.add_argument("--config", action="config", help="YAML file with changes of the recipe")
-    about = FOLDERS.get(name.partition(".")[0], 'images: a path, wds/..., hfds/... or "digits" (docs/data.md)')
+    about = FOLDERS.get(recipes.task_of(recipe), 'images: a path, wds/..., hfds/... or "digits" (docs/data.md)')
     parser.add_argument("--data", type=str | None, default="digits" if any_data else None, help=about)
     parser.add_argument("--output", type=str, default=f"runs/{name}", help="folder of the run")
     parser.add_argument("--resume", type=str, default="auto", help="auto, never or a checkpoint")
@@ -89,8 +91,8 @@ def overview() -> str:
     """The recipes by name, in two parts: those to begin with, and those of the paper's tables."""
     lines: dict[bool, list[str]] = {True: [], False: []}
     for name, make in recipes.every().items():
-        first = (make.__doc__ or "").strip().splitlines()[0]
-        lines[name.rpartition(".")[2] in BEGIN].append(f"  {name}\n      {first}")
+        first = next(iter((make.__doc__ or "").strip().splitlines()), "")
+        lines[name in recipes.ADDED or name.rpartition(".")[2] in BEGIN].append(f"  {name}\n      {first}")
     return HELP.format(begin="\n".join(lines[True]), others="\n".join(lines[False]))
 
 

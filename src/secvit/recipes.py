@@ -13,14 +13,48 @@ from typing import Any
 
 import secvit
 from secvit.extras import Missing
+from secvit.registry import Registry
 
 logger = logging.getLogger(__name__)
 # entries of a recipe's model that hold for one network, or one head, alone
+# recipes, and tasks, of somebody's own
+ADDED: Registry[Callable[[], Any]] = Registry("recipe", "secvit.recipes.register")
+TASKS: Registry[type[Any]] = Registry("task", "secvit.runs.register_task")
 OWN = {"name": ("args", "patch"), "backbone": ("backbone_args",), "detector": ("args",), "head": ("args",)}
+
+
+def register(name: str, make: Callable[[], Any]) -> Callable[[], Any]:
+    """Let a name stand for a recipe of your own, in this process, in `secvit train NAME`; returns the function.
+
+    name: "flowers" or "mine.flowers"; not one of ours.
+    make: a function without arguments that returns a recipe; its docstring's first line is shown by --help.
+    """
+    if not callable(make) or any(p.default is p.empty for p in inspect.signature(make).parameters.values()):
+        raise ValueError(f"secvit.recipes.register({name!r}, {make!r}): give a function without arguments")
+    try:
+        _ours(name)
+    except ValueError:
+        return ADDED.add(name, make)
+    raise ValueError(f"secvit.recipes.register: {name} is a built-in recipe; choose another name")
+
+
+def task_of(recipe: Any) -> str:
+    """The task that a recipe is for: the one registered for its class, else the slice that it comes from."""
+    for task, kind in TASKS.items():
+        if type(recipe) is kind:
+            return task
+    where = type(recipe).__module__.split(".")
+    if where[0] != "secvit":
+        raise ValueError(f"{type(recipe).__name__} is no recipe of ours; first call secvit.runs.register_task")
+    return where[1]
 
 
 def find(name: str) -> Callable[[], Any]:
     """The function behind a recipe's name; ValueError, with the names there are, for one that is not there."""
+    return ADDED[name] if name in ADDED else _ours(name)
+
+
+def _ours(name: str) -> Callable[[], Any]:
     where, _, recipe = name.rpartition(".")
     try:
         if not where:
@@ -29,7 +63,8 @@ def find(name: str) -> Callable[[], Any]:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("secvit"):
             raise
-        raise ValueError(f"no recipe {name!r}; `secvit train --help` lists them") from None
+        added = f"; added: {', '.join(ADDED)}" if ADDED else ""
+        raise ValueError(f"no recipe {name!r}; `secvit train --help` lists them{added}") from None
     known = of(module)
     if recipe not in known:
         raise ValueError(f"no recipe {name!r}; {where} has {', '.join(known)}")
@@ -46,7 +81,7 @@ def of(module: ModuleType) -> dict[str, Callable[[], Any]]:
 
 
 def every() -> dict[str, Callable[[], Any]]:
-    """The recipes of all slices whose packages are installed."""
+    """The recipes of all slices whose packages are installed, and those of one's own."""
     found: dict[str, Callable[[], Any]] = {}
     for file in sorted(Path(secvit.__path__[0]).glob("*/recipes.py")):
         package = file.parent.name
@@ -55,7 +90,7 @@ def every() -> dict[str, Callable[[], Any]]:
         except Missing:
             continue
         found |= {f"{package}.{name}": function for name, function in of(module).items()}
-    return found
+    return found | ADDED
 
 
 def adjusted(recipe: Any, changed: Any, given: Collection[str]) -> Any:
@@ -67,6 +102,8 @@ def adjusted(recipe: Any, changed: Any, given: Collection[str]) -> Any:
     size, and instead of the recipe's frozen parts all but the classifier is frozen.  One line in the log says what
     became of what.  ValueError for a network that nobody knows.
     """
+    if not hasattr(recipe, "model"):  # of a task of one's own
+        return changed
     changes: dict[str, Any] = {}
     reasons: dict[str, list[str]] = {}
     for rule in (_arguments, _weights, _size, _frozen):

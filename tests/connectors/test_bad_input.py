@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from secvit.connectors import NAMES, create
+from secvit.connectors import CONNECTORS, create
 
 TOKENS, CLS = torch.randn(2, 36, 8), torch.randn(2, 8)
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("mlp", "pixel_shuffle", "pool", "c_abstractor")]
+    "name", [name for name in CONNECTORS if name not in ("mlp", "pixel_shuffle", "pool", "c_abstractor")]
 )
 def test_more_tokens_than_there_are(name):
     with pytest.raises(ValueError, match=r"36 tokens cannot give 37; choose num_tokens <= 36"):
@@ -22,7 +22,7 @@ def test_more_tokens_than_there_are(name):
 
 
 @pytest.mark.parametrize("count", [0, -1])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_no_tokens_at_all(name, count):
     with pytest.raises(ValueError, match=f"{count}.*; choose"):
         create(name, 8, 8, count)

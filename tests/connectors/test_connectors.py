@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from secvit.connectors import NAMES, create
+from secvit.connectors import CONNECTORS, create
 from secvit.connectors.base import Connector
 from secvit.connectors.positions import locate
 
@@ -27,7 +27,7 @@ def inputs(batch=2, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("extra", ["cls", "mean", None])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_connector_gives_the_tokens_it_promised(name, extra):
     connector = make(name, extra_token=extra)
     out = connector(**inputs())
@@ -37,7 +37,7 @@ def test_connector_gives_the_tokens_it_promised(name, extra):
 
 
 @pytest.mark.parametrize("positions", [None, "coords"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_options_make_the_connector_again(name, positions):
     connector = make(name, positions=positions).eval()
     for parameter in connector.parameters():
@@ -49,7 +49,7 @@ def test_options_make_the_connector_again(name, positions):
     assert torch.equal(again(**given), connector(**given))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_all_but_the_mlp_of_llava_is_under_pool(name):
     keys = {key for key in make(name).state_dict() if not key.startswith("pool.")}
     assert keys == {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
@@ -65,7 +65,7 @@ def test_merged_weights_are_what_the_outputs_are_made_of(name):
     torch.testing.assert_close(weights @ given["tokens"], reduced, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_merged_weights_are_shares_of_tokens_and_lie_in_the_image(name):
     merged = make(name, extra_token=None).merged(inputs()["tokens"], cls_attention=inputs()["cls_attention"])
     outputs = LENGTH if name == "mlp" else 16
@@ -89,7 +89,7 @@ def test_coordinates_are_the_weighted_mean_of_the_tokens_places():
     torch.testing.assert_close(merged.spread, torch.tensor([[[0.1875**0.5 * 2 / 3, 0.1875**0.5 / 2], [0.0, 0.0]]]))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_coordinates_add_nothing_at_first_and_learn_at_once(name):
     torch.manual_seed(0)
     plain = make(name)
@@ -116,7 +116,7 @@ def test_tokens_that_change_place_change_the_coordinates_of_their_output():
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "pixel_shuffle"])
+@pytest.mark.parametrize("name", [name for name in CONNECTORS if name != "pixel_shuffle"])
 def test_the_extra_token_is_first_and_merged_with_nothing(name, where):
     given = inputs()
     cls, mean, none = (make(name, where=where, extra_token=extra) for extra in ("cls", "mean", None))
@@ -141,7 +141,7 @@ def test_after_means_tokens_are_merged_behind_the_mlp(name):
     torch.testing.assert_close(connector(**given), weights @ connector.project(given["tokens"]), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_bfloat16_goes_in_and_out(name):
     connector = make(name, positions="coords").bfloat16()
     out = connector(**inputs(dtype=torch.bfloat16))
@@ -150,14 +150,14 @@ def test_bfloat16_goes_in_and_out(name):
     assert all(p.grad is None or p.grad.isfinite().all() for p in connector.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_what_merges_may_stay_in_float32_beside_a_bfloat16_mlp(name):
     connector = make(name, positions="coords").bfloat16()
     connector.pool.float()
     assert connector(**inputs(dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_autocast_trains(name):
     connector = make(name, positions="coords")
     with torch.autocast("cpu", torch.bfloat16):
@@ -166,7 +166,7 @@ def test_autocast_trains(name):
     assert all(p.grad is None or p.grad.isfinite().all() for p in connector.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CONNECTORS)
 def test_connector_starts_again_from_empty_memory(name):
     """As FSDP and transformers make it: on the meta device, then reset_parameters of each module."""
     with torch.device("meta"):
@@ -185,7 +185,7 @@ def test_connector_starts_again_from_empty_memory(name):
             assert torch.equal(connector.pool.state_dict()[key], start[key])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("mlp", "pixel_shuffle")])
+@pytest.mark.parametrize("name", [name for name in CONNECTORS if name not in ("mlp", "pixel_shuffle")])
 def test_grids_need_not_be_square(name):
     connector = create(name, 16, 12, 9, extra_token=None, positions="coords")
     tokens, attention = torch.randn(1, 54, 16), torch.rand(1, 54)
@@ -203,7 +203,7 @@ class Projector(torch.nn.Module):
         return self.linear_2(self.act(self.linear_1(x)))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "pixel_shuffle"])
+@pytest.mark.parametrize("name", [name for name in CONNECTORS if name != "pixel_shuffle"])
 def test_a_trained_mlp_is_taken_as_it_is(name):
     projector, connector = Projector(), make(name, extra_token=None)
     connector.take_mlp(projector)
@@ -221,4 +221,4 @@ def test_compiled_connectors_give_the_same():
 
 
 def test_every_connector_is_named_in_the_package():
-    assert all(issubclass(type(make(name)), Connector) and make(name).name == name for name in NAMES)
+    assert all(issubclass(type(make(name)), Connector) and make(name).name == name for name in CONNECTORS)

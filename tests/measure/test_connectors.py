@@ -108,14 +108,14 @@ def test_fewer_tokens_are_less_work_in_prefill_and_hardly_less_in_decode():
 
 
 def test_what_a_connector_cannot_give_is_said_and_left_out():
-    if "pool" not in connectors.NAMES:
+    if "pool" not in connectors.CONNECTORS:
         pytest.skip("no connector pool")
     rows, notes = work(connector_work.SHAPES["7b"], "pool", [576, 288, 144], "cls", 64, 32)
     assert [row["tokens"] for row in rows] == [576, 144]
     assert "288" in notes[0]
 
 
-@pytest.mark.parametrize("name", connectors.NAMES)
+@pytest.mark.parametrize("name", connectors.CONNECTORS)
 def test_each_connector_is_counted(name):
     tokens = TINY.patches if name == "mlp" else 4
     rows, notes = work(TINY, name, [tokens], None, TEXT, NEW)

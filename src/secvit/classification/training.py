@@ -20,7 +20,6 @@ from secvit.files import check_writable, write_atomically
 from secvit.images import load_checked, skipped_in
 from secvit.images.classes import match_classes
 from secvit.images.names import Names
-from secvit.models import SECDeiT, SECSwin
 from secvit.models.saved import class_names_in, class_names_of, create, load_pretrained, patched
 from secvit.train.job import Job, save_weights
 from secvit.train.norms import synchronised
@@ -152,7 +151,7 @@ def start(recipe: Recipe, classes: Sequence[str]) -> nn.Module:
     if kept:
         _match_classifier(model, fresh, class_names_of(model), classes, chosen.name)
     if chosen.init:
-        if isinstance(model, (SECDeiT, SECSwin)):  # from DeiT and Swin, too
+        if getattr(model, "borrows_weights", False):
             logger.info("starting from %s", load_pretrained(model, chosen.init))
         else:
             new = load_backbone(model, chosen.init, next(iter(fresh)).split(".")[0])

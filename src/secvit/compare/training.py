@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from secvit import runs
+from secvit import recipes, runs
 from secvit.compare import report
 from secvit.fields import read_json, read_yaml
 from secvit.progress import duration
@@ -69,7 +69,7 @@ def compare(
     output, data = Path(output), str(data)
     _check(variants, seeds)
     _check_output(output, entry, name)
-    task = runs.task_of_recipe(next(iter(variants.values())))
+    task = recipes.task_of(next(iter(variants.values())))
     planned = _plan(variants, data, output, seeds, tell)
     for run in planned:
         _check_same(run, data)

@@ -16,23 +16,32 @@ from secvit.connectors.resampler import ResamplerConnector
 from secvit.connectors.sec import SECConnector
 from secvit.connectors.tome import ToMeConnector
 from secvit.connectors.windows import WindowConnector
+from secvit.registry import Registry
 
-CONNECTORS: dict[str, type[Connector]] = {
-    connector.name: connector
-    for connector in (
-        SECConnector,
-        MLPConnector,
-        ResamplerConnector,
-        PoolConnector,
-        EViTConnector,
-        CAbstractorConnector,
-        PixelShuffleConnector,
-        ToMeConnector,
-        RandomConnector,
-        WindowConnector,
-    )
-}
-NAMES = tuple(CONNECTORS)
+OURS: tuple[type[Connector], ...] = (
+    SECConnector,
+    MLPConnector,
+    ResamplerConnector,
+    PoolConnector,
+    EViTConnector,
+    CAbstractorConnector,
+    PixelShuffleConnector,
+    ToMeConnector,
+    RandomConnector,
+    WindowConnector,
+)
+CONNECTORS = Registry("connector", "secvit.connectors.register", {one.name: one for one in OURS})
+
+
+def register(connector: type[Connector]) -> type[Connector]:
+    """Let the `name` of a connector class of your own stand for it, in this process; returns the class.
+
+    `reduce` is what a connector has to say: (B, L, C) -> (B, T, C), see docs/extending.md.  Raises ValueError for a
+    name that another connector has.
+    """
+    if not (isinstance(connector, type) and issubclass(connector, Connector)):
+        raise ValueError(f"secvit.connectors.register({connector!r}): give a class derived from Connector")
+    return CONNECTORS.add(getattr(connector, "name", ""), connector)
 
 
 def create(name: str, in_dim: int, out_dim: int, num_tokens: int | None = None, **options: Any) -> Connector:
@@ -40,15 +49,14 @@ def create(name: str, in_dim: int, out_dim: int, num_tokens: int | None = None, 
 
     num_tokens: T; None for the connector's own default, 144 (576 for the MLP).
     """
-    if name not in CONNECTORS:
-        raise ValueError(f"no connector {name!r}; choose one of {', '.join(NAMES)}")
+    connector = CONNECTORS.named(name)
     if num_tokens is not None:
         options["num_tokens"] = num_tokens
-    return CONNECTORS[name](in_dim, out_dim, **options)
+    return connector(in_dim, out_dim, **options)
 
 
 __all__ = [
-    "NAMES",
+    "CONNECTORS",
     "CAbstractorConnector",
     "Connector",
     "EViTConnector",
@@ -62,4 +70,5 @@ __all__ = [
     "ToMeConnector",
     "WindowConnector",
     "create",
+    "register",
 ]

@@ -3,7 +3,7 @@
 from secvit.images.check import check_examples, check_overlap, describe, load_checked
 from secvit.images.labelled import Images, check_skipped
 from secvit.images.read import EXTENSIONS, open_image, read_image, to_rgb, upright_size
-from secvit.images.sources import load_split, splits
+from secvit.images.sources import load_split, register_layout, splits
 from secvit.images.view import Transform, View, middle, seeded, skipped_in
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "middle",
     "open_image",
     "read_image",
+    "register_layout",
     "seeded",
     "skipped_in",
     "splits",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from secvit.images.npz import npz_classes, read_npz
 from secvit.images.shards import shard_sources
 from secvit.images.tables import SUFFIXES, check_labels, table_source, table_sources
 from secvit.progress import reading
+from secvit.registry import Registry
 from secvit.splits import SPLITS, check_like, held_out, is_joint, joint_is_train, split_of
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ def _check_train(found: dict[str, Source], data: str | Path) -> None:
 def _sources(data: str | Path) -> dict[str, Source]:
     """What lies at a place, by split; an undivided set is all "train"."""
     kind, _, rest = str(data).partition("/")
+    if kind in LAYOUTS and kind not in LAYOUTS.builtin:
+        return _added(kind, rest)
     if str(data) == "digits":
         return {"train": Source(lambda _: read_digits("digits"), lambda: DIGITS)}
     if kind == "hfds" and rest:
@@ -88,7 +91,10 @@ def _sources(data: str | Path) -> dict[str, Source]:
         return shard_sources(rest)
     path = Path(data)
     if not os.path.exists(path):
-        raise ValueError(f'{path}: no such data; give a folder, an .npz or .csv file, wds/..., hfds/... or "digits"')
+        added = "".join(f"{name}/..., " for name in LAYOUTS if name not in LAYOUTS.builtin)
+        raise ValueError(
+            f'{path}: no such data; give a folder, an .npz or .csv file, {added}wds/..., hfds/... or "digits"'
+        )
     if path.suffix.lower() == ".npz":
         return {"train": _npz(path)}
     if path.suffix.lower() in SUFFIXES:
@@ -96,6 +102,32 @@ def _sources(data: str | Path) -> dict[str, Source]:
     if not path.is_dir():
         raise ValueError(f"{path}: not a folder, nor an .npz, .csv or .tsv file; tar shards are given as wds/{path}")
     return _in_folder(path) or {"train": _folder(path)}
+
+
+LAYOUTS: Registry[Callable[[str], Mapping[str, Images]] | None]
+LAYOUTS = Registry("layout", "secvit.images.register_layout", dict.fromkeys(("digits", "wds", "hfds")))
+
+
+def register_layout(name: str, read: Callable[[str], Mapping[str, Images]]) -> Callable[[str], Mapping[str, Images]]:
+    """Let data `NAME/WHERE`, in --data and in Python, be read by a function of your own, in this process; returns it.
+
+    read: of WHERE; the splits that are there, {"train": Images, "val": Images, "test": Images}.  Of "train" alone a
+        fixed stratified part is held out.  Raise a ValueError that names the file for what cannot be read.
+    """
+    if not callable(read):
+        raise ValueError(f"secvit.images.register_layout({name!r}, {read!r}): give a function")
+    LAYOUTS.add(name, read)
+    return read
+
+
+def _added(name: str, where: str) -> dict[str, Source]:
+    found = LAYOUTS.named(name)(where)
+    if unknown := sorted({*found} - {*SPLITS}):
+        raise ValueError(f"{name}/{where}: a split is called {unknown[0]!r}; choose {', '.join(SPLITS)}")
+    return {
+        split: Source(lambda _, images=images: images, lambda images=images: images.classes)
+        for split, images in found.items()
+    }
 
 
 KINDS = (".npz", *SUFFIXES)  # of files that are a split

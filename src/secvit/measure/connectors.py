@@ -176,5 +176,4 @@ def connector_report(
 def _check(connector: str, tokens: Sequence[int], text: int, new: int, rounds: int) -> None:
     if text < 2 or new < 2 or rounds < 1 or not tokens:
         raise ValueError(f"text={text}, new={new}, rounds={rounds}, tokens={list(tokens)}; give 2, 2, 1, one or more")
-    if connector not in connectors.NAMES:
-        raise ValueError(f"no connector {connector!r}; choose one of {', '.join(connectors.NAMES)}")
+    connectors.CONNECTORS.named(connector)

@@ -104,6 +104,8 @@ class SECDeiT(VisionTransformer):
     img_size: where the position table is at home; other sizes resample it, padded to whole patches.
     """
 
+    borrows_weights = True  # it can start from DeiT's
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,

@@ -61,6 +61,8 @@ class SECSwin(SwinTransformer):
     img_size is what timm's tools read; any other size works as well, and is padded to multiples of 4.
     """
 
+    borrows_weights = True  # it can start from Swin's
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,

@@ -10,7 +10,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -22,15 +23,16 @@ from torch import nn
 from secvit import recipes
 from secvit.models.convert import check_name
 from secvit.models.saved import config_beside, has_weights, load_model, saved_config
+from secvit.registry import Registry
 from secvit.runs.trained import Made, Trained
 from secvit.train.checkpoint import latest
 from secvit.train.job import Job
 
-__all__ = ["Made", "Trained", "kind_of", "network", "open", "prepare", "push", "task_of", "train"]
+__all__ = ["Made", "Trained", "kind_of", "network", "open", "prepare", "push", "register_task", "task_of", "train"]
 
 logger = logging.getLogger(__name__)
 
-KINDS = {
+OURS = {
     "classification": "secvit.runs.classifier:Classifier",
     "detection": "secvit.runs.detector:Detector",
     "segmentation": "secvit.runs.segmenter:Segmenter",
@@ -38,6 +40,8 @@ KINDS = {
     "vlm": "secvit.runs.llava:Llava",
     "answers": "secvit.runs.llava:Answers",
 }
+KINDS: Registry[Any] = Registry("task", "secvit.runs.register_task", OURS)
+PREPARED: dict[str, Callable[..., Job]] = {}
 HUB = re.compile(r"[\w.-]*\w/[\w.-]+")  # a model of the Hugging Face hub
 SHOWN = (".safetensors", ".json", ".yaml", ".md", ".csv", ".png", ".txt", ".jinja", ".model")  # what is pushed
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".jsonl")
@@ -109,15 +113,30 @@ def prepare(
     recipe: Any, data: str | os.PathLike[str], output: str | os.PathLike[str], resume: str = "auto", name: str = ""
 ) -> Job:
     """What `train` would run: data and network are there and fit, and nothing is trained yet."""
-    training = import_module(f"secvit.{task_of_recipe(recipe)}.training")
-    job = training.prepare(recipe, str(data), Path(output), resume)
+    task = recipes.task_of(recipe)
+    work = PREPARED[task] if task in PREPARED else import_module(f"secvit.{task}.training").prepare
+    job = work(recipe, str(data), Path(output), resume)
     job.about = {"recipe": name, **job.about}
     return job
 
 
-def task_of_recipe(recipe: Any) -> str:
-    """The task that a recipe is for, by the slice that it comes from."""
-    return type(recipe).__module__.split(".")[1]
+def register_task(name: str, recipe: type[Any], prepare: Callable[..., Job], opened: type[Trained]) -> None:
+    """A task of your own beside classification, detection, ..., in this process (docs/extending.md).
+
+    recipe: the dataclass of its recipes, with at least `loop: Loop` and `schedule: Schedule`; "loop.steps" and all
+        its other entries become options of `secvit train`.
+    prepare: of (recipe, data, output, resume); what it trains, as a `secvit.train.Job` whose `about` says "task": name.
+    opened: what `secvit.runs.open` makes of its runs, derived from `secvit.runs.Trained`.
+    """
+    if not (isinstance(recipe, type) and is_dataclass(recipe)):
+        raise ValueError(f"register_task({name!r}): the recipe is {recipe!r}; give a dataclass")
+    if missing := [entry for entry in ("loop", "schedule") if entry not in recipe.__dataclass_fields__]:
+        raise ValueError(f"register_task({name!r}): {recipe.__name__} has no {' and no '.join(missing)}; add it")
+    if not (isinstance(opened, type) and issubclass(opened, Trained)):
+        raise ValueError(f"register_task({name!r}): runs open as {opened!r}; give a class derived from Trained")
+    KINDS.add(name, opened)
+    recipes.TASKS.add(name, recipe)
+    PREPARED[name] = prepare
 
 
 def push(run: str, name: str, *, private: bool = False, to: str | None = None) -> str:
@@ -196,7 +215,10 @@ def _task(where: Path | str, model: str | None) -> str:
     config = saved_config(where)
     if (task := config.get("task")) is not None:
         if task not in KINDS:
-            raise ValueError(f"{config_beside(where)}: task is {task!r}, expected one of {', '.join(KINDS)}")
+            raise ValueError(
+                f"{config_beside(where)}: task is {task!r}, expected one of {', '.join(KINDS)}; one of your own has to "
+                "be added first, by secvit.runs.register_task"
+            )
         return str(task)
     if not config and where.is_dir() and (where / "config.json").exists():
         return "vlm"
@@ -213,5 +235,8 @@ def _untold_task(config: Mapping[str, Any]) -> str:
 
 
 def _kind(task: str) -> type[Trained]:
-    module, _, name = KINDS[task].partition(":")
+    kind: Any = KINDS.named(task)
+    if not isinstance(kind, str):
+        return kind
+    module, _, name = kind.partition(":")
     return getattr(import_module(module), name)

@@ -72,6 +72,8 @@ def _check_same_recipe(run: Run, folder: Path, finished: bool) -> None:
         return
     if not (run.ema and run.ema.warmup):  # null is what false was in earlier versions
         changed = [change for change in changed if change != "loop.ema_warmup was False, is None"]
+    # of a recipe that was given as an object and not by a name
+    changed = [change for change in changed if not change.startswith("recipe was , is")]
     for change in changed:
         entry, _, values = change.partition(" was ")
         if entry.rpartition(".")[2] in BEGINS and not values.endswith((" is None", " is False", " is ")):
