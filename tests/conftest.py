@@ -2,8 +2,10 @@
 
 import os
 import random
+from collections.abc import Container, Iterable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,11 @@ ROOT = Path(__file__).parent.parent
 def since(library: str, oldest: str, what: str) -> pytest.MarkDecorator:
     """Skips a test of what a library does from its version `oldest` on; pyproject.toml allows older ones."""
     return pytest.mark.skipif(Version(version(library)) < Version(oldest), reason=f"{library} {what} since {oldest}")
+
+
+def slow_but(fast: Container[str], every: Iterable[str]) -> list[Any]:
+    """Parameters of which `make test` runs those in `fast`, and `make test-all` each."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in every]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import secvit
 from tests.adapt.explicit import explicitly
+from tests.conftest import slow_but
 
 # family: timm's name, what to change of it, prefix tokens, calls of SDPA per attention
 FAMILIES = {
@@ -234,7 +235,11 @@ def test_a_shortened_model_has_the_right_outputs(keep):
 
 
 @pytest.mark.parametrize(
-    "family", ["vit", "deit_distilled", "vit_diff", "vit_parallel_scaling", "eva02", "siglip", "dinov2", "dinov3"]
+    "family",
+    slow_but(
+        ("vit", "eva02"),
+        ("vit", "deit_distilled", "vit_diff", "vit_parallel_scaling", "eva02", "siglip", "dinov2", "dinov3"),
+    ),
 )
 def test_compiled_is_eager_with_gradients(family):
     model, x = secvit.patch(tiny(family, depth=1), num_clusters=3), image(batch=1)

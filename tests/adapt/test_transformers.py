@@ -14,6 +14,7 @@ from torch import Tensor
 import secvit
 from secvit.ops.partitions import SCORES
 from tests.adapt.explicit import explicitly
+from tests.conftest import slow_but
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'secvit[dev]'")
 
@@ -129,7 +130,7 @@ def test_any_size_and_count_runs_forward_and_backward(family):
             secvit.unpatch(model)
 
 
-@pytest.mark.parametrize("family", ["vit", "clip", "siglip", "dinov2", "dinov3"])
+@pytest.mark.parametrize("family", slow_but(("dinov3",), ("vit", "clip", "siglip", "dinov2", "dinov3")))
 def test_compiled_is_eager(family):
     model, given = secvit.patch(tower(family, num_hidden_layers=1), num_clusters=3), inputs(family)
     torch._dynamo.reset()

@@ -206,7 +206,7 @@ def test_a_patched_vit_shares_it_over_layers():
         torch.testing.assert_close(model(images), expected)
 
 
-@pytest.mark.parametrize("function", [by_norm, quarters])
+@pytest.mark.parametrize("function", [pytest.param(by_norm, marks=pytest.mark.slow), quarters])
 def test_compiled_and_exported_it_is_eager(function):
     torch.manual_seed(0)
     model = timm.create_model("secvit_nano", depths=(1, 1), embed_dims=(16, 32), num_heads=(1, 1), num_clusters=(4, 1, 1),
