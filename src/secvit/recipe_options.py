@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_args, get_type_hints
@@ -202,8 +201,3 @@ def _explain(parser: Any, entry: str, kind: type) -> None:
     for group in parser._action_groups:
         if group.title == str(kind):
             group.title = f"{entry}: {(kind.__doc__ or '').splitlines()[0]}"
-
-
-def in_worker() -> bool:
-    """Of many processes, only the first one talks."""
-    return os.environ.get("RANK", "0") != "0"
