@@ -20,6 +20,7 @@ from secvit.files import check_writable, write_atomically
 from secvit.images import load_checked, skipped_in
 from secvit.images.classes import match_classes
 from secvit.images.names import Names
+from secvit.images.sources import place_of
 from secvit.models.saved import class_names_in, class_names_of, create, load_pretrained, patched
 from secvit.train.job import Job, save_weights
 from secvit.train.norms import synchronised
@@ -53,6 +54,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     """What a recipe and a place with images make of the loop."""
     check_writable(output)
     train_images, val_images, held_out = load_checked(data)
+    place = place_of(data)
     model = start(recipe, train_images.classes)
     if recipe.sync_norm:
         model = synchronised(model, recipe.loop)
@@ -72,7 +74,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
         return {
             "summary": summary(done.metrics, held_out),
             "model": chosen.name,
-            "data": str(data),
+            "data": place,
             "split": held_out,
             **done.metrics,
             "majority_floor": val_images.majority,
@@ -89,7 +91,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
         optimizer=create_optimizer(model, recipe.optim),
         dataset=dataset,
         recipe=recipe,
-        about={"task": "classification", "data": str(data), "classes": train_images.classes, "input": seen},
+        about={"task": "classification", "data": place, "classes": train_images.classes, "input": seen},
         report=report,
         evaluate=score,
         best="top1",

@@ -70,11 +70,11 @@ def compare(
     _check(variants, seeds)
     _check_output(output, entry, name)
     task = recipes.task_of(next(iter(variants.values())))
-    planned = _plan(variants, data, output, seeds, tell)
+    planned, place = _plan(variants, data, output, seeds, tell)
     for run in planned:
-        _check_same(run, data)
+        _check_same(run, place)
     about = {
-        "task": task, "recipe": name, "entry": entry, "data": data,
+        "task": task, "recipe": name, "entry": entry, "data": place,
         "seeds": list(seeds), "variants": list(variants),
     }  # fmt: skip
     comparison = Comparison(output, about, planned, figure)
@@ -162,26 +162,30 @@ def _check_output(output: Path, entry: str, name: str) -> None:
 
 def _plan(
     variants: Mapping[str, Any], data: str, output: Path, seeds: Sequence[int], tell: Callable[[str], None]
-) -> list[Run]:
-    """The runs, seed by seed, so that pairs are complete early.
+) -> tuple[list[Run], str]:
+    """The runs, seed by seed, so that pairs are complete early, and where their data are.
 
     Each variant is set up once, without training: a wrong value should not be found hours later.
     """
     ready: dict[str, Any] = {}
+    place = ""
     folders: list[Path] = []
     for label, recipe in variants.items():
         folders.append(output / _folder(label) / f"seed_{seeds[0]}")
         tell(f"setting up {label}")
         try:
-            ready[label] = runs.prepare(_with_seed(recipe, seeds[0]), data, folders[-1]).recipe
+            job = runs.prepare(_with_seed(recipe, seeds[0]), data, folders[-1])
         except ValueError as error:
             _remove_empty(folders)
             raise ValueError(f"{label}: {error}") from None
-    return [
+        ready[label], place = job.recipe, job.about["data"]
+        del job  # its network, before the next one is made
+    planned = [
         Run(label, seed, output / _folder(label) / f"seed_{seed}", _with_seed(recipe, seed))
         for seed in seeds
         for label, recipe in ready.items()
     ]
+    return planned, place
 
 
 def _with_seed(recipe: Any, seed: int) -> Any:

@@ -78,7 +78,7 @@ def prepare(
     dataset = TrainView(train_split, masks, recipe.flip, recipe.loop.seed, transform, recipe.background, recipe.crop)
 
     parameters = sum(p.numel() for p in model.parameters())
-    about = {"task": "detection", "data": str(data), "classes": train_split.classes}
+    about = {"task": "detection", "data": os.path.abspath(data), "classes": train_split.classes}
     return Job(
         task=task,
         optimizer=create_optimizer(task, recipe.optim),
@@ -111,7 +111,7 @@ def _report(
         "summary": summary(done.metrics, scored),
         "model": recipe.model.detector,
         "backbone": recipe.model.backbone,
-        "data": str(data),
+        "data": os.path.abspath(data),
         "split": scored,
         **done.metrics,
         "best": done.best,

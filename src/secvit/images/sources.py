@@ -66,6 +66,16 @@ def load_split(data: str | Path, split: str = "train", classes: tuple[str, ...] 
     raise ValueError(f"{data}: has no split {split!r}, only {', '.join(splits(data))}")
 
 
+def place_of(data: str | Path) -> str:
+    """The data in words that mean the same from every folder: paths become absolute, names stay."""
+    kind, _, rest = str(data).partition("/")
+    if str(data) == "digits" or (kind == "hfds" and rest and not os.path.isdir(rest)):
+        return str(data)
+    if kind in LAYOUTS and rest:
+        return f"{kind}/{os.path.abspath(rest)}" if os.path.exists(rest) or kind == "wds" else str(data)
+    return os.path.abspath(data)
+
+
 def splits(data: str | Path) -> tuple[str, ...]:
     """The splits that `load_split` can give."""
     found = _sources(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,7 +87,7 @@ class Llava(Trained):
             return evaluate_checkpoint(self.path, benchmark, data, split, batch_size=batch_size or 1, **options)
         if answers or template:
             raise ValueError("--answers and --template belong to --benchmark; give all of them")
-        chosen = Samples(**self.config.get("samples", {}))
+        chosen = self._samples(given)
         train, val = files(data, chosen)
         if split not in ("train", "val"):
             raise ValueError(f"--split {split}: conversations have train and val; or give a JSON file with --data")
@@ -97,6 +98,17 @@ class Llava(Trained):
         samples, lengths = load(file, chosen, chat)
         view = Conversations(samples, chat, lengths)
         return {"data": str(file), "samples": len(view), **evaluate(self.model, view, batch_size or 8)}
+
+    def _samples(self, given: bool) -> Samples:
+        """How the run read its conversations; given: those of other data, whose val and pictures are their own."""
+        chosen = Samples(**self.config.get("samples", {}))
+        lost = chosen.images if chosen.images and not Path(chosen.images).is_dir() else None
+        if lost and not given:
+            raise ValueError(
+                f"{self.path} learned from pictures in {lost}, which is not there now; give --data FILE.json, with the "
+                "pictures beside it"
+            )
+        return replace(chosen, val=None, images=None if lost else chosen.images) if given else chosen
 
     def photos(
         self,

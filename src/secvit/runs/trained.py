@@ -57,9 +57,17 @@ class Trained:
 
     def data_of(self, data: str | None) -> str:
         """Where the data are: as given, or as the run says."""
-        if data is None and "data" not in self.config:
+        if data is not None:
+            return str(data)
+        if "data" not in self.config:
             raise ValueError(f"{self.path} does not say what it learned from; give --data")
-        return str(self.config["data"] if data is None else data)
+        place = str(self.config["data"])
+        path = place.removeprefix("wds/").removeprefix("hfds/")
+        pattern = path.find("{")  # of shards
+        there = os.path.dirname(path[:pattern]) if pattern >= 0 else path
+        if os.path.isabs(path) and not os.path.exists(there):
+            raise ValueError(f"{self.path} learned from {place}, which is not there now; give --data, and where it is")
+        return place
 
     def photos(self, photos: Photos, output: str | None = None, *, tell: Tell = len) -> Made:
         """Predict photos and folders of photos, and write down what is found; a broken photo never stops the rest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
             "summary": summary(done.metrics, held_out, len(others)),
             "model": recipe.model.head,
             "backbone": recipe.model.backbone,
-            "data": str(data),
+            "data": os.path.abspath(data),
             "split": held_out,
             **(report(newest["confusion"], pictures.classes, view) if newest else {}),
             "best_miou": done.best,
@@ -90,7 +91,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
         optimizer=create_optimizer(model, recipe.optim),
         dataset=dataset,
         recipe=recipe,
-        about={"task": "segmentation", "data": str(data), **about, "input": {"mean": mean, "std": std}},
+        about={"task": "segmentation", "data": os.path.abspath(data), **about, "input": {"mean": mean, "std": std}},
         report=result,
         evaluate=score,
         best="miou",

@@ -13,6 +13,7 @@ from torch import nn
 
 from secvit.files import check_writable, write_atomically
 from secvit.images import load_checked, skipped_in
+from secvit.images.sources import place_of
 from secvit.models.saved import create
 from secvit.processes import is_first
 from secvit.simmim.data import EvalView, TrainView
@@ -52,6 +53,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     if recipe.loop.sharding == "fsdp":
         raise ValueError("sharding='fsdp': reconstructions are drawn by one process with whole weights; choose ddp")
     train_images, val_images, held_out = load_checked(data)
+    place = place_of(data)
     task = create_seeded(recipe)
     cfg = timm.data.resolve_data_config(model=task.model)
     size, mean, std = recipe.model.image_size, cfg["mean"], cfg["std"]
@@ -71,7 +73,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
         return {
             "summary": summary(done.metrics, held_out),
             "model": recipe.model.name,
-            "data": str(data),
+            "data": place,
             "split": held_out,
             **done.metrics,
             "images": {"train": len(train_images), held_out: len(val_images)},
@@ -84,7 +86,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
         optimizer=create_optimizer(task, recipe.optim),
         dataset=dataset,
         recipe=recipe,
-        about={"task": "simmim", "data": str(data), "input": {"size": size, "mean": mean, "std": std}},
+        about={"task": "simmim", "data": place, "input": {"size": size, "mean": mean, "std": std}},
         report=report,
         evaluate=score,
         names=train_images.names,

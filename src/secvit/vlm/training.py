@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from secvit.vlm.adapt import save_connector, unwrapped
 from secvit.vlm.cache import Cache
 from secvit.vlm.chat import Chat
 from secvit.vlm.chat import prepare as for_training
-from secvit.vlm.config import Optim, Recipe
+from secvit.vlm.config import Optim, Recipe, Samples
 from secvit.vlm.data import IGNORED, Conversations, files, load, read_samples, texts
 from secvit.vlm.start import set_trained, start
 from secvit.vlm.task import Trained, VlmTask, answers
@@ -50,6 +51,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     """What a recipe and conversations make of the loop."""
     check_writable(output)
     device = join(cpu=recipe.loop.device == "cpu")  # of many processes, each checks a share of the data
+    recipe = replace(recipe, samples=from_anywhere(recipe.samples))
     train_file, val_file = files(data, recipe.samples)
     llava, processor = start(
         recipe.model, lambda: texts(read_samples(train_file, recipe.samples.images)[0]), recipe.loop.seed
@@ -79,7 +81,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     def report(done: Result) -> dict[str, Any]:
         return {
             "summary": summary(done.metrics, split, len(view)),
-            "data": str(data),
+            "data": os.path.abspath(data),
             "split": split,
             **done.metrics,
             "samples": {"train": len(dataset), split: len(view)},
@@ -95,12 +97,18 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
         optimizer=create_optimizer(task, recipe.optim),
         dataset=dataset,
         recipe=recipe,
-        about={"task": "vlm", "data": str(data)},
+        about={"task": "vlm", "data": os.path.abspath(data)},
         report=report,
         evaluate=score,
         names=Names.of(" ".join([*one.images, one.id]) for one in samples),
         save=lambda done, output: save(done, output, recipe, processor),
     )
+
+
+def from_anywhere(samples: Samples) -> Samples:
+    """With absolute paths, so that a run can be scored from every folder."""
+    paths = {name: getattr(samples, name) for name in ("images", "val", "cache")}
+    return replace(samples, **{name: os.path.abspath(path) for name, path in paths.items() if path})
 
 
 def save(done: Result, output: Path, recipe: Recipe, processor: Any) -> None:
