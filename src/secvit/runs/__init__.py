@@ -6,10 +6,7 @@ A run is the folder of `secvit train`, one of its checkpoints, or the name of we
 
 from __future__ import annotations
 
-import logging
 import os
-import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from importlib import import_module
@@ -24,13 +21,12 @@ from secvit import recipes
 from secvit.models.convert import check_name
 from secvit.models.saved import config_beside, has_weights, load_model, saved_config
 from secvit.registry import Registry
+from secvit.runs.folder import weights_in
+from secvit.runs.pushing import HUB, push
 from secvit.runs.trained import Made, Trained
-from secvit.train.checkpoint import latest
 from secvit.train.job import Job
 
 __all__ = ["Made", "Trained", "kind_of", "network", "open", "prepare", "push", "register_task", "task_of", "train"]
-
-logger = logging.getLogger(__name__)
 
 OURS = {
     "classification": "secvit.runs.classifier:Classifier",
@@ -42,8 +38,6 @@ OURS = {
 }
 KINDS: Registry[Any] = Registry("task", "secvit.runs.register_task", OURS)
 PREPARED: dict[str, Callable[..., Job]] = {}
-HUB = re.compile(r"[\w.-]*\w/[\w.-]+")  # a model of the Hugging Face hub
-SHOWN = (".safetensors", ".json", ".yaml", ".md", ".csv", ".png", ".txt", ".jinja", ".model")  # what is pushed
 WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".jsonl")
 
 
@@ -139,39 +133,6 @@ def register_task(name: str, recipe: type[Any], prepare: Callable[..., Job], ope
     PREPARED[name] = prepare
 
 
-def push(run: str, name: str, *, private: bool = False, to: str | None = None) -> str:
-    """Upload a finished run to the Hugging Face hub, as timm and transformers load it; returns where it is.
-
-    run: the folder of a run.
-    name: USER/NAME of the repository, which is made if there is none.
-    private: make a private one.
-    to: write what would be uploaded into this folder, and upload nothing.
-    """
-    path = Path(run)
-    if not (path / "model.safetensors").is_file():
-        raise ValueError(f"{path}: no finished run (no model.safetensors); give the folder of `secvit train`")
-    files = [file for file in sorted(path.iterdir()) if file.is_file() and file.name[0] != "." and file.suffix in SHOWN]
-    if to is not None:
-        folder = Path(to)
-        if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder}: not empty; name a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in files:
-            shutil.copy(file, folder / file.name)
-        return str(folder)
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-
-    try:
-        api = HfApi()
-        api.create_repo(name, private=private, exist_ok=True)
-        done = api.upload_folder(repo_id=name, folder_path=path, allow_patterns=[file.name for file in files])
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name}: {reason}; log in with `hf auth login`, or try --to FOLDER first") from None
-    return str(done)
-
-
 def options_of(task: str, method: str) -> set[str]:
     """What a task's method, and opening its runs, take as options; nothing where a package for it is missing."""
     try:
@@ -182,7 +143,7 @@ def options_of(task: str, method: str) -> set[str]:
 
 
 def _weights(run: str | os.PathLike[str], quiet: bool = False) -> Path | str:
-    """A run's folder, or its newest checkpoint where it did not come to its end; names as they are."""
+    """A path, or the newest checkpoint of a run that did not come to its end; names as they are."""
     path = Path(run)
     if not path.exists():
         if HUB.fullmatch(str(run)) and not path.parent.is_dir():
@@ -192,15 +153,7 @@ def _weights(run: str | os.PathLike[str], quiet: bool = False) -> Path | str:
         except ValueError as error:
             raise ValueError(f"{run}: no such folder or file, and {error}") from None
         return str(run)
-    if path.is_dir() and not any((path / name).exists() for name in ("model.safetensors", "ema.safetensors")):
-        newest = latest(path)
-        if newest is None and not (path / "config.json").exists():
-            raise ValueError(f"{path}: a folder without weights or checkpoints; give the folder of `secvit train`")
-        if newest is not None:
-            if not quiet:
-                logger.warning("%s: not finished; taking its newest checkpoint, %s", path, newest.name)
-            return newest
-    return path
+    return weights_in(path, quiet) if path.is_dir() else path
 
 
 def _task(where: Path | str, model: str | None) -> str:
