@@ -98,19 +98,14 @@ def evaluate(words: Sequence[str]) -> int:
 
     trained, found, more = _opened("evaluate", words, "evaluate", extra=score)
     from secvit.files import check_target, write_atomically
+    from secvit.progress import table
 
     if more["json"]:
         check_target(more["json"])
     scores = trained.evaluate(**found)
     if not _talks():
         return 0
-    for key, value in scores.items():
-        if isinstance(value, dict):
-            print(f"{key}:")
-            for name, figure in value.items():
-                print(f"  {name:20} " + ("does not occur" if figure is None else f"{figure:.4f}"))
-        elif not isinstance(value, list):
-            print(f"{key:15} {value:.4f}" if isinstance(value, float) else f"{key:15} {value}")
+    print(table(scores), end="")
     if more["json"]:
         write_atomically(Path(more["json"]), json.dumps(scores, indent=2).encode())
     return 0

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 logger = logging.getLogger(__name__)
 FIRST, EVERY = 10.0, 30.0  # seconds from the first line to the second, and between later ones
@@ -113,3 +113,21 @@ def brief(numbers: Mapping[str, float], first: str = "", most: int = 6) -> str:
 def _chosen(means: Mapping[str, float]) -> dict[str, float]:
     """The loss and what is no part of it."""
     return {k: v for k, v in means.items() if k == "loss" or not (k.startswith("loss") or k == "grad_norm")}
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """A line for each score, and for each class of those by class; lists are left out."""
+    lines = []
+    for key, value in scores.items():
+        if isinstance(value, dict):
+            lines += [f"{key}:", *(f"  {name:20} {_figure(part)}" for name, part in value.items())]
+        elif not isinstance(value, list):
+            lines.append(f"{key:15} {_figure(value)}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _figure(value: Any) -> str:
+    """-1 is COCO's word for no number."""
+    if value is None or value == -1:
+        return "does not occur"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -50,9 +50,16 @@ def _classes() -> Any:
                 meant = f"; did you mean {near[0]}?" if near and not whose else ""
                 raise ValueError(f"{word} is no option of {self.prog}{whose}{meant}; {self.prog} --help lists them")
             more = f"; {self.prog} --help says more" if "required" in message else ""
-            raise ValueError(message + more + said_in(self.files))
+            raise ValueError(_plainer(message) + more + said_in(self.files))
 
     return functools.partial(Parser, formatter_class=Formatter, allow_abbrev=False)
+
+
+def _plainer(message: str) -> str:
+    """jsonargparse's words about a value, with the option's name and without Python's types."""
+    message = re.sub(r'^Parser key "([^"]+)":\s*', r"--\1: ", message)
+    message = re.sub(r"[Ee]xpected an? <class '(\w+)'>", r"expected \1", message)
+    return re.sub(r"[Ee]xpected a typing\.Literal\[([^]]*)\]", r"expected one of \1", message)
 
 
 def said_in(files: Iterable[str]) -> str:

@@ -90,6 +90,11 @@ def test_photos_are_predicted_and_a_broken_one_stops_no_other(made, task, photos
         assert trained.transform(Image.new("RGB", (40, 30))).shape[0] == 3
 
 
+def test_the_clusters_of_a_language_model_are_not_those_of_a_network(made, photos, capsys):
+    assert main(["cluster", str(made("vlm")), str(photos / "0.png")]) == 2
+    assert "is a language model, whose tower has no clusters" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("task", ("classification", "detection", "segmentation", "simmim"))
 def test_the_clusters_of_the_network_that_was_trained_are_drawn(made, task, photos, tmp_path, capsys):
     words = ["cluster", str(made(task)), str(photos / "0.png"), "-o", str(tmp_path / "c.png"), "--size", "64"]
@@ -168,11 +173,15 @@ def test_a_classifiers_mistakes_are_drawn_and_its_answers_written(made, photos, 
         (["detect", "RUN", "a.jpg"], "is a run of classification, not of detection"),
         (["predict", "RUN", "a.jpg", "--device", "gpu"], "device 'gpu' is not there"),
         (["evaluate"], "usage: secvit evaluate RUN"),
+        (["ask", "RUN", "PHOTO", "what?"], "is a run of classification, not a language model"),
+        (["export", "RUN", "--format", "tflite"], "--format: expected one of 'onnx', 'openvino', 'pt2'.*tflite"),
+        (["predict", "RUN", "a.jpg", "--top", "two"], "--top: expected int. Got value: two"),
+        (["predict", "RUN", "--run", "RUN", "a.jpg"], "two runs; give one"),
     ],
 )  # fmt: skip
-def test_what_contradicts_a_run_or_does_not_belong_to_it_is_refused(made, words, message, capsys):
-    run = str(made("classification"))
-    code = main([run if word == "RUN" else word for word in words])
+def test_what_contradicts_a_run_or_does_not_belong_to_it_is_refused(made, photos, words, message, capsys):
+    names = {"RUN": str(made("classification")), "PHOTO": str(photos / "0.png")}
+    code = main([names.get(word, word) for word in words])
     said = capsys.readouterr()
     assert code == (0 if words == ["evaluate"] else 2)
     import re

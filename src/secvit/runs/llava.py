@@ -58,6 +58,12 @@ class Llava(Trained):
             f"{self.path}: transformers and vLLM serve a language model from the run's folder itself (docs/vlm.md)"
         )
 
+    def clustered(self) -> nn.Module:
+        raise ValueError(
+            f"{self.path} is a language model, whose tower has no clusters; what a connector puts together is drawn by "
+            "secvit.vis.merge_photo"
+        )
+
     def evaluate(
         self,
         data: str | None = None,

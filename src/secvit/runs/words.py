@@ -61,6 +61,8 @@ def taken_run(words: Sequence[str], default: str | None = None) -> tuple[str, li
     """
     if "--run" in words[:-1]:
         option = words.index("--run")
+        if option and is_run(words[0]):
+            raise ValueError(f"{words[0]} and --run {words[option + 1]}: two runs; give one")
         return words[option + 1], [*words[:option], *words[option + 2 :]]
     at = _run_in(words)
     if at is None and default is None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from secvit.fields import read_yaml
 from secvit.hub import hub
 from secvit.images import read_image
-from secvit.models.saved import device_of
+from secvit.models.saved import device_of, saved_config
 from secvit.vlm.adapt import load_connector
 from secvit.vlm.config import Model
 from secvit.vlm.start import start
@@ -68,6 +68,8 @@ def load_trained(
     stage_1 = (path / "connector.json").is_file()
     if path.is_dir() and not stage_1 and not (path / "config.json").is_file():
         raise ValueError(f"{path}: no finished run of vision-language training; its folder gets config.json at the end")
+    if (task := saved_config(path).get("task", "vlm")) != "vlm":
+        raise ValueError(f"{path} is a run of {task}, not a language model; secvit predict takes any")
     llava: Any
     if stage_1:
         llava, processor = with_connector(path)
