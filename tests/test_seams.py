@@ -213,19 +213,17 @@ def test_timm_says_which_stages_out_indices_mean():
     assert feature_take_indices(4, (1, -1)) == ([1, 3], 3)
 
 
-@seam("timm", "adapt/patching.py TIMM_ATTENTION", "change the tuple of classes, and what fused_attn was called")
+@seam("timm", "adapt/sites.py TIMM_ATTENTION", "change the tuple of classes, and what fused_attn was called")
 def test_timms_attention_calls_sdpa_where_fused_attn_is_on():
     """attention classes of plain ViTs have fused_attn and then call scaled_dot_product_attention"""
-    from secvit.adapt.patching import TIMM_ATTENTION
+    from secvit.adapt.sites import TIMM_ATTENTION
 
     for attention in TIMM_ATTENTION:
         assert "scaled_dot_product_attention" in inspect.getsource(attention.forward), attention.__name__
         assert "fused_attn" in inspect.getsource(attention), attention.__name__
 
 
-@seam(
-    "timm", "adapt/patching.py, measure/, vis/", "find the blocks and the prefix tokens of a ViT under their new names"
-)
+@seam("timm", "adapt/, measure/, vis/", "find the blocks and the prefix tokens of a ViT under their new names")
 def test_timms_vit_has_blocks_with_attn_and_counts_its_prefix_tokens():
     """a timm ViT has blocks[i].attn, num_prefix_tokens and forward_intermediates"""
     import timm
