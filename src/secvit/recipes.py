@@ -37,11 +37,13 @@ def find(name: str) -> Callable[[], Any]:
 
 
 def of(module: ModuleType) -> dict[str, Callable[[], Any]]:
-    """The recipes of one module."""
+    """The recipes of one module, those included that it imports from its own package."""
     return {
         name: function
         for name, function in inspect.getmembers(module, inspect.isfunction)
-        if function.__module__ == module.__name__ and name[0] != "_" and not inspect.signature(function).parameters
+        if function.__module__.startswith(f"{module.__package__}.")
+        and name[0] != "_"
+        and not inspect.signature(function).parameters
     }
 
 
