@@ -14,7 +14,8 @@ from secvit import detection
 from secvit.measure.bench_picture import draw_speeds
 from secvit.measure.connector_tables import connector_markdown
 from secvit.measure.detectors import detector_macs
-from secvit.measure.patching import patch_markdown
+from secvit.measure.patch_results import PatchReport
+from secvit.measure.patch_tables import patch_markdown
 from secvit.measure.report import report
 from secvit.measure.scaling import growth
 
@@ -251,7 +252,7 @@ def patchings() -> str:
 def patch_reports() -> str:
     """What `secvit patch-report` measured."""
     texts = [
-        patch_markdown(result).replace("\n### ", "\n#### ").replace("## ", "### ", 1)
+        patch_markdown(PatchReport.read(result)).replace("\n### ", "\n#### ").replace("## ", "### ", 1)
         for _, result in results("secvit patch-report")
     ]
     return "\n".join(texts) or "No result yet.\n"

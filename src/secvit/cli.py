@@ -237,7 +237,7 @@ secvit patch-report FOLDER --size 256 512 --training --json out.json --plot out.
 
 
 def patch_report(words: Sequence[str]) -> int:
-    from secvit.measure.patching import patch_markdown
+    from secvit.measure.patch_tables import patch_markdown
     from secvit.measure.patching import patch_report as work
 
     found = parse("secvit patch-report", _run_first(words), [work], ("run",), examples=PATCH)[0]
