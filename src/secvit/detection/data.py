@@ -123,8 +123,8 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
 
 def _train_is_all_crowd(root: Path) -> bool:
     """Whether train, if there is one, has nothing but crowds: another split may have no other objects by chance."""
-    known = splits(root)
-    source = find(root, "train") if "train" in known else None
+    names = splits(root)
+    source = find(root, "train") if "train" in names else None
     return source is None or all_crowd(source.read(Faults(source.file)).annotations)
 
 
@@ -137,34 +137,37 @@ def _remedy(faults: Faults, may_drop: bool) -> str:
 
 
 def _table(
-    content: Content, pictures: Pictures, found: Annotations, fatal: Faults, broken: Faults, learn: bool, say: Say
+    content: Content, pictures: Pictures, annotations: Annotations, fatal: Faults, broken: Faults, learn: bool, say: Say
 ) -> tuple[Objects, list[str]]:
     """The usable annotations by image, held against their images, and which of no area were left out."""
-    images = np.array(found.images, np.int64)
+    images = np.array(annotations.images, np.int64)
     widths, heights = np.array(pictures.sizes, np.int64).reshape(-1, 2)[images].T
-    boxes, given = np.array(found.boxes, np.float64).reshape(-1, 4), np.array(found.areas, np.float64)
-    geometry = check_boxes(boxes, heights, widths, given)
+    boxes, stated_areas = (
+        np.array(annotations.boxes, np.float64).reshape(-1, 4),
+        np.array(annotations.areas, np.float64),
+    )
+    geometry = check_boxes(boxes, heights, widths, stated_areas)
     faults, empty, areas, masks = dict(geometry.faults), geometry.empty, boxes[:, 2] * boxes[:, 3], None
     if geometry.of_all:
         fatal.add(geometry.of_all)
-    say.some("boxes end outside their image and are cut there", content, found, geometry.beyond)
-    if any(found.segmentations):
-        shapes = read_masks(found.segmentations, heights, widths, np.isnan(given))
+    say.some("boxes end outside their image and are cut there", content, annotations, geometry.beyond)
+    if any(annotations.segmentations):
+        shapes = read_masks(annotations.segmentations, heights, widths, np.isnan(stated_areas))
         elsewhere, differ = check_masks(boxes, shapes)
         missing = np.flatnonzero(~shapes.present)
         faults = {int(i): "has no mask" for i in missing} | elsewhere | shapes.faults | faults
         empty = empty | (shapes.areas == 0)
         areas = np.where(np.isnan(shapes.areas), areas, shapes.areas)
         masks = shapes.masks
-        say.some("boxes do not lie around their masks", content, found, differ)
+        say.some("boxes do not lie around their masks", content, annotations, differ)
     for i, fault in sorted(faults.items()):
-        broken.add(f"{where(content, found.numbers[i])}: of {pictures.names[images[i]]} {fault}")
+        broken.add(f"{where(content, annotations.numbers[i])}: of {pictures.names[images[i]]} {fault}")
     usable = np.ones(len(images), bool)
     usable[list(faults)] = False
     dropped = []
     for i in np.flatnonzero(empty & usable).tolist():
         name = pictures.names[images[i]]
-        dropped.append(f"{where(content, found.numbers[i])}: of {name} has no area, box {boxes[i].tolist()}")
+        dropped.append(f"{where(content, annotations.numbers[i])}: of {name} has no area, box {boxes[i].tolist()}")
     say.no_area(dropped, learn)
     if learn:
         usable &= ~empty
@@ -174,9 +177,9 @@ def _table(
         masks = masks.take(order)
     table = Objects(
         frozen(boxes[order]),
-        frozen(np.array(found.labels, np.int64)[order]),
-        frozen(np.array(found.crowd, bool)[order]),
-        frozen(np.where(np.isnan(given), areas, given)[order]),
+        frozen(np.array(annotations.labels, np.int64)[order]),
+        frozen(np.array(annotations.crowd, bool)[order]),
+        frozen(np.where(np.isnan(stated_areas), areas, stated_areas)[order]),
         frozen(ends(np.bincount(images[order], minlength=len(pictures.names)))),
         masks,
     )

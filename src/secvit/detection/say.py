@@ -16,7 +16,7 @@ from secvit.detection.coco import (
 )
 from secvit.detection.objects import Objects
 from secvit.detection.source import Content, Source
-from secvit.fields import Faults, few
+from secvit.fields import Faults, abridged
 from secvit.images.files import LeftOut
 from secvit.processes import is_first
 
@@ -37,9 +37,9 @@ class Say:
         if is_first():
             logger.warning(f"%s: {line}", self.split, *values)
 
-    def some(self, what: str, content: Content, found: Annotations, which: np.ndarray) -> None:
+    def some(self, what: str, content: Content, annotations: Annotations, which: np.ndarray) -> None:
         if which.any():
-            example = where(content, found.numbers[int(np.argmax(which))])
+            example = where(content, annotations.numbers[int(np.argmax(which))])
             share = which.mean()
             self.warning("%d of %d " + what + " (%.1f %%), %s for one", which.sum(), len(which), 100 * share, example)
 
@@ -48,12 +48,12 @@ class Say:
             self.warning("%d objects of no area stay in the score, where none can be found: %s", len(named), named[0])
 
     def counts(
-        self, content: Content, categories: Categories, pictures: Pictures, found: Annotations, table: Objects,
+        self, content: Content, categories: Categories, pictures: Pictures, annotations: Annotations, table: Objects,
         broken: Faults, dropped: list[str], learn: bool, single: bool,
     ) -> None:  # fmt: skip
         """Images, objects and classes, and what was left out."""
         self._what_is_there(content, categories, pictures, table)
-        self._what_was_left_out(content, pictures, found, table, broken, dropped)
+        self._what_was_left_out(content, pictures, annotations, table, broken, dropped)
         if single:
             self.warning("every object is marked iscrowd, as a brush marks them; they are taken for single objects")
         if again := renumbered(content.annotations) if content.where is None else 0:
@@ -63,7 +63,7 @@ class Say:
         if learn:
             counts = np.bincount(table.labels, minlength=len(categories.names))
             if unused := [name for name, count in zip(categories.names, counts, strict=True) if not count]:
-                self.warning("%d of %d classes have no object: %s", len(unused), len(counts), few(unused))
+                self.warning("%d of %d classes have no object: %s", len(unused), len(counts), abridged(unused))
 
     def _what_is_there(self, content: Content, categories: Categories, pictures: Pictures, table: Objects) -> None:
         if self.source.part:
@@ -86,7 +86,7 @@ class Say:
             )
 
     def _what_was_left_out(
-        self, content: Content, pictures: Pictures, found: Annotations, table: Objects, broken: Faults,
+        self, content: Content, pictures: Pictures, annotations: Annotations, table: Objects, broken: Faults,
         dropped: list[str],
     ) -> None:  # fmt: skip
         images, objects = LeftOut(), LeftOut()
@@ -96,7 +96,7 @@ class Say:
             images.add(reason, count)
         objects.add("without area", len(dropped))
         objects.add("broken", len(broken.found) - gone)
-        objects.add("of images left out", found.lost)
+        objects.add("of images left out", annotations.lost)
         for line in (images.line(self.split, len(pictures.names), "images"),
                      objects.line(self.split, len(table), "objects")):  # fmt: skip
             if line:

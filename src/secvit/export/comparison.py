@@ -40,11 +40,11 @@ def compare(
             text = f"logits differ from PyTorch's by {difference:.1e} of the largest; {tolerance:.1e} is let pass"
             raise ValueError(_failed(made, sample, text, step))
         differences.append(difference)
-    found = {
+    measured = {
         "largest_difference": max(differences), "tolerance": tolerance, "shapes": [list(x.shape) for x in samples],
         "unit": "largest |runtime - PyTorch| / largest |PyTorch|, float32 on a CPU",
     }  # fmt: skip
-    return {**found, "smallest": None if step is None else _smallest(network, made, min(sides), step, tolerance)}
+    return {**measured, "smallest": None if step is None else _smallest(network, made, min(sides), step, tolerance)}
 
 
 def _smallest(network: nn.Module, made: Made, side: int, step: int, tolerance: float) -> int:
@@ -71,22 +71,22 @@ def at_own_precision(network: nn.Module, made: Made, images: Tensor | None, side
     sample = random_pictures(8, sides) if images is None else images.float().cpu()
     with torch.no_grad():
         expected = network(sample)
-    found = run(sample)
-    difference = _difference(found, expected)
+    logits = run(sample)
+    difference = _difference(logits, expected)
     logger.info("export: %s computes in %s here: %.1e from PyTorch", made.runtime, precision, difference)
-    return {"precision": precision, "largest_difference": difference, "same_class": same_class(found, expected)}
+    return {"precision": precision, "largest_difference": difference, "same_class": same_class(logits, expected)}
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
+def _difference(logits: Tensor, expected: Tensor) -> float:
     """The largest difference, as a part of the largest logit; NaN if any logit is."""
-    if found.shape != expected.shape:
-        raise ValueError(f"logits of shape {tuple(found.shape)}, and PyTorch gives {tuple(expected.shape)}")
-    return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()  # all may be 0
+    if logits.shape != expected.shape:
+        raise ValueError(f"logits of shape {tuple(logits.shape)}, and PyTorch gives {tuple(expected.shape)}")
+    return ((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()  # all may be 0
 
 
-def same_class(found: Tensor, expected: Tensor) -> float:
+def same_class(logits: Tensor, expected: Tensor) -> float:
     """The share of pictures, or of pixels, whose largest logit is the same."""
-    return (found.argmax(1) == expected.argmax(1)).double().mean().item()
+    return (logits.argmax(1) == expected.argmax(1)).double().mean().item()
 
 
 def _shape(shape: tuple[int, int, int]) -> tuple[int, tuple[int, int]]:

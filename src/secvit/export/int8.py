@@ -46,13 +46,13 @@ def quantise(
         )  # fmt: skip
     sample = random_pictures(32, sides) if images is None else images.float().cpu()
     run = open_session(smaller)
-    found, expected = (torch.cat([one(part) for part in sample.split(4)]) for one in (run, network))
+    logits, expected = (torch.cat([one(part) for part in sample.split(4)]) for one in (run, network))
     report: dict[str, Any] = {
         "layers": "weights of linear layers in 8 bits, the rest in float32",
         "size": _bytes(smaller.parent.iterdir()) / _bytes(files),
         "time": _relative_time(run, made.run, sample[:1]),
-        "same_class": same_class(found, expected),
-        "rms_difference": ((found - expected).square().mean() / expected.square().mean()).sqrt().item(),
+        "same_class": same_class(logits, expected),
+        "rms_difference": ((logits - expected).square().mean() / expected.square().mean()).sqrt().item(),
         "judged_on": f"{len(sample)} {'random pictures, which say little' if images is None else 'given images'}",
     }
     logger.info(

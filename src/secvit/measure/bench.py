@@ -98,11 +98,11 @@ def _measured(recipe: Mapping[str, Any], twins: ModuleType | None, progress: boo
     }  # fmt: skip
     with using_threads(threads):
         for mode, dtype, compiled in _settings(recipe, result["notes"]):
-            found = bench_models(
+            speeds = bench_models(
                 recipe["models"], recipe["base"], mode, dtype, compiled, recipe["batch_size"], recipe["image_size"],
                 rounds, threads, twins, progress,
             )  # fmt: skip
-            result["models"].append(found)
+            result["models"].append(speeds)
         if recipe["parts"]:
             square, (height, width) = (recipe["image_size"], recipe["image_size"]), recipe["large"]
             for size, batch, cluster_size in ((square, recipe["batch_size"], None), ((height, width), 1, 98)):

@@ -47,8 +47,8 @@ def draw_speeds(result: dict[str, Any], output: str | os.PathLike[str]) -> Path:
             _bars(figure.add_subplot(cells[i]), models[i], names, labelled=i == 0)
     if curves:
         cells = grid[-1].subgridspec(1, len(curves), wspace=0.42)
-        for i, (title, found) in enumerate(curves):
-            _growth(figure.add_subplot(cells[i]), title, found)
+        for i, (title, lengths) in enumerate(curves):
+            _growth(figure.add_subplot(cells[i]), title, lengths)
     return save(figure, output)
 
 
@@ -76,11 +76,11 @@ def _bars(axes: Axes, table: dict[str, Any], names: Sequence[str], labelled: boo
     style(axes, size=8)
 
 
-def _growth(axes: Axes, title: str, found: Sequence[dict[str, Any]]) -> None:
-    names = [name for name in dict.fromkeys(n for one in found for n in one["seconds"]) if not name.endswith(NULL)]
+def _growth(axes: Axes, title: str, measured: Sequence[dict[str, Any]]) -> None:
+    names = [name for name in dict.fromkeys(n for one in measured for n in one["seconds"]) if not name.endswith(NULL)]
     spare = iter(SPARE * 2)
     for name in names:
-        points = sorted((one["length"], median(one["seconds"][name])) for one in found if name in one["seconds"])
+        points = sorted((one["length"], median(one["seconds"][name])) for one in measured if name in one["seconds"])
         colour = COLOURS.get(name) or next(spare)
         lengths, times = zip(*points)
         axes.plot(lengths, times, color=colour, marker="o", markersize=3, linewidth=2 if name == "sec" else 1.3)
@@ -90,7 +90,7 @@ def _growth(axes: Axes, title: str, found: Sequence[dict[str, Any]]) -> None:
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlim(min(one["length"] for one in found) / 1.3, max(one["length"] for one in found) * 2.2)
+    axes.set_xlim(min(one["length"] for one in measured) / 1.3, max(one["length"] for one in measured) * 2.2)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
     axes.set_xlabel("tokens", fontsize=8, color=FAINT)
     axes.set_ylabel("seconds", fontsize=8, color=FAINT)

@@ -35,7 +35,7 @@ def _work_table(model: dict[str, Any], extra: str) -> list[str]:
     ]  # fmt: skip
     base, cells = rows[0], []
     for row in rows:
-        total, most = (sum(found["macs"].values()) for found in (row, base))
+        total, most = (sum(each["macs"].values()) for each in (row, base))
         reads = [f"{base['step_bytes'][batch] / row['step_bytes'][batch]:.2f}" for batch in row["step_bytes"]]
         printed = PAPER.get(name, {}).get(row["tokens"])
         cells.append([
@@ -48,8 +48,8 @@ def _work_table(model: dict[str, Any], extra: str) -> list[str]:
 
 
 def _time_table(result: dict[str, Any], extra: str) -> list[str]:
-    found, base = result["timed"], result["timed"]["base"]
-    parts = found["parts"]
+    timed, base = result["timed"], result["timed"]["base"]
+    parts = timed["parts"]
     counts = [name for name in parts["answer"]["speeds"] if name != base]
     columns = ["image tokens", *parts, "paper's speed (7B)"]
     rows = []
@@ -62,8 +62,8 @@ def _time_table(result: dict[str, Any], extra: str) -> list[str]:
     nulls = ", ".join(f"{part['null']['median']:.2f}" for part in parts.values())
     noisy = [name for name, part in parts.items() if not part["quiet"]]
     return [
-        f"### {found['shape']['name']}, random weights: speed, {base}{extra} tokens = 1", "",
-        f"{result['hardware']}; {found['dtype']}, {found['clock']}, {result['recipe']['rounds']} rounds.",
+        f"### {timed['shape']['name']}, random weights: speed, {base}{extra} tokens = 1", "",
+        f"{result['hardware']}; {timed['dtype']}, {timed['clock']}, {result['recipe']['rounds']} rounds.",
         *environment_lines(result),
         *([f"**Too noisy to quote**: {', '.join(noisy)}."] if noisy else []), "",
         *table(columns, rows), "",

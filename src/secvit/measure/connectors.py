@@ -98,17 +98,17 @@ def times(
     }
     calls["first token"]["vision"] = timed.features
     clock = clock_for(threads, device)
-    found: dict[str, Any] = {"shape": asdict(shape), "base": base, "dtype": dtype, "parts": {}}
-    found["clock"] = clock_name(threads, device)
+    result: dict[str, Any] = {"shape": asdict(shape), "base": base, "dtype": dtype, "parts": {}}
+    result["clock"] = clock_name(threads, device)
     for part, candidates in calls.items():
         title = f"{part}, {shape.name}" if progress else None
         seconds = interleave(candidates, base, rounds, clock, title=title)
-        found["parts"][part] = {
+        result["parts"][part] = {
             "speeds": {count: vars(speed_ratio(seconds, count, base)) for count in candidates},
             "null": vars(speed_ratio(seconds, base + NULL, base)), "quiet": is_quiet(seconds, base),
             "seconds": seconds,
         }  # fmt: skip
-    return found
+    return result
 
 
 # -- the report ----------------------------------------------------------------------------------------

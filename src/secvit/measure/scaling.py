@@ -67,14 +67,14 @@ def bench_attention(
     """
     calls = {name: attention_call(name, length, heads) for name in ("sec", "windows", "global")}
     rounds = rounds if length < SLOW else min(rounds, FEW)
-    found = _compare("attention", length, calls, rounds, threads, progress)
+    result = _compare("attention", length, calls, rounds, threads, progress)
     if memory:
         make, warm = "secvit.measure.scaling:attention_call", {"length": 196, "heads": heads}
-        found["peak_bytes"] = {
+        result["peak_bytes"] = {
             name: peak_bytes(make, {"name": name, "length": length, "heads": heads}, {"name": name, **warm}, threads)
             for name in ("sec", "windows", *(["global"] if length < SLOW else []))
         }
-    return found
+    return result
 
 
 def attention_call(name: str, length: int, heads: int = 2) -> Callable[[], Tensor]:
@@ -106,11 +106,11 @@ def windows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.reshape(batch, heads, length, dim)
 
 
-def growth(found: Sequence[Mapping[str, Any]], last: int = 3) -> dict[str, float]:
+def growth(measured: Sequence[Mapping[str, Any]], last: int = 3) -> dict[str, float]:
     """Exponent e of time ~ L^e for each candidate: the slope of log time over its `last` largest numbers of tokens."""
     exponents = {}
-    for name in dict.fromkeys(name for one in found for name in one["seconds"] if not name.endswith(NULL)):
-        points = [(one["length"], median(one["seconds"][name])) for one in found if name in one["seconds"]]
+    for name in dict.fromkeys(name for one in measured for name in one["seconds"] if not name.endswith(NULL)):
+        points = [(one["length"], median(one["seconds"][name])) for one in measured if name in one["seconds"]]
         if len(points) >= 3:
             lengths, times = np.log(np.array(sorted(points)[-last:])).T
             exponents[name] = float(np.polyfit(lengths, times, 1)[0])

@@ -217,18 +217,18 @@ def check_twin(name: str, model: nn.Module, twin: nn.Module, images: Tensor, dty
             return copy.deepcopy(network).eval().to(dtype)(images.to(dtype))
 
     truth = logits(twin, torch.float64)
-    found = {
+    errors = {
         "float64": distance(logits(model, torch.float64), truth),
         "ours": distance(logits(model, DTYPES[dtype]), truth),
         "literal": distance(logits(twin, DTYPES[dtype]), truth),
     }
-    allowed = ROUNDED if dtype == "float32" else 2 * found["literal"]  # bfloat16 is no exact science for either
-    if not (found["float64"] <= EXACT and found["ours"] <= allowed):
+    allowed = ROUNDED if dtype == "float32" else 2 * errors["literal"]  # bfloat16 is no exact science for either
+    if not (errors["float64"] <= EXACT and errors["ours"] <= allowed):
         raise ArithmeticError(
-            f"{name} and its literal twin differ by {found['float64']:.1e} of the largest logit in float64 and are "
-            f"{found['ours']:.1e} and {found['literal']:.1e} off in {dtype}; no speed is given while outputs differ"
+            f"{name} and its literal twin differ by {errors['float64']:.1e} of the largest logit in float64 and are "
+            f"{errors['ours']:.1e} and {errors['literal']:.1e} off in {dtype}; no speed is given while outputs differ"
         )
-    return found
+    return errors
 
 
 def check_fused(name: str, model: Any, images: Tensor) -> nn.Module:
@@ -241,8 +241,8 @@ def check_fused(name: str, model: Any, images: Tensor) -> nn.Module:
     return copy.deepcopy(model).fuse()
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+def distance(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())
 
 
 # -- the literal twins -------------------------------------------------------------------------
@@ -345,4 +345,4 @@ def call_factory(factory: Callable[..., nn.Module]) -> nn.Module:
 def compiler() -> str | None:
     """The C++ compiler that torch.compile would use on a CPU."""
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    return next((path for name in names if name and (path := shutil.which(name))), None)

@@ -85,10 +85,10 @@ class Masked(Trained):
         for batch in opened(paths, made, 1, "filling in"):
             for path, image in batch.items():
                 content, row = io.BytesIO(), self._filled([image])[0]
-                whole = Image.new("RGB", (sum(p.width for p in row), row[0].height))
+                joined = Image.new("RGB", (sum(p.width for p in row), row[0].height))
                 for i, picture in enumerate(row):
-                    whole.paste(picture, (i * row[0].width, 0))
-                whole.save(content, "PNG")
+                    joined.paste(picture, (i * row[0].width, 0))
+                joined.save(content, "PNG")
                 made.add(names[path][0], content.getvalue())
                 made.rows.append({"photo": str(path)})
                 tell(f"{path}: wrote {names[path][0]}")

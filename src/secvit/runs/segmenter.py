@@ -96,12 +96,12 @@ class Segmenter(Trained):
         """
         check_pictures(confusion)
         data = self.data_of(data)
-        found = score(self.model, self.classes, self.look, data, split, f"the run {self.path}", workers)  # type: ignore[arg-type]
+        figures = score(self.model, self.classes, self.look, data, split, f"the run {self.path}", workers)  # type: ignore[arg-type]
         if confusion:
             from secvit.draw.confusion import draw_confusion
 
-            draw_confusion(found["confusion"], self.classes, confusion, list(found["per_class"].values()))
-        return {"data": str(data), "split": split, **found}
+            draw_confusion(figures["confusion"], self.classes, confusion, list(figures["per_class"].values()))
+        return {"data": str(data), "split": split, **figures}
 
     def photos(self, photos: Photos, output: str = "segments", *, tell: Tell = len) -> Made:
         """PHOTO.png, the numbers of the masks that the run learned from, in colours, and PHOTO_overlay.jpg to look at.

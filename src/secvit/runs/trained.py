@@ -116,11 +116,11 @@ class Trained:
         return self.model
 
 
-def pictures(given: Picture | Sequence[Picture]) -> list[Image.Image]:
+def pictures(photos: Picture | Sequence[Picture]) -> list[Image.Image]:
     """One or more pictures, opened or as files, upright RGB."""
-    if isinstance(given, Image.Image | str | os.PathLike):
-        return [read_image(given)]
-    return [read_image(one) for one in given]
+    if isinstance(photos, Image.Image | str | os.PathLike):
+        return [read_image(photos)]
+    return [read_image(one) for one in photos]
 
 
 def check_pictures(*files: str | None) -> None:

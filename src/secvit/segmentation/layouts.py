@@ -100,14 +100,14 @@ def find_layout(root: Path) -> Layout:
     """The layout of a folder, without places where it is none that is known; a ValueError if it has two."""
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; check the path")
-    found = [layout for find in (_by_kind, _voc, _roboflow, _cityscapes) if (layout := find(root))]
-    if not found:
+    layouts = [layout for find in (_by_kind, _voc, _roboflow, _cityscapes) if (layout := find(root))]
+    if not layouts:
         return Layout(root, {}, partial(read_names, root))
-    if len(found) > 1:
-        names = " and ".join(_shown(root, next(iter(layout.places.values()))) for layout in found)
+    if len(layouts) > 1:
+        names = " and ".join(_shown(root, next(iter(layout.places.values()))) for layout in layouts)
         raise ValueError(f"{root}: two sets in one folder, {names}; give each its own folder, or keep one")
-    _check_halves(root, found[0].places)
-    return found[0]
+    _check_halves(root, layouts[0].places)
+    return layouts[0]
 
 
 # -- layouts -------------------------------------------------------------------------------------
@@ -134,19 +134,19 @@ def _pets(place: Place) -> dict[str, Place]:
 
 def _by_split(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
     """The list of each split, by the words of all tasks; a ValueError for two of one."""
-    found: dict[str, Path] = {}
+    lists: dict[str, Path] = {}
     for file in files:
         split = split_of(file.stem) or ("both" if is_joint(file.stem) else None)
-        if split in found:
+        if split in lists:
             what = "train and val" if split == "both" else split
-            raise ValueError(f"{found[split]} and {file.name} both list {what}; join them, or keep one")
+            raise ValueError(f"{lists[split]} and {file.name} both list {what}; join them, or keep one")
         if split:
-            found[split] = file
-    joint = found.pop("both", None)
-    if joint and joint_is_train(joint.name, found, folder):
-        found["train"] = joint
-    check_like({file.name: file.stem for file in files}, found, folder)
-    return found
+            lists[split] = file
+    joint = lists.pop("both", None)
+    if joint and joint_is_train(joint.name, lists, folder):
+        lists["train"] = joint
+    check_like({file.name: file.stem for file in files}, lists, folder)
+    return lists
 
 
 def _voc(root: Path) -> Layout | None:
@@ -180,11 +180,11 @@ def _roboflow(root: Path) -> Layout | None:
     def named() -> Named | None:
         folders = [root, *(place.images for place in places.values())]
         files = [folder / CSV for folder in folders if (folder / CSV).is_file()]
-        said = {file: from_csv(file) for file in files}
-        for file, one in said.items():
-            if (one.names, one.values) != (said[files[0]].names, said[files[0]].values):
+        tables = {file: from_csv(file) for file in files}
+        for file, one in tables.items():
+            if (one.names, one.values) != (tables[files[0]].names, tables[files[0]].values):
                 raise ValueError(f"{file}: other classes than {files[0]}; export all splits together")
-        own, exported = read_names(root), said[files[0]] if files else None
+        own, exported = read_names(root), tables[files[0]] if files else None
         if own and exported:
             check_same(own, exported)
         return own or exported
@@ -224,10 +224,10 @@ def _place(root: Path, layouts: Sequence[tuple[str, str]], split: str) -> Place 
 
     A ValueError if another folder has masks of the same pictures: which of them are meant is not known.
     """
-    found = [both for layout in layouts if (both := both_folders(root, layout, split))]
-    if not found:
+    pairs = [both for layout in layouts if (both := both_folders(root, layout, split))]
+    if not pairs:
         return None
-    first, *others = found
+    first, *others = pairs
     for images, masks in others:
         theirs = names_of_masks(masks) & names_in(images, image_files(images))
         if images == first[0] and names_of_masks(first[1]) & theirs:

@@ -59,23 +59,26 @@ def find_pairs(place: Place) -> tuple[dict[str, Path], dict[str, Path], LeftOut]
         left_out.add(f"not ending in {ours}", len(files) - len(pictures))
         left_out.add(f"not ending in {masks}" if masks else "of a lossy format among the masks", len(others))
     drawn = [path for path in beside if is_mask(path.name, masks)]
-    found = _by_name(place.images, pictures, ours), _by_name(place.masks, drawn, masks)
-    if end := _common_end(*found) if not masks else "":
+    files_by_name = _by_name(place.images, pictures, ours), _by_name(place.masks, drawn, masks)
+    if end := _common_end(*files_by_name) if not masks else "":
         logger.info("%s: the names of masks end in %s, those of pictures do not", place.masks, end)
-        found = found[0], {name.removesuffix(end): path for name, path in found[1].items()}
+        files_by_name = files_by_name[0], {name.removesuffix(end): path for name, path in files_by_name[1].items()}
     if (place.images / CSV).is_file():
         left_out.reasons -= Counter(["of another ending (.csv)"])  # it is read elsewhere
-    if not found[0]:
+    if not files_by_name[0]:
         raise ValueError(f"{place.images}: no pictures; expected files ending in .jpg, .png ...")
     if place.lists:
-        found = _listed(place, *found, left_out)
+        files_by_name = _listed(place, *files_by_name, left_out)
     if place.partial:
-        left_out.add("without a mask", len(found[0].keys() - found[1].keys()))
-        found = {name: path for name, path in found[0].items() if name in found[1]}, found[1]
-        if not found[0]:
+        left_out.add("without a mask", len(files_by_name[0].keys() - files_by_name[1].keys()))
+        files_by_name = (
+            {name: path for name, path in files_by_name[0].items() if name in files_by_name[1]},
+            files_by_name[1],
+        )
+        if not files_by_name[0]:
             raise ValueError(f"{place.masks}: no mask has the name of a picture in {place.images}")
-    _check_lonely(place, *found, [] if beside is files else others)
-    return *found, left_out
+    _check_lonely(place, *files_by_name, [] if beside is files else others)
+    return *files_by_name, left_out
 
 
 def _common_end(pictures: Collection[str], masks: Collection[str]) -> str:
@@ -109,15 +112,15 @@ def names_of_masks(folder: Path) -> set[str]:
 
 
 def _by_name(folder: Path, files: Sequence[Path], end: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     faults = Faults(f"{folder}: files of one name, which is that of one picture and its mask")
     for path in files:
         name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(end)
-        if name in found:
-            faults.add(f"{found[name].relative_to(folder)} and {path.relative_to(folder)}")
-        found[name] = path
+        if name in paths:
+            faults.add(f"{paths[name].relative_to(folder)} and {path.relative_to(folder)}")
+        paths[name] = path
     faults.check("Keep one of each, or rename one with its mask")
-    return found
+    return paths
 
 
 def _listed(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secvit.fields import Entry, few
+from secvit.fields import Entry, abridged
 from secvit.files import check_writable
 from secvit.images import check_overlap, skipped_in
 from secvit.images.classes import match_classes
@@ -116,9 +116,9 @@ def start(recipe: Recipe, classes: int, names: Sequence[str] = ()) -> Segmenter:
     if chosen.init:
         fresh = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(PREDICTORS)}
         new = start_from(model, chosen.init)
-        if names and (known := saved_classes(chosen.init)):
-            new += match_predictors(model, fresh, chosen.init, known, names)
-        logger.info("starting from %s; new: %s", chosen.init, few(new) or "nothing")
+        if names and (saved_names := saved_classes(chosen.init)):
+            new += match_predictors(model, fresh, chosen.init, saved_names, names)
+        logger.info("starting from %s; new: %s", chosen.init, abridged(new) or "nothing")
     elif not pretrained:
         logger.info("%s begins with random weights; --model.init gives others", chosen.backbone)
     return model
@@ -128,21 +128,21 @@ PREDICTORS = ("head.classify.", "auxiliary.1.")  # tensors with a row for each c
 
 
 def match_predictors(
-    model: Segmenter, fresh: Mapping[str, Tensor], source: str, known: Sequence[str], names: Sequence[str]
+    model: Segmenter, fresh: Mapping[str, Tensor], source: str, saved_names: Sequence[str], names: Sequence[str]
 ) -> list[str]:
     """Give each class the row that predicts the class of its name in a saved run, else its fresh one.
 
     Returns the classes that have none, for a log.
     """
-    own = [i for i, name in enumerate(names) if name in set(known)]
-    theirs = match_classes(known, [names[i] for i in own], source, "the data")
+    own = [i for i, name in enumerate(names) if name in set(saved_names)]
+    theirs = match_classes(saved_names, [names[i] for i in own], source, "the data")
     saved = read_weights(source)
     state = {key: value.clone() for key, value in fresh.items()}
     for key, value in state.items():
-        if key in saved and saved[key].shape == (len(known), *value.shape[1:]):
+        if key in saved and saved[key].shape == (len(saved_names), *value.shape[1:]):
             value[own] = saved[key][theirs].to(value)
     model.load_state_dict(state, strict=False)
-    return [f"class {name!r}" for name in names if name not in set(known)]
+    return [f"class {name!r}" for name in names if name not in set(saved_names)]
 
 
 def saved_classes(weights: str | Path) -> list[str] | None:

@@ -23,7 +23,7 @@ from secvit.train.lock import Lock
 from secvit.train.log import Log, memory_mb
 from secvit.train.nonfinite import nonfinite_tensors
 from secvit.train.resume import describe_optimizer
-from secvit.train.sharding import whole
+from secvit.train.sharding import gathered
 from secvit.train.step import Step
 
 
@@ -118,7 +118,7 @@ class Run:
         """The model with all of its weights; every process has to ask."""
         if self.copy is None:
             return self.model
-        self.copy.load_state_dict(whole(self.model.state_dict(), "cpu"))
+        self.copy.load_state_dict(gathered(self.model.state_dict(), "cpu"))
         return self.copy
 
     def scored(self) -> nn.Module:

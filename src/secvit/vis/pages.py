@@ -58,7 +58,7 @@ def compare_partitions(
     with torch.inference_mode():
         seconds = interleave(calls, next(iter(named)), rounds, clock_for(torch.get_num_threads()), min_seconds=0.005)
         maps = [maps_of(sources[name], head, num_clusters, cluster_size, one)[0] for name, one in named.items()]
-    return [Compared(found, 1000 * median(seconds[found.partition])) for found in maps]
+    return [Compared(cluster_map, 1000 * median(seconds[cluster_map.partition])) for cluster_map in maps]
 
 
 def draw_partitions(image: Image.Image, compared: Sequence[Compared], title: str = "", note: str = "") -> Figure:
@@ -92,10 +92,10 @@ def draw_page(rows: Sequence[Row], title: str = "", note: str = "", style: str =
     for row in rows:
         photo = ImageOps.contain(row.image, CELL, Image.Resampling.LANCZOS)
         panels = [Panel(np.asarray(photo), "image\n ")]
-        for found in row.maps:
-            if found.num_clusters > 1:
-                words = f"clusters, {place(found)}\n{found.num_clusters} of {found.span} tokens"
-                panels.append(Panel(overlay(photo, found, style=style), words))
+        for cluster_map in row.maps:
+            if cluster_map.num_clusters > 1:
+                words = f"clusters, {place(cluster_map)}\n{cluster_map.num_clusters} of {cluster_map.span} tokens"
+                panels.append(Panel(overlay(photo, cluster_map, style=style), words))
         for cam in row.cams:
             nothing = "" if cam.heat.any() else ", nothing for it"
             words = f"Grad-CAM, {place(cam)}\n{cam.name}: {cam.share:.2f}{nothing}"

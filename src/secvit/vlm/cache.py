@@ -35,8 +35,8 @@ class Cache:
 
     def file(self, picture: str) -> Path:
         """Where a picture's tokens are kept."""
-        found = Path(picture).stat()
-        name = hashlib.sha1(f"{picture} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()
+        status = Path(picture).stat()
+        name = hashlib.sha1(f"{picture} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def fill(self, pictures: Sequence[str], device: torch.device, batch_size: int = 16) -> int:
@@ -49,10 +49,10 @@ class Cache:
             part = unseen[at : at + batch_size]
             made = self.processor.image_processor([read_image(path) for path in part], return_tensors="pt")
             with torch.no_grad(), half:
-                _, given = inner.look(made["pixel_values"].to(device))
-            grid = torch.tensor(given.pop("grid"))
+                _, features = inner.look(made["pixel_values"].to(device))
+            grid = torch.tensor(features.pop("grid"))
             for i, path in enumerate(part):
-                row = {name: value[i].cpu().contiguous() for name, value in given.items()}
+                row = {name: value[i].cpu().contiguous() for name, value in features.items()}
                 file = self.file(path)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, save({**row, "grid": grid}))
@@ -84,10 +84,10 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def fingerprint(llava: PreTrainedModel, processor: ProcessorMixin, precision: str) -> str:
     """What is equal for models whose connectors are given the same."""
-    inner, found = llava.model, hashlib.sha1()
+    inner, digest = llava.model, hashlib.sha1()
     for name, value in inner.vision_tower.state_dict().items():
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     connector = inner.multi_modal_projector
     about = {
         "layer": llava.config.vision_feature_layer,
@@ -96,5 +96,5 @@ def fingerprint(llava: PreTrainedModel, processor: ProcessorMixin, precision: st
         "precision": precision,
         "images": processor.image_processor.to_dict(),
     }
-    found.update(json.dumps(about, sort_keys=True, default=str).encode())
-    return found.hexdigest()[:16]
+    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]

@@ -43,13 +43,13 @@ def files(data: str | Path, chosen: Samples) -> tuple[Path, Path | None]:
     val = Path(chosen.val) if chosen.val else None
     if not data.is_dir():
         return data, val
-    found: dict[str | None, list[Path]] = {}
+    by_split: dict[str | None, list[Path]] = {}
     for path in sorted(data.iterdir()):
         if path.suffix.lower() in (".json", ".jsonl") and path.is_file() and not is_stray(path.name):
-            found.setdefault(split_of(path.stem), []).append(path)
-    train, held_out = found.get("train") or found.get(None, []), found.get("val", [])
+            by_split.setdefault(split_of(path.stem), []).append(path)
+    train, held_out = by_split.get("train") or by_split.get(None, []), by_split.get("val", [])
     if len(train) != 1 or len(held_out) > 1:
-        names = ", ".join(path.name for paths in found.values() for path in paths) or "none"
+        names = ", ".join(path.name for paths in by_split.values() for path in paths) or "none"
         raise ValueError(
             f"{data}: expected train.json or a single JSON file, found {names}; give --data FILE.json, and the "
             "held-out ones as --samples.val FILE.json"
@@ -89,7 +89,7 @@ def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
         faults.found += prompt_faults(chat, samples.take(kept))
     faults.check("; ".join(remedies))
     if (broken or mended) and is_first():
-        logger.warning("%s", told(file, total, broken, mended))
+        logger.warning("%s", used_line(file, total, broken, mended))
     if not kept:
         raise ValueError(
             f"{file}: no sample of at most {chosen.max_length} tokens; raise --samples.max_length, or repair the "
@@ -117,7 +117,7 @@ def check_long(
                        chosen.max_length, ", ".join(samples[i].id for i in long[:3]))  # fmt: skip
 
 
-def told(file: Path, total: int, broken: Sequence[str], mended: Sequence[str]) -> str:
+def used_line(file: Path, total: int, broken: Sequence[str], mended: Sequence[str]) -> str:
     """One line about samples that are left out, and those that are taken otherwise than they are written."""
     line = f"{file}: used {total - len(broken):,} of {total:,} samples"
     for what, some in (("left out", broken), ("taken as LLaVA takes them", mended)):
@@ -146,7 +146,7 @@ def unusable(
 def broken_pictures(samples: Sequence[Sample], check: str) -> dict[str, str]:
     """What is wrong with each picture that cannot be used, by its path.  Of many processes, each reads a share."""
     paths = list(dict.fromkeys(path for one in samples for path in one.images))
-    mine = [paths[i] for i in share(len(paths))]
+    own_paths = [paths[i] for i in share(len(paths))]
 
     def fault(path: str) -> str:
         try:
@@ -157,20 +157,22 @@ def broken_pictures(samples: Sequence[Sample], check: str) -> dict[str, str]:
             return str(error)
         return ""
 
-    found: list[tuple[str, str]] = []
+    faults: list[tuple[str, str]] = []
     with ThreadPoolExecutor() as pool:
-        for at in tqdm(range(0, len(mine), PART), "checking pictures", disable=not is_first() or None, leave=False):
-            part = mine[at : at + PART]  # the pool keeps an object for each that waits
-            found += [(path, what) for path, what in zip(part, pool.map(fault, part), strict=True) if what]
-    return dict(of_all_processes(found))
+        for at in tqdm(
+            range(0, len(own_paths), PART), "checking pictures", disable=not is_first() or None, leave=False
+        ):
+            part = own_paths[at : at + PART]  # the pool keeps an object for each that waits
+            faults += [(path, what) for path, what in zip(part, pool.map(fault, part), strict=True) if what]
+    return dict(of_all_processes(faults))
 
 
 def all_lengths(chat: Chat, samples: Sequence[Sample], at_once: int = 1000) -> list[int]:
     """Tokens of each sample, those of pictures included."""
-    mine, lengths = share(len(samples)), [0] * len(samples)
+    indices, lengths = share(len(samples)), [0] * len(samples)
     counted: list[tuple[int, int]] = []
-    for at in tqdm(range(0, len(mine), at_once), "counting tokens", disable=not is_first() or None, leave=False):
-        part = mine[at : at + at_once]
+    for at in tqdm(range(0, len(indices), at_once), "counting tokens", disable=not is_first() or None, leave=False):
+        part = indices[at : at + at_once]
         texts = [chat.text(messages(samples[i]), prompt=False) for i in part]
         made = chat.tokenizer(texts, add_special_tokens=chat.begins(texts[0]))["input_ids"]
         extra = chat.image_tokens - 1
@@ -303,10 +305,10 @@ def grouped(lengths: Tensor, pictures: Tensor, batch_size: int, generator: torch
     batches: list[Tensor] = []
     rest: list[Tensor] = []
     for kind in (True, False):
-        mine = shuffled[pictures[shuffled] == kind]
-        full = len(mine) // batch_size * batch_size
-        rest.append(mine[full:])
-        for mega in mine[:full].split(MEGABATCH * batch_size):
+        same_kind = shuffled[pictures[shuffled] == kind]
+        full = len(same_kind) // batch_size * batch_size
+        rest.append(same_kind[full:])
+        for mega in same_kind[:full].split(MEGABATCH * batch_size):
             batches += mega[lengths[mega].argsort(descending=True, stable=True)].split(batch_size)
     left = torch.cat(rest)
     left = left[torch.randperm(len(left), generator=generator)]

@@ -143,16 +143,16 @@ def evaluate(llava: nn.Module, view: Conversations, batch_size: int = 8) -> dict
     Of many processes each scores a share, and each has to ask.
     """
     device, sums = next(llava.parameters()).device, torch.zeros(5, dtype=torch.float64)
-    mine = share(len(view))
-    for at in range(0, len(mine), batch_size):
-        batch = to_device(view.__getitems__(mine[at : at + batch_size]), device)
+    indices = share(len(view))
+    for at in range(0, len(indices), batch_size):
+        batch = to_device(view.__getitems__(indices[at : at + batch_size]), device)
         logits, target = answers(llava, batch)
         rows = (batch["labels"][:, 1:] != IGNORED).nonzero()[:, 0]
         hit = logits.argmax(-1) == target
         missed = torch.zeros(len(batch["labels"]), device=device).index_add_(0, rows, (~hit).float())
         loss = F.cross_entropy(logits.float(), target, reduction="sum")
-        found = (loss, hit.sum(), hit.numel(), (missed == 0).sum(), len(missed))
-        sums += torch.tensor([float(value) for value in found], dtype=torch.float64)
+        counts = (loss, hit.sum(), hit.numel(), (missed == 0).sum(), len(missed))
+        sums += torch.tensor([float(value) for value in counts], dtype=torch.float64)
     loss, right, tokens, exact, samples = sum_over_processes(sums).tolist()
     return {"loss": loss / tokens, "token_accuracy": right / tokens, "exact": exact / samples}
 
