@@ -159,7 +159,7 @@ def test_a_language_model_takes_its_cache_under_the_name_that_it_returns_it_by()
     assert cache.get_seq_length() == 2
 
 
-@seam("transformers", "vlm/start.py set_trained()", "call what turns recomputing on now")
+@seam("transformers", "vlm/initial.py set_trained()", "call what turns recomputing on now")
 def test_a_model_recomputes_activations_when_told_to():
     """activation_checkpointing_enable (5.23) or gradient_checkpointing_enable takes torch's arguments first"""
     from transformers import PreTrainedModel

@@ -54,7 +54,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     """What a recipe and a place with images make of the loop."""
     check_writable(output)
     train_images, val_images, held_out = load_checked(data)
-    model = start(recipe, train_images.classes)
+    model = initial_model(recipe, train_images.classes)
     if recipe.sync_norm:
         model = synchronised(model, recipe.loop)
     chosen = recipe.model
@@ -136,7 +136,7 @@ def summary(metrics: Mapping[str, float], split: str) -> str:
     )
 
 
-def start(recipe: Recipe, classes: Sequence[str]) -> nn.Module:
+def initial_model(recipe: Recipe, classes: Sequence[str]) -> nn.Module:
     """The network at step 0: weights that the seed decides, or those the recipe starts from.
 
     A classifier that comes along is kept, in the order of `classes`, if it knows the same classes by name.

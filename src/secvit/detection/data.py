@@ -25,10 +25,10 @@ from secvit.detection.coco import (
 from secvit.detection.layouts import find, has_images, splits
 from secvit.detection.masks import decode, encode
 from secvit.detection.objects import Objects, ends, frozen
-from secvit.detection.say import Say
 from secvit.detection.shapes import check_boxes, check_masks, read_masks
 from secvit.detection.source import Content
 from secvit.detection.split import Coco
+from secvit.detection.split_log import SplitLog
 from secvit.fields import Faults
 from secvit.images.classes import check_names
 from secvit.images.names import Names
@@ -77,7 +77,7 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
     if not source.folders and not has_images(root):
         raise ValueError(f"{source.file} is there, but not its folder of images {root / split}")
     places = tuple(dict.fromkeys([*source.folders, root, source.file.parent]))
-    fatal, broken, say = Faults(source.file), Faults(source.file), Say(split, source)
+    fatal, broken, log = Faults(source.file), Faults(source.file), SplitLog(split, source)
     content = source.read(broken)
     if not content.images or not content.categories:
         lacking = f"no {'images' if content.categories else 'categories'}; add some"
@@ -92,15 +92,15 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
     brushed = content.where is None and all_crowd(content.annotations)  # of Pascal VOC, all may be difficult
     single = brushed and (split == "train" or bool(source.part) or _train_is_all_crowd(root))
     annotations = read_annotations(content, categories, pictures, broken, masks, single)
-    table, dropped = _table(content, pictures, annotations, fatal, broken, learn, say)
+    table, dropped = _table(content, pictures, annotations, fatal, broken, learn, log)
     if fatal or (broken and not (drop_broken and learn)):
         both = Faults(source.file)
         both.found = [*fatal, *broken]
         both.check(_remedy(both, learn and not fatal))
     if heading:
-        say.warning("class %r has no object and only heads the others; it is left out", heading)
+        log.warning("class %r has no object and only heads the others; it is left out", heading)
     check_names(categories.names, source.file)
-    say.counts(content, categories, pictures, annotations, table, broken, dropped, learn, single)
+    log.counts(content, categories, pictures, annotations, table, broken, dropped, learn, single)
     here = os.getcwd()
     folder = os.path.join(here, places[0], "")
     paths = (os.path.join(here, path) for path in map(str, pictures.paths))
@@ -137,7 +137,13 @@ def _remedy(faults: Faults, may_drop: bool) -> str:
 
 
 def _table(
-    content: Content, pictures: Pictures, annotations: Annotations, fatal: Faults, broken: Faults, learn: bool, say: Say
+    content: Content,
+    pictures: Pictures,
+    annotations: Annotations,
+    fatal: Faults,
+    broken: Faults,
+    learn: bool,
+    log: SplitLog,
 ) -> tuple[Objects, list[str]]:
     """The usable annotations by image, held against their images, and which of no area were left out."""
     images = np.array(annotations.images, np.int64)
@@ -150,7 +156,7 @@ def _table(
     faults, empty, areas, masks = dict(geometry.faults), geometry.empty, boxes[:, 2] * boxes[:, 3], None
     if geometry.of_all:
         fatal.add(geometry.of_all)
-    say.some("boxes end outside their image and are cut there", content, annotations, geometry.beyond)
+    log.some("boxes end outside their image and are cut there", content, annotations, geometry.beyond)
     if any(annotations.segmentations):
         shapes = read_masks(annotations.segmentations, heights, widths, np.isnan(stated_areas))
         elsewhere, differ = check_masks(boxes, shapes)
@@ -159,7 +165,7 @@ def _table(
         empty = empty | (shapes.areas == 0)
         areas = np.where(np.isnan(shapes.areas), areas, shapes.areas)
         masks = shapes.masks
-        say.some("boxes do not lie around their masks", content, annotations, differ)
+        log.some("boxes do not lie around their masks", content, annotations, differ)
     for i, fault in sorted(faults.items()):
         broken.add(f"{where(content, annotations.numbers[i])}: of {pictures.names[images[i]]} {fault}")
     usable = np.ones(len(images), bool)
@@ -168,7 +174,7 @@ def _table(
     for i in np.flatnonzero(empty & usable).tolist():
         name = pictures.names[images[i]]
         dropped.append(f"{where(content, annotations.numbers[i])}: of {name} has no area, box {boxes[i].tolist()}")
-    say.no_area(dropped, learn)
+    log.no_area(dropped, learn)
     if learn:
         usable &= ~empty
     order = np.flatnonzero(usable)

@@ -103,7 +103,7 @@ def score(
     max_dets: int = 100,
     batch_size: int = 1,
 ) -> dict[str, Any]:
-    """`evaluate_checkpoint` of a loaded detector.  categories: of `load_detector`.  expected_name: its own in errors."""
+    """`evaluate_checkpoint` of a loaded detector.  categories: of `load_detector`.  expected_name: the run."""
     coco = load(os.fspath(data), split, has_masks(model), divide=True, learn=False)
     kinds = ("box", "mask")[: 1 + (has_masks(model) and coco.has_masks)]
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secvit.export.made import Made, first_line
+from secvit.export.exported import Exported, first_line
 from secvit.export.tracing import random_pictures
 
 logger = logging.getLogger(__name__)
@@ -18,7 +18,12 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def compare(
-    network: nn.Module, made: Made, sides: tuple[int, int], step: int | None, images: Tensor | None, tolerance: float
+    network: nn.Module,
+    made: Exported,
+    sides: tuple[int, int],
+    step: int | None,
+    images: Tensor | None,
+    tolerance: float,
 ) -> dict[str, Any]:
     """Differences to PyTorch at several shapes; a ValueError for one above the tolerance.
 
@@ -47,7 +52,7 @@ def compare(
     return {**measured, "smallest": None if step is None else _smallest(network, made, min(sides), step, tolerance)}
 
 
-def _smallest(network: nn.Module, made: Made, side: int, step: int, tolerance: float) -> int:
+def _smallest(network: nn.Module, made: Exported, side: int, step: int, tolerance: float) -> int:
     """The first of step, 2 step, 4 step ... px, up from 8 px, at which the file computes what PyTorch does."""
     smaller = step * math.ceil(8 / step)
     while smaller < side:
@@ -59,12 +64,14 @@ def _smallest(network: nn.Module, made: Made, side: int, step: int, tolerance: f
     return side
 
 
-def _failed(made: Made, sample: Tensor, reason: str, step: int | None) -> str:
+def _failed(made: Exported, sample: Tensor, reason: str, step: int | None) -> str:
     remedy = "export without dynamic, or in another format" if step else "another format, or a larger tolerance"
     return f"{made.runtime}, images {tuple(sample.shape)}: {reason}; nothing was written.  Remedy: {remedy}"
 
 
-def at_own_precision(network: nn.Module, made: Made, images: Tensor | None, sides: tuple[int, int]) -> dict[str, Any]:
+def at_own_precision(
+    network: nn.Module, made: Exported, images: Tensor | None, sides: tuple[int, int]
+) -> dict[str, Any]:
     """How far the precision that a runtime chooses itself is from PyTorch's float32."""
     assert made.own_precision is not None
     precision, run = made.own_precision

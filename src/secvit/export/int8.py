@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secvit.export.comparison import same_class
-from secvit.export.made import Made, Run, quiet
+from secvit.export.exported import Exported, Run, quiet
 from secvit.export.onnx import open_session
 from secvit.export.tracing import random_pictures
 
@@ -25,7 +25,7 @@ SMALLER, SAME_CLASS = 0.8, 0.9
 
 @torch.no_grad()
 def quantise(
-    path: Path, network: nn.Module, made: Made, images: Tensor | None, sides: tuple[int, int]
+    path: Path, network: nn.Module, made: Exported, images: Tensor | None, sides: tuple[int, int]
 ) -> dict[str, Any]:
     """Put weights of linear layers in 8 bits, in place, and say what that does; a ValueError where it is no use."""
     import onnx

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from secvit.export.made import first_line, quiet
+from secvit.export.exported import first_line, quiet
 
 STEPS = (1, 2, 4, 7, 8, 14, 16, 28, 32, 64)  # what networks want heights and widths to be multiples of
 

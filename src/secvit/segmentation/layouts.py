@@ -14,10 +14,10 @@ from pathlib import Path
 
 from secvit.images.files import image_files, is_stray
 from secvit.segmentation.folders import both_folders, folders_in, matching_folders
-from secvit.segmentation.known import ade20k, cityscapes, voc, voc_colours
 from secvit.segmentation.masks import Colours
 from secvit.segmentation.names import Named, check_same, from_csv, read_names
 from secvit.segmentation.pairs import CSV, Pairs, Place, find_pairs, is_mask, names_in, names_of_masks
+from secvit.segmentation.standard_classes import ade20k, cityscapes, voc, voc_colours
 from secvit.splits import SPLITS, check_like, held_out, is_joint, joint_is_train, split_of
 
 logger = logging.getLogger(__name__)

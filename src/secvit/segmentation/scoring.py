@@ -72,7 +72,7 @@ def score(
     model: Segmenter, classes: tuple[str, ...], look: Look, data: str | os.PathLike[str], split: str,
     expected_name: str, workers: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """`evaluate_checkpoint` of a loaded network.  expected_name: its name in errors."""
+    """`evaluate_checkpoint` of a loaded network.  expected_name: the run."""
     view = EvalView(load(os.fspath(data), split).in_order_of(classes, expected_name))
     return report(evaluate(model, view, look, workers), classes, view)
 

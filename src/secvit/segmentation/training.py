@@ -56,7 +56,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
         pictures = pictures.in_order_of(saved_classes(last) or pictures.classes, f"the run {last}, which is resumed,")
     others = load(data, held_out, pictures)
     check_overlap(pictures.images, others.images)
-    model = start(recipe, len(pictures.classes), pictures.classes)
+    model = initial_model(recipe, len(pictures.classes), pictures.classes)
     if recipe.sync_norm:
         model = synchronised(model, recipe.loop)  # type: ignore[assignment]
     mean, std = model.backbone.normalization()
@@ -99,7 +99,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     )
 
 
-def start(recipe: Recipe, classes: int, names: Sequence[str] = ()) -> Segmenter:
+def initial_model(recipe: Recipe, classes: int, names: Sequence[str] = ()) -> Segmenter:
     """The network at step 0: weights that the seed decides, and those that the recipe starts from.
 
     names: of the classes; predictors of a run that the recipe starts from are taken for those of the same name.

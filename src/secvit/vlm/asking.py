@@ -19,7 +19,7 @@ from secvit.images import read_image
 from secvit.models.saved import device_of
 from secvit.vlm.adapt import load_connector
 from secvit.vlm.config import Model
-from secvit.vlm.start import start
+from secvit.vlm.initial import initial_llava
 
 Picture = Image.Image | str | os.PathLike[str]
 
@@ -92,6 +92,6 @@ def with_connector(run: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     except (KeyError, TypeError) as error:
         raise ValueError(f"{run}: its config.yaml is not that of this version's training ({error})") from None
     processor = AutoProcessor.from_pretrained(run)
-    llava, _ = start(replace(chosen, init=None), seed=seed, tokenizer=processor.tokenizer)
+    llava, _ = initial_llava(replace(chosen, init=None), seed=seed, tokenizer=processor.tokenizer)
     load_connector(llava, processor, run)
     return llava, processor

@@ -49,7 +49,7 @@ class Cache:
             part = unseen[at : at + batch_size]
             made = self.processor.image_processor([read_image(path) for path in part], return_tensors="pt")
             with torch.no_grad(), half:
-                _, features = inner.look(made["pixel_values"].to(device))
+                _, features = inner.connector_inputs(made["pixel_values"].to(device))
             grid = torch.tensor(features.pop("grid"))
             for i, path in enumerate(part):
                 row = {name: value[i].cpu().contiguous() for name, value in features.items()}
@@ -59,14 +59,16 @@ class Cache:
         return len(unseen)
 
     def __call__(self, pictures: Sequence[str]) -> dict[str, Any]:
-        """{"given": what the connector is given of some pictures}, in a batch.  ValueError for a broken file."""
+        """{"connector_inputs": what the connector is given of some pictures}, in a batch.  ValueError for a broken file."""
         rows: list[dict[str, Tensor]] = [_read(self.file(path)) for path in pictures]
         kinds = {name: value.shape for name, value in rows[0].items()}
         for path, row in zip(pictures, rows, strict=True):
             if {name: value.shape for name, value in row.items()} != kinds:
                 raise ValueError(f"{self.file(path)}: other tokens than of {self.file(pictures[0])}; {REMEDY}")
         grid = tuple(rows[0].pop("grid").tolist())
-        return {"given": {**{name: torch.stack([row[name] for row in rows]) for name in rows[0]}, "grid": grid}}
+        return {
+            "connector_inputs": {**{name: torch.stack([row[name] for row in rows]) for name in rows[0]}, "grid": grid}
+        }
 
 
 def _read(file: Path) -> dict[str, Tensor]:

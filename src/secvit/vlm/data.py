@@ -202,7 +202,7 @@ class Conversations:
     {"input_ids", "attention_mask", "labels" (B, L), -100 but for answers; "pixel_values" (n, 3, S, S) of the n
     pictures in order, absent where there are none}.  As `train_dataset` of transformers' Trainer, with `collate`.
 
-    cached: instead of pixels, gives {"given": what the connector is given} for some pictures.
+    cached: instead of pixels, gives {"connector_inputs": what the connector is given} for some pictures.
     """
 
     def __init__(

@@ -116,16 +116,18 @@ class ConnectedModel:
             behind: Any = super()
             behind._init_weights(module)
 
-    def look(self, pixel_values: Tensor, vision_feature_layer: int | list[int] | None = None) -> tuple[Any, dict]:
+    def connector_inputs(
+        self, pixel_values: Tensor, vision_feature_layer: int | list[int] | None = None
+    ) -> tuple[Any, dict]:
         """What the tower sees: pixel_values (B, 3, H, W) -> (its output, the connector's arguments).
 
         A frozen tower keeps nothing for a backward pass.
         """
         learns = pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            return self._look(pixel_values, vision_feature_layer)
+            return self._connector_inputs(pixel_values, vision_feature_layer)
 
-    def _look(self, pixel_values: Tensor, vision_feature_layer: int | list[int] | None) -> tuple[Any, dict]:
+    def _connector_inputs(self, pixel_values: Tensor, vision_feature_layer: int | list[int] | None) -> tuple[Any, dict]:
         layers = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         layers = [layers] if isinstance(layers, int) else list(layers)
         depth = self.config.vision_config.num_hidden_layers
@@ -160,13 +162,13 @@ class ConnectedModel:
         return outputs, inputs
 
     def connect(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The connector's tokens of what `look` gives it.  -> (B, T(+1), C)"""
+        """The connector's tokens of what `connector_inputs` gives it.  -> (B, T(+1), C)"""
         inputs = dict(inputs)
         return self.multi_modal_projector(inputs.pop("tokens"), **inputs)
 
     def merged(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Merged:
         """Of which patches each output token is made, and where they lie; pixel_values as for forward (NeXT: tiles)."""
-        _, inputs = self.look(self.tiles(pixel_values, image_sizes)[0])
+        _, inputs = self.connector_inputs(self.tiles(pixel_values, image_sizes)[0])
         return self.multi_modal_projector.merged(inputs.pop("tokens"), **inputs)
 
     def tiles(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, list[int]]:
@@ -187,7 +189,7 @@ class ConnectedModel:
         vision_feature_select_strategy is not asked: the connector takes patches and, where it needs it, [cls].
         """
         tiles, counts = self.tiles(pixel_values, image_sizes)
-        outputs, inputs = self.look(tiles, vision_feature_layer)
+        outputs, inputs = self.connector_inputs(tiles, vision_feature_layer)
         outputs.pooler_output = [tokens.flatten(0, 1) for tokens in self.connect(inputs).split(counts)]
         return outputs
 

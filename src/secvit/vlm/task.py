@@ -59,13 +59,13 @@ def answers(llava: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     """
     net = unwrapped(llava)
     inner = net.model
-    inputs = batch.get("given")
+    inputs = batch.get("connector_inputs")
     blind = inputs is None and "pixel_values" not in batch
     if blind:
         size = inner.config.vision_config.image_size
         # without pictures, a blank one keeps tower and connector at work: processes that share weights or gradients
         # wait for each other's
-        _, inputs = inner.look(batch["input_ids"].new_zeros(1, 3, size, size).float())
+        _, inputs = inner.connector_inputs(batch["input_ids"].new_zeros(1, 3, size, size).float())
     if inputs is not None:
         features = inner.connect(inputs).flatten(0, 1)
     else:

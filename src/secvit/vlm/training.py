@@ -25,7 +25,7 @@ from secvit.vlm.chat import Chat
 from secvit.vlm.chat import prepare as for_training
 from secvit.vlm.config import Optim, Recipe
 from secvit.vlm.data import IGNORED, Conversations, files, load, read_samples, texts
-from secvit.vlm.start import set_trained, start
+from secvit.vlm.initial import initial_llava, set_trained
 from secvit.vlm.task import Trained, VlmTask, answers
 from secvit.weights import weight_bytes
 
@@ -51,7 +51,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     check_writable(output)
     device = join(cpu=recipe.loop.device == "cpu")  # of many processes, each checks a share of the data
     train_file, val_file = files(data, recipe.samples)
-    llava, processor = start(
+    llava, processor = initial_llava(
         recipe.model, lambda: texts(read_samples(train_file, recipe.samples.images)[0]), recipe.loop.seed
     )
     chat = Chat(for_training(processor, recipe.samples.template, recipe.samples.pad))

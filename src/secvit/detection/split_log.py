@@ -23,7 +23,7 @@ from secvit.processes import is_first
 logger = logging.getLogger(__name__)
 
 
-class Say:
+class SplitLog:
     """The log's lines about a split."""
 
     def __init__(self, split: str, source: Source) -> None:

@@ -39,7 +39,7 @@ PARTS = "parts"
 LORA = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 
 
-def start(
+def initial_llava(
     chosen: Model, texts: Callable[[], Iterable[str]] = tuple, seed: int = 0, tokenizer: Any = None
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The LLaVA with its connector, in float32 and without gradients decided -> (model, processor).
