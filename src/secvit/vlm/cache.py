@@ -59,7 +59,7 @@ class Cache:
         return len(unseen)
 
     def __call__(self, pictures: Sequence[str]) -> dict[str, Any]:
-        """{"connector_inputs": what the connector is given of some pictures}, in a batch.  ValueError for a broken file."""
+        """{"connector_inputs": those of some pictures}, in a batch.  ValueError for a broken file."""
         rows: list[dict[str, Tensor]] = [_read(self.file(path)) for path in pictures]
         kinds = {name: value.shape for name, value in rows[0].items()}
         for path, row in zip(pictures, rows, strict=True):
