@@ -111,7 +111,7 @@ REFUSED = {
     "a broken link for the folder": (no_link("valid", roboflow), "valid: a val split by its name, but a broken link"),
     "a broken link in Pascal VOC": (no_link("ImageSets/Main/val.txt", voc), "Main/val.txt: a broken link; restore it, or remove"),
     "a broken link in YOLO": (no_link("images/val", yolo), "data.yaml: val: images/val is not there"),
-    "pictures without annotations": (no_annotations, "images/val: a val split by its name, but pictures without annotations"),
+    "images without annotations": (no_annotations, "images/val: a val split by its name, but images without annotations"),
     "a JSON of another word": (other_word("minival"), "instances_minival.json: a val split by its name.*call it instances_val.json"),
     "a JSON of two words": (other_word("val_small"), "instances_val_small.json: a val split by its name"),
     "a list of another word": (lambda root: lists(root, train=TRAIN, minival=VAL), "minival.txt: a val split .*call it val.txt"),

@@ -34,7 +34,7 @@ class Categories:
 
 
 @dataclass
-class Pictures:
+class ImageList:
     """Usable images: file_name, file, the file's id, width and height in px of each; `place` of an id among them."""
 
     names: list[str] = field(default_factory=list)
@@ -108,44 +108,44 @@ def _ids(annotations: Sequence[Any], name: str) -> Iterator[Id]:
                 yield identity(value)
 
 
-def read_pictures(content: Content, source: Source, places: Sequence[Path], fatal: Faults, broken: Faults) -> Pictures:
+def read_images(content: Content, source: Source, places: Sequence[Path], fatal: Faults, broken: Faults) -> ImageList:
     """Images whose files are there and of the size that the file says; headers are read, pixels are not."""
-    entries = _picture_entries(content, fatal, broken)
+    entries = _image_entries(content, fatal, broken)
     val = _val_part([name for _, _, name, _ in entries], source.file, broken) if source.part else set()
-    pictures = Pictures()
+    image_list = ImageList()
     files = None if content.paths else resolve_all([name for _, _, name, _ in entries], places)
     by_path: dict[str, str] = {}
     bar = tqdm(entries, desc=f"checking {source.file.stem}", disable=not is_first() or None, leave=False)
     for k, (one, id, name, i) in enumerate(bar):
-        pictures.place[id] = BROKEN
+        image_list.place[id] = BROKEN
         file = files[k] if files else None
         path = content.paths[i] if content.paths else file.path if file else None
         if path:  # of the other part, too: the file would be in both
             if (other := by_path.setdefault(os.path.realpath(path), one.where)) != one.where:
                 fatal.add(f"{other} and {one.where} are one file, {path}; put their annotations under one of them")
         if source.part and (k in val) != (source.part == "val"):
-            pictures.place[id] = ELSEWHERE
+            image_list.place[id] = ELSEWHERE
             continue
         try:
             size = (one.get("width", _pixels), one.get("height", _pixels))
             if path is None:
                 raise ValueError(f"{one.where}: no file {name} in {places[0]}")
             if file and file.dropped:
-                pictures.shortened.append(name)
+                image_list.shortened.append(name)
             if content.paths is None:
                 _check_size(one.where, path, size)
         except ValueError as error:
             broken.add(error)
             continue
-        pictures.place[id] = len(pictures.names)
-        pictures.names.append(name)
-        pictures.paths.append(path)
-        pictures.ids.append(id)
-        pictures.sizes.append(size)
-    return pictures
+        image_list.place[id] = len(image_list.names)
+        image_list.names.append(name)
+        image_list.paths.append(path)
+        image_list.ids.append(id)
+        image_list.sizes.append(size)
+    return image_list
 
 
-def _picture_entries(content: Content, fatal: Faults, broken: Faults) -> list[tuple[Entry, Id, str, int]]:
+def _image_entries(content: Content, fatal: Faults, broken: Faults) -> list[tuple[Entry, Id, str, int]]:
     """The complete ones: each entry with its id, its file_name and its place in the list."""
     entries: list[tuple[Entry, Id, str, int]] = []
     for i, entry in enumerate(content.images):
@@ -173,7 +173,7 @@ def _val_part(names: Sequence[str], file: Path, broken: Faults) -> set[int]:
 
 
 def read_annotations(
-    content: Content, categories: Categories, pictures: Pictures, broken: Faults, masks: bool, single: bool
+    content: Content, categories: Categories, image_list: ImageList, broken: Faults, masks: bool, single: bool
 ) -> Annotations:
     """Annotations whose fields are of the right types and refer to what there is.  single: crowds are no crowds."""
     annotations = Annotations()
@@ -184,7 +184,7 @@ def read_annotations(
             if (id := one.get("id")) is not None and type(id) is not int:
                 _typed("id", id, identity)
             image_id = one.get("image_id")
-            image = pictures.place.get(image_id if type(image_id) is int else _typed("image_id", image_id, identity))
+            image = image_list.place.get(image_id if type(image_id) is int else _typed("image_id", image_id, identity))
             if image is None:
                 raise Wrong(f"unknown image_id {shown(image_id)}")
             if image < 0:
@@ -195,10 +195,10 @@ def read_annotations(
             checked = category if type(category) is int else _typed("category_id", category, identity)
             label = categories.label.get(checked)
             if label is None:
-                raise Wrong(f"of {pictures.names[image]} has unknown category_id {shown(category)}")
+                raise Wrong(f"of {image_list.names[image]} has unknown category_id {shown(category)}")
             box: Any = one.get("bbox")
             if not _is_box(box):
-                raise Wrong(f"of {pictures.names[image]} has no box of four numbers: {shown(box)}")
+                raise Wrong(f"of {image_list.names[image]} has no box of four numbers: {shown(box)}")
             crowd, area = _crowd(one.get("iscrowd")), _area(one.get("area"))
         except Wrong as error:
             broken.add(f"{where(content, i)}: {error}")

@@ -13,12 +13,12 @@ import numpy as np
 
 from secvit.detection.coco import (
     Annotations,
-    Pictures,
+    ImageList,
     all_crowd,
     image_ids,
     read_annotations,
     read_categories,
-    read_pictures,
+    read_images,
     where,
     without_supercategory,
 )
@@ -88,11 +88,11 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
         raise ValueError(f"{source.file}: {lacking}")
     entries, heading = without_supercategory(content)
     categories = read_categories(entries, fatal)
-    pictures = read_pictures(content, source, places, fatal, broken)
+    image_list = read_images(content, source, places, fatal, broken)
     brushed = content.where is None and all_crowd(content.annotations)  # of Pascal VOC, all may be difficult
     single = brushed and (split == "train" or bool(source.part) or _train_is_all_crowd(root))
-    annotations = read_annotations(content, categories, pictures, broken, masks, single)
-    table, dropped = _table(content, pictures, annotations, fatal, broken, learn, log)
+    annotations = read_annotations(content, categories, image_list, broken, masks, single)
+    table, dropped = _table(content, image_list, annotations, fatal, broken, learn, log)
     if fatal or (broken and not (drop_broken and learn)):
         both = Faults(source.file)
         both.found = [*fatal, *broken]
@@ -100,23 +100,25 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
     if heading:
         log.warning("class %r has no object and only heads the others; it is left out", heading)
     check_names(categories.names, source.file)
-    log.counts(content, categories, pictures, annotations, table, broken, dropped, learn, single)
+    log.counts(content, categories, image_list, annotations, table, broken, dropped, learn, single)
     here = os.getcwd()
     folder = os.path.join(here, places[0], "")
-    paths = (os.path.join(here, path) for path in map(str, pictures.paths))
-    annotated = {pictures.place.get(id) for id in image_ids(content)}
+    paths = (os.path.join(here, path) for path in map(str, image_list.paths))
+    annotated = {image_list.place.get(id) for id in image_ids(content)}
     return Coco(
         split,
         source.file,
         Path(folder),
-        Names.of(pictures.names),
+        Names.of(image_list.names),
         Names.of(path.removeprefix(folder) for path in paths),
-        frozen(np.array(pictures.sizes, np.int64).reshape(-1, 2)),
+        frozen(np.array(image_list.sizes, np.int64).reshape(-1, 2)),
         table,
         categories.names,
         categories.ids,
-        tuple(pictures.ids) if any(isinstance(id, str) for id in pictures.ids) else frozen(pictures.ids, np.int64),
-        frozen([i not in annotated for i in range(len(pictures.names))], bool),
+        tuple(image_list.ids)
+        if any(isinstance(id, str) for id in image_list.ids)
+        else frozen(image_list.ids, np.int64),
+        frozen([i not in annotated for i in range(len(image_list.names))], bool),
         [*broken, *dropped],
     )
 
@@ -138,7 +140,7 @@ def _remedy(faults: Faults, may_drop: bool) -> str:
 
 def _table(
     content: Content,
-    pictures: Pictures,
+    image_list: ImageList,
     annotations: Annotations,
     fatal: Faults,
     broken: Faults,
@@ -147,7 +149,7 @@ def _table(
 ) -> tuple[Objects, list[str]]:
     """The usable annotations by image, held against their images, and which of no area were left out."""
     images = np.array(annotations.images, np.int64)
-    widths, heights = np.array(pictures.sizes, np.int64).reshape(-1, 2)[images].T
+    widths, heights = np.array(image_list.sizes, np.int64).reshape(-1, 2)[images].T
     boxes, stated_areas = (
         np.array(annotations.boxes, np.float64).reshape(-1, 4),
         np.array(annotations.areas, np.float64),
@@ -167,12 +169,12 @@ def _table(
         masks = shapes.masks
         log.some("boxes do not lie around their masks", content, annotations, differ)
     for i, fault in sorted(faults.items()):
-        broken.add(f"{where(content, annotations.numbers[i])}: of {pictures.names[images[i]]} {fault}")
+        broken.add(f"{where(content, annotations.numbers[i])}: of {image_list.names[images[i]]} {fault}")
     usable = np.ones(len(images), bool)
     usable[list(faults)] = False
     dropped = []
     for i in np.flatnonzero(empty & usable).tolist():
-        name = pictures.names[images[i]]
+        name = image_list.names[images[i]]
         dropped.append(f"{where(content, annotations.numbers[i])}: of {name} has no area, box {boxes[i].tolist()}")
     log.no_area(dropped, learn)
     if learn:
@@ -186,7 +188,7 @@ def _table(
         frozen(np.array(annotations.labels, np.int64)[order]),
         frozen(np.array(annotations.crowd, bool)[order]),
         frozen(np.where(np.isnan(stated_areas), areas, stated_areas)[order]),
-        frozen(ends(np.bincount(images[order], minlength=len(pictures.names)))),
+        frozen(ends(np.bincount(images[order], minlength=len(image_list.names)))),
         masks,
     )
     return table, dropped if learn else []

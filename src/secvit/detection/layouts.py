@@ -104,7 +104,7 @@ def _list_splits(root: Path) -> Listing:
     chosen = next(iter(usable.values()), coco if coco.sources else next(iter(formats.values()), coco))
     if chosen.sources and "val" not in chosen.sources.keys() | chosen.refused.keys():
         if place := called_val(root):
-            what = unreadable(place) or "pictures without annotations"
+            what = unreadable(place) or "images without annotations"
             chosen.refused["val"] = (
                 f"{place}: a val split by its name, but {what}; add its annotations, or move it away to hold a part of "
                 "train out"

@@ -46,7 +46,7 @@ class Gathered:
         self.where: list[str] = []
         self.paths: list[Path] = []
 
-    def picture(self, path: Path, name: str, size: tuple[int, int]) -> None:
+    def image(self, path: Path, name: str, size: tuple[int, int]) -> None:
         """An image of a width and height in px; the annotations that follow are its own."""
         number = len(self.images) + 1
         self.images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})

@@ -10,7 +10,7 @@ import numpy as np
 from secvit.detection.coco import (
     Annotations,
     Categories,
-    Pictures,
+    ImageList,
     renumbered,
     where,
 )
@@ -48,12 +48,12 @@ class SplitLog:
             self.warning("%d objects of no area stay in the score, where none can be found: %s", len(named), named[0])
 
     def counts(
-        self, content: Content, categories: Categories, pictures: Pictures, annotations: Annotations, table: Objects,
+        self, content: Content, categories: Categories, image_list: ImageList, annotations: Annotations, table: Objects,
         broken: Faults, dropped: list[str], learn: bool, single: bool,
     ) -> None:  # fmt: skip
         """Images, objects and classes, and what was left out."""
-        self._what_is_there(content, categories, pictures, table)
-        self._what_was_left_out(content, pictures, annotations, table, broken, dropped)
+        self._what_is_there(content, categories, image_list, table)
+        self._what_was_left_out(content, image_list, annotations, table, broken, dropped)
         if single:
             self.warning("every object is marked iscrowd, as a brush marks them; they are taken for single objects")
         if again := renumbered(content.annotations) if content.where is None else 0:
@@ -65,28 +65,28 @@ class SplitLog:
             if unused := [name for name, count in zip(categories.names, counts, strict=True) if not count]:
                 self.warning("%d of %d classes have no object: %s", len(unused), len(counts), abridged(unused))
 
-    def _what_is_there(self, content: Content, categories: Categories, pictures: Pictures, table: Objects) -> None:
+    def _what_is_there(self, content: Content, categories: Categories, image_list: ImageList, table: Objects) -> None:
         if self.source.part:
             self.info(
                 "%s: no %s; %s is a fixed part of %d of %d images",
                 *(self.source.file, "val split" if self.source.of else "splits given", self.split),
-                *(len(pictures.names), len(content.images)),
+                *(len(image_list.names), len(content.images)),
             )
         for line in (*self.source.notes, *content.notes):
             self.warning("%s", line)
         self.info(
             "%s: %s images, %s objects of %d classes, %s of them crowds",
-            *(self.split, f"{len(pictures.names):,}", f"{len(table):,}", len(categories.names)),
+            *(self.split, f"{len(image_list.names):,}", f"{len(table):,}", len(categories.names)),
             f"{int(table.crowd.sum()):,}",
         )
-        if pictures.shortened:
+        if image_list.shortened:
             self.info(
                 "%s: %d of %d images were found without the leading folders of their file_name, %s for one",
-                *(self.split, len(pictures.shortened), len(pictures.names), pictures.shortened[0]),
+                *(self.split, len(image_list.shortened), len(image_list.names), image_list.shortened[0]),
             )
 
     def _what_was_left_out(
-        self, content: Content, pictures: Pictures, annotations: Annotations, table: Objects, broken: Faults,
+        self, content: Content, image_list: ImageList, annotations: Annotations, table: Objects, broken: Faults,
         dropped: list[str],
     ) -> None:  # fmt: skip
         images, objects = LeftOut(), LeftOut()
@@ -97,7 +97,7 @@ class SplitLog:
         objects.add("without area", len(dropped))
         objects.add("broken", len(broken.found) - gone)
         objects.add("of images left out", annotations.lost)
-        for line in (images.line(self.split, len(pictures.names), "images"),
+        for line in (images.line(self.split, len(image_list.names), "images"),
                      objects.line(self.split, len(table), "objects")):  # fmt: skip
             if line:
                 self.warning(line.removeprefix(f"{self.split}: "))

@@ -51,16 +51,16 @@ def voc_splits(root: Path, deep: bool = True) -> Listing:
     for place in [root, *(one for child in folders(root) for one in (child, *folders(child)))] if deep else [root]:
         near.setdefault(os.path.realpath(place), place)
     for place in near.values():
-        annotations, pictures = folder_called(place, "Annotations"), folder_called(place, *FOLDERS)
-        if pictures is None or annotations is None or not any_below(annotations, _is_xml):
+        annotations, images = folder_called(place, "Annotations"), folder_called(place, *FOLDERS)
+        if images is None or annotations is None or not any_below(annotations, _is_xml):
             continue
         if base:
             raise ValueError(f"{base} and {place} are each a Pascal VOC set; give the folder of one")
         base = place
-        _by_lists(place, pictures, annotations, listing)
+        _by_lists(place, images, annotations, listing)
         if not listing.sources and not listing.refused:
-            read = functools.partial(_read, None, pictures, annotations)
-            listing.sources[""] = Source(annotations, (pictures,), read)
+            read = functools.partial(_read, None, images, annotations)
+            listing.sources[""] = Source(annotations, (images,), read)
     if base is None and deep:
         beside = [place for place in (root, folder_called(root, *FOLDERS)) if place]  # XML files and images
         named = [Candidate(child.name, str(child), child) for place in beside for child in folders(place)]
@@ -74,7 +74,7 @@ def voc_splits(root: Path, deep: bool = True) -> Listing:
     return listing
 
 
-def _by_lists(base: Path, pictures: Path, annotations: Path, listing: Listing) -> None:
+def _by_lists(base: Path, images: Path, annotations: Path, listing: Listing) -> None:
     """The splits that lists in ImageSets/Main name, or in ImageSets."""
     places = [place for place in (base / "ImageSets" / "Main", base / "ImageSets") if place.is_dir()]
     lists = [file for place in places for file in files_in(place, ".txt") if not _OF_CLASS.search(file.stem)]
@@ -88,8 +88,8 @@ def _by_lists(base: Path, pictures: Path, annotations: Path, listing: Listing) -
         if why := unreadable(file):
             listing.refused[split] = f"{file}: {why}; restore it, or remove it if there is no {split} split"
         else:
-            read = functools.partial(_read, file, pictures, annotations)
-            listing.sources[split] = Source(file, (pictures,), read)
+            read = functools.partial(_read, file, images, annotations)
+            listing.sources[split] = Source(file, (images,), read)
     for file in lists if "" not in chosen else ():
         like = speaks_of(file.stem)
         if like in SPLITS and like not in listing.sources and like not in listing.refused:
@@ -100,11 +100,11 @@ def _is_xml(path: Path) -> bool:
     return path.suffix.casefold() == ".xml"
 
 
-def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, above: Path | None = None) -> Content:
+def _read(file: Path | None, images: Path, annotations: Path, faults: Faults, above: Path | None = None) -> Content:
     """What the XML files of the images that a file names hold, or of all that have one."""
     by_name: dict[str, list[Path]] = {}
-    for path in image_files(pictures, left_out := LeftOut()):
-        by_name.setdefault(_stem(path, pictures), []).append(path)
+    for path in image_files(images, left_out := LeftOut()):
+        by_name.setdefault(_stem(path, images), []).append(path)
     parsed, broken = _parse_all(above or annotations, faults)
     xmls = {_stem(path, annotations): path for path in [*parsed, *broken] if path.is_relative_to(annotations)}
     # classes are those of all splits, so that each has the same
@@ -114,14 +114,14 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
     shift, without = _first_pixel(parsed.values()), 0
     for where, name in [(name, name) for name in by_name] if file is None else _listed(file, by_name):
         some = by_name.get(name) or [path for path in by_name.get(_cut(name), ()) if path.name == Path(name).name]
-        xml = xmls.get(_stem(some[0], pictures)) if some else None
+        xml = xmls.get(_stem(some[0], images)) if some else None
         if not some:
-            faults.add(f"image {where}: no file of that name in {pictures}")
+            faults.add(f"image {where}: no file of that name in {images}")
         elif len(some) > 1:
             faults.add(f"image {name}: {some[0].name} and {some[1].name} would have one XML file; rename one of them")
         elif xml is None and file is not None:
             faults.add(
-                f"image {where}: no {_stem(some[0], pictures)}.xml in {annotations}; add it (without objects if there "
+                f"image {where}: no {_stem(some[0], images)}.xml in {annotations}; add it (without objects if there "
                 "are none), or remove the line"
             )
         elif xml is None:
@@ -132,7 +132,7 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
             except ValueError as error:
                 faults.add(f"image {name}: {error}")
                 continue
-            gathered.picture(some[0], some[0].relative_to(pictures).as_posix(), size)
+            gathered.image(some[0], some[0].relative_to(images).as_posix(), size)
             _add_objects(gathered, xml, parsed[xml], ids, shift, faults)
     notes = []
     if lone := sorted(path for stem, path in xmls.items() if stem not in by_name):

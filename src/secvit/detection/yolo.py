@@ -294,7 +294,7 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
         except ValueError as error:
             faults.add(f"image {where}: {str(error).removeprefix(f'{image}: ')}")
             continue
-        gathered.picture(image, _inside(image, root), size)
+        gathered.image(image, _inside(image, root), size)
         if label:
             _add_objects(gathered, _inside(label, root), lines, size, numbers, points, faults)
         else:
