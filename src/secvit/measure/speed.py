@@ -24,6 +24,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from secvit.measure.bench_results import ModelRow, ModelSpeeds
 from secvit.measure.macs import count_macs
 from secvit.measure.rounds import NULL, Seconds, clock_for, interleave, is_quiet, speed_ratio
 from secvit.models import SECViT
@@ -53,7 +54,7 @@ def bench_models(
     literal: ModuleType | None = None,
     progress: bool = False,
     compile_seconds: float = 900,
-) -> dict[str, Any]:
+) -> ModelSpeeds:
     """Speed of each model as a ratio to `base`, and of ours to their literal twins.
 
     mode: "inference" or "training".  literal: the module with `like(model)`, or None for no twins.
@@ -83,12 +84,9 @@ def bench_models(
     title = f"{mode} {dtype}{' compiled' if compiled else ''}" if progress else None
     seconds = interleave(candidates, base, rounds, clock, title=title)
     macs = {name: count_macs(build(name, image_size, "meta"), (3, image_size, image_size)).total for name in models}
-    return {
-        "mode": mode, "dtype": dtype, "compiled": compiled, "batch_size": batch_size, "image_size": image_size,
-        "base": base, "quiet": is_quiet(seconds, base), "skipped": skipped, "differences": differences,
-        "rows": [_row(name, seconds, base, batch_size, macs) for name in seconds if name != MATRIX],
-        "seconds": seconds,
-    }  # fmt: skip
+    rows = [_row(name, seconds, base, batch_size, macs) for name in seconds if name != MATRIX]
+    quiet = is_quiet(seconds, base)
+    return ModelSpeeds(mode, dtype, compiled, batch_size, image_size, base, quiet, skipped, differences, rows, seconds)
 
 
 def _networks(
@@ -115,17 +113,18 @@ def _networks(
     return networks, differences, skipped
 
 
-def _row(name: str, seconds: Seconds, base: str, batch_size: int, macs: dict[str, int]) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "vs_base": vars(speed_ratio(seconds, name, base))}
+def _row(name: str, seconds: Seconds, base: str, batch_size: int, macs: dict[str, int]) -> ModelRow:
     plain = name.removeprefix(FUSED)
-    if TWIN + plain in seconds:
-        row["vs_literal"] = vars(speed_ratio(seconds, name, TWIN + plain))
+    twin = TWIN + plain
     count = macs[plain.removeprefix(TWIN).removesuffix(NULL)]
-    row["macs"] = count
-    if MATRIX in seconds:
-        work = count * batch_size / 1024**3
-        row["of_matrix_rate"] = work * speed_ratio(seconds, name, MATRIX).median
-    return row
+    work = count * batch_size / 1024**3
+    return ModelRow(
+        name,
+        speed_ratio(seconds, name, base),
+        speed_ratio(seconds, name, twin) if twin in seconds else None,
+        count,
+        work * speed_ratio(seconds, name, MATRIX).median if MATRIX in seconds else None,
+    )
 
 
 def check_settings(dtypes: Sequence[str], device: str = "cpu", json: str | None = None) -> None:
