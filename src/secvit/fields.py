@@ -209,23 +209,23 @@ class Faults:
     """What is wrong with a file, collected: one error names the first of all of them."""
 
     def __init__(self, file: str | os.PathLike[str]) -> None:
-        self.file, self.found = os.fspath(file), []  # type: tuple[str, list[str]]
+        self.file, self.messages = os.fspath(file), []  # type: tuple[str, list[str]]
 
     def add(self, fault: object) -> None:
-        self.found.append(str(fault))
+        self.messages.append(str(fault))
 
     def __bool__(self) -> bool:
-        return bool(self.found)
+        return bool(self.messages)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.found)
+        return iter(self.messages)
 
     def check(self, remedy: str = "") -> None:
         """Raise a ValueError if there is any."""
-        if self.found:
-            more = f"\n  and {len(self.found) - NAMED} more" if len(self.found) > NAMED else ""
+        if self.messages:
+            more = f"\n  and {len(self.messages) - NAMED} more" if len(self.messages) > NAMED else ""
             raise ValueError(
-                f"{self.file}:\n  " + "\n  ".join(self.found[:NAMED]) + more + (f"\n{remedy}" if remedy else "")
+                f"{self.file}:\n  " + "\n  ".join(self.messages[:NAMED]) + more + (f"\n{remedy}" if remedy else "")
             )
 
 

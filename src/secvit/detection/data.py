@@ -83,7 +83,7 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
         lacking = f"no {'images' if content.categories else 'categories'}; add some"
         lacking += "".join(f"; {count} {reason}" for reason, count in content.left_out if count)
         if broken:
-            broken.found.insert(0, lacking)
+            broken.messages.insert(0, lacking)
             broken.check("Repair them")
         raise ValueError(f"{source.file}: {lacking}")
     entries, heading = without_supercategory(content)
@@ -95,7 +95,7 @@ def _load(root: Path, split: str, masks: bool, drop_broken: bool, divide: bool, 
     table, dropped = _table(content, image_list, annotations, fatal, broken, learn, log)
     if fatal or (broken and not (drop_broken and learn)):
         both = Faults(source.file)
-        both.found = [*fatal, *broken]
+        both.messages = [*fatal, *broken]
         both.check(_remedy(both, learn and not fatal))
     if heading:
         log.warning("class %r has no object and only heads the others; it is left out", heading)

@@ -95,7 +95,7 @@ class SplitLog:
         for reason, count in content.left_out:
             images.add(reason, count)
         objects.add("without area", len(dropped))
-        objects.add("broken", len(broken.found) - gone)
+        objects.add("broken", len(broken.messages) - gone)
         objects.add("of images left out", annotations.lost)
         for line in (images.line(self.split, len(image_list.names), "images"),
                      objects.line(self.split, len(table), "objects")):  # fmt: skip

@@ -106,7 +106,7 @@ def _splits_with_more(path: Path, folders: Sequence[str]) -> dict[str, str]:
 
     They speak of different splits, and their names have the same rest or they hold the same folders.
     """
-    inside = {folder: found for folder in folders if (found := split_inside(folder))}
+    inside = {folder: split for folder in folders if (split := split_inside(folder))}
     named = {folder: split for folder, (split, _) in inside.items()}
     words = set(named.values())
     if len(words) < 2 or ("train" not in words and len(named) < len(folders)):

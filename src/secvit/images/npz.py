@@ -185,9 +185,9 @@ def _text(path: Path, key: str, values: np.ndarray) -> list[str]:
     """Names, of which numbers become their digits."""
     read: dict[str, Callable[[np.ndarray], list[str]]] = {
         "U": np.ndarray.tolist,
-        "S": lambda found: [name.decode("utf-8") for name in found.tolist()],
-        "i": lambda found: [str(name) for name in found.tolist()],
-        "u": lambda found: [str(name) for name in found.tolist()],
+        "S": lambda array: [name.decode("utf-8") for name in array.tolist()],
+        "i": lambda array: [str(name) for name in array.tolist()],
+        "u": lambda array: [str(name) for name in array.tolist()],
     }
     if values.dtype.kind not in read:
         raise ValueError(f"{path}: `{key}` has the type {values.dtype}; expected names")

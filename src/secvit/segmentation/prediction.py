@@ -169,7 +169,7 @@ def load_trained(weights: str | os.PathLike[str], device: str | None = None, **c
         "palette", lambda colours: tuple(tuple(map(integer, numbers(one, 3))) for one in items(colours))
     )
     # runs of older versions do not say; their masks most often count from 0
-    values = where.get("values", lambda given: tuple(map(integer, items(given))), tuple(range(len(classes))))
+    values = where.get("values", lambda value: tuple(map(integer, items(value))), tuple(range(len(classes))))
     if not len(classes) == len(palette) == len(values) or not all(0 <= value <= LARGEST for value in values):
         raise ValueError(f"{path}: its config.yaml has classes, palette and values that do not fit each other")
     if any(not 0 <= part <= 255 for colour in palette for part in colour):

@@ -114,7 +114,7 @@ class Run:
         assert self.log
         return self.log
 
-    def whole(self) -> nn.Module:
+    def gathered_model(self) -> nn.Module:
         """The model with all of its weights; every process has to ask."""
         if self.copy is None:
             return self.model
@@ -123,7 +123,7 @@ class Run:
 
     def scored(self) -> nn.Module:
         """The model that evaluations are about: of averaged weights, if they are kept; every process has to ask."""
-        return self.ema.model if self.ema else self.whole()
+        return self.ema.model if self.ema else self.gathered_model()
 
     def rate(self) -> float:
         return max(group["lr"] for group in self.optimizer.param_groups)

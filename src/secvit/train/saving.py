@@ -21,7 +21,7 @@ def save(run: Run) -> None:
     if run.saved == run.state.step:
         return
     here = "cpu" if run.main else "meta"
-    model, remembered = run.whole(), gathered(run.optimizer.state_dict(), here)
+    model, remembered = run.gathered_model(), gathered(run.optimizer.state_dict(), here)
     task = gathered(run.task.state_dict(), here) if run.model is not run.task else {}
     _check_finite(run, model)
     if run.main:

@@ -29,12 +29,12 @@ CELL = (264, 198)  # px of a picture in Figure 4's page
 class Compared:
     """One partition of a layer's keys.  found: of one head.  milliseconds: of processor time, for all heads."""
 
-    found: ClusterMap
+    cluster_map: ClusterMap
     milliseconds: float
 
     def __str__(self) -> str:
-        name = NAMES.get(self.found.partition, self.found.partition)
-        return f"{name}: {self.milliseconds:.2f} ms\n{self.found.counts}"
+        name = NAMES.get(self.cluster_map.partition, self.cluster_map.partition)
+        return f"{name}: {self.milliseconds:.2f} ms\n{self.cluster_map.counts}"
 
 
 def compare_partitions(
@@ -65,10 +65,10 @@ def draw_partitions(image: Image.Image, compared: Sequence[Compared], title: str
     """Figure 1: the photo, then each partition of the same keys with its sizes and its time."""
     size = panel_size(image)
     photo = image.resize(size, Image.Resampling.LANCZOS)
-    first = compared[0].found
+    first = compared[0].cluster_map
     heads = f"keys of stage {first.stage + 1}, head {first.head + 1} of {first.heads}"
     panels = [Panel(np.asarray(photo), f"image\n{heads}; time for all heads")]
-    panels += [Panel(overlay(photo, one.found), str(one)) for one in compared]
+    panels += [Panel(overlay(photo, one.cluster_map), str(one)) for one in compared]
     return draw_panels(in_rows(panels, size[0] / size[1]), size, title, note)
 
 

@@ -75,10 +75,10 @@ def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
     if missing := sum(not os.path.isfile(path) for path in pictures):
         remedies.append(f"{missing:,} pictures are missing below {samples.root}; check --samples.images")
     if not chosen.drop_broken:
-        faults.found += broken
+        faults.messages += broken
         remedies += ["--samples.drop_broken true leaves such samples out"] if broken else []
     elif len(unseen) > max(1, total // 100):  # what training would end for
-        faults.found += unseen.values()
+        faults.messages += unseen.values()
         remedies.append(f"{len(unseen):,} of {total:,} samples, which is too many to leave out")
     else:
         samples = samples.take([i for i in range(len(samples)) if i not in unseen and i not in others])
@@ -86,7 +86,7 @@ def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
     kept = [i for i, length in enumerate(lengths) if length <= chosen.max_length]
     check_long(file, samples, lengths, chosen, chat, faults)
     if not faults:
-        faults.found += prompt_faults(chat, samples.take(kept))
+        faults.messages += prompt_faults(chat, samples.take(kept))
     faults.check("; ".join(remedies))
     if (broken or mended) and is_first():
         logger.warning("%s", used_line(file, total, broken, mended))
