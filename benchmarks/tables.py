@@ -13,6 +13,7 @@ import torch
 from secvit import detection
 from secvit.measure.bench_picture import draw_speeds
 from secvit.measure.bench_results import BenchResult, LengthTimes
+from secvit.measure.connector_results import ConnectorReport
 from secvit.measure.connector_tables import connector_markdown
 from secvit.measure.detectors import detector_macs
 from secvit.measure.patch_results import PatchReport
@@ -295,7 +296,7 @@ def connectors() -> str:
 def connector_costs() -> str:
     """What `secvit bench connector` worked out and timed."""
     texts = [
-        connector_markdown(result).replace("\n### ", "\n#### ").replace("## ", "### ", 1)
+        connector_markdown(ConnectorReport.read(result)).replace("\n### ", "\n#### ").replace("## ", "### ", 1)
         for _, result in results("secvit bench connector")
     ]
     return "\n".join(texts) or "No result yet.\n"

@@ -14,10 +14,10 @@ from secvit.cli import main
 from secvit.measure import count_macs, patching, peak, variants
 from secvit.measure.parts import PARTS, forward_parts, timed_parts
 from secvit.measure.patch_picture import draw_patch_report
-from secvit.measure.patch_results import BASES, PatchReport, SizeResult, Speeds, break_even, break_even_of
+from secvit.measure.patch_results import BASES, PatchReport, SizeResult, break_even, break_even_of
 from secvit.measure.patch_tables import patch_markdown
 from secvit.measure.patching import patch_report
-from secvit.measure.rounds import Ratio
+from secvit.measure.rounds import Ratio, Speeds
 from secvit.ops.order import Plan, partition_sizes
 from tests.conftest import ROOT
 

@@ -8,28 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from secvit.measure.macs import Macs
-from secvit.measure.rounds import Ratio, Seconds
+from secvit.measure.rounds import Speeds
 
 BASES = ("original", "patched")
-
-
-@dataclass
-class Speeds:
-    """Speeds of the networks over that of the original, in one mode at one size.
-
-    null: of the patched one over itself.  quiet: whether that is near enough to 1 for the others to be quoted.
-    seconds: a call's, one entry a round.
-    """
-
-    speeds: dict[str, Ratio]
-    null: Ratio
-    quiet: bool
-    seconds: Seconds
-
-    @classmethod
-    def read(cls, entries: Mapping[str, Any]) -> Speeds:
-        ratios = {name: Ratio(**ratio) for name, ratio in entries["speeds"].items()}
-        return cls(ratios, Ratio(**entries["null"]), entries["quiet"], entries["seconds"])
 
 
 @dataclass

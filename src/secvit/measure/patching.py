@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from secvit.measure.macs import count_macs
 from secvit.measure.parts import forward_parts
-from secvit.measure.patch_results import BASES, PatchReport, SizeResult, Speeds, break_even_of
+from secvit.measure.patch_results import BASES, PatchReport, SizeResult, break_even_of
 from secvit.measure.peak import peak_memory
 from secvit.measure.results import head, save_result, using_threads
-from secvit.measure.rounds import NULL, Clock, clock_for, clock_name, interleave, is_quiet, speed_ratio
+from secvit.measure.rounds import Clock, Speeds, clock_for, clock_name, interleave
 from secvit.measure.speed import DTYPES, check_settings, inference, pictures, training_step
 from secvit.measure.variants import clustering, features, load, num_heads, photographs, variant
 from secvit.ops import PARTITIONS
@@ -226,9 +226,7 @@ def _at_size(original: nn.Module, size: int, request: Request, bar: tqdm[Any]) -
 
 def _speeds(calls: Mapping[str, Callable[[], object]], rounds: int, clock: Clock) -> Speeds:
     # the patched model is the one that is timed twice: where a call takes long, it is the shorter one
-    seconds = interleave(calls, "patched", rounds, clock)
-    ratios = {name: speed_ratio(seconds, name, "original") for name in calls}
-    return Speeds(ratios, speed_ratio(seconds, "patched" + NULL, "patched"), is_quiet(seconds, "patched"), seconds)
+    return Speeds.of(interleave(calls, "patched", rounds, clock), calls, "original", "patched")
 
 
 def _cosines(networks: dict[str, nn.Module], images: Tensor, batch_size: int) -> tuple[dict[str, float], int]:
