@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secvit.export.exported import Exported, first_line
-from secvit.export.tracing import random_pictures
+from secvit.export.tracing import random_images
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def compare(
     shapes = [(1, height, width), (3, height, width)]
     if step is not None:
         shapes += [(1, height + step, width + 2 * step), (2, height + height // 2 // step * step, width)]
-    samples = [random_pictures(*_shape(shape)) for shape in shapes]
+    samples = [random_images(*_shape(shape)) for shape in shapes]
     samples += [] if images is None else list(images.float().cpu().split(4))
     differences = []
     for sample in samples:
@@ -57,7 +57,7 @@ def _smallest(network: nn.Module, made: Exported, side: int, step: int, toleranc
     smaller = step * math.ceil(8 / step)
     while smaller < side:
         with contextlib.suppress(Exception):  # too small for the network, or for what was traced
-            sample = random_pictures(1, (smaller, smaller))
+            sample = random_images(1, (smaller, smaller))
             if _difference(made.run(sample), network(sample)) <= tolerance:
                 return smaller
         smaller *= 2
@@ -75,7 +75,7 @@ def at_own_precision(
     """How far the precision that a runtime chooses itself is from PyTorch's float32."""
     assert made.own_precision is not None
     precision, run = made.own_precision
-    sample = random_pictures(8, sides) if images is None else images.float().cpu()
+    sample = random_images(8, sides) if images is None else images.float().cpu()
     with torch.no_grad():
         expected = network(sample)
     logits = run(sample)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from secvit.export.comparison import same_class
 from secvit.export.exported import Exported, Run, quiet
 from secvit.export.onnx import open_session
-from secvit.export.tracing import random_pictures
+from secvit.export.tracing import random_images
 
 logger = logging.getLogger(__name__)
 # below these int8 is not worth its error: of the float file's size, and of the classes that stay the same
@@ -44,7 +44,7 @@ def quantise(
             path, smaller, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
             use_external_data_format=len(files) > 1,
         )  # fmt: skip
-    sample = random_pictures(32, sides) if images is None else images.float().cpu()
+    sample = random_images(32, sides) if images is None else images.float().cpu()
     run = open_session(smaller)
     logits, expected = (torch.cat([one(part) for part in sample.split(4)]) for one in (run, network))
     report: dict[str, Any] = {

@@ -29,7 +29,7 @@ from secvit.measure.speed import (
     compiler,
     find_literal,
     is_ours,
-    pictures,
+    made_up_images,
 )
 
 __all__ = ["bench_attention", "bench_models", "bench_operation", "bench_parts", "report", "run"]
@@ -144,5 +144,5 @@ def bench_parts(
     torch.manual_seed(0)
     model = timm.create_model(name, cluster_size=cluster_size).eval()
     title = f"shares of {name} at {size[0]}x{size[1]}" if progress else None
-    shares = forward_parts(model, pictures(batch_size, size), rounds, clock_for(threads), title)
+    shares = forward_parts(model, made_up_images(batch_size, size), rounds, clock_for(threads), title)
     return PartShares(name, size, batch_size, cluster_size, shares)

@@ -22,7 +22,7 @@ from secvit.measure.patch_results import BASES, PatchReport, SizeResult, break_e
 from secvit.measure.peak import peak_memory
 from secvit.measure.results import head, save_result, using_threads
 from secvit.measure.rounds import Clock, Speeds, clock_for, clock_name, interleave
-from secvit.measure.speed import DTYPES, check_settings, inference, pictures, training_step
+from secvit.measure.speed import DTYPES, check_settings, inference, made_up_images, training_step
 from secvit.measure.variants import clustering, features, load, num_heads, photographs, variant
 from secvit.ops import PARTITIONS
 
@@ -194,7 +194,7 @@ def _at_size(original: nn.Module, size: int, request: Request, bar: tqdm[Any]) -
     options, dtype, device, batch = request.options, request.dtype, request.device, request.batch_size
     clock = clock_for(request.threads, device)
     macs = {name: count_macs(variant(original, name, size, options), (3, size, size)) for name in BASES}
-    images = pictures(batch, size).to(device)
+    images = made_up_images(batch, size).to(device)
     networks = {name: variant(original, name, size, options).to(device) for name in BASES}
     seen = photographs(request.images, size, original) if request.images else images
     calls = {name: inference(network, images, dtype) for name, network in networks.items()}  # also sets the dtype

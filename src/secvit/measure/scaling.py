@@ -15,7 +15,7 @@ from secvit.connectors.tome import merge_groups
 from secvit.measure.bench_results import LengthTimes
 from secvit.measure.peak import peak_bytes
 from secvit.measure.rounds import NULL, clock_for, interleave, is_quiet, speed_ratio
-from secvit.measure.speed import pictures
+from secvit.measure.speed import made_up_images
 from secvit.ops import cluster, sec_attention
 
 CLUSTER_SIZE, HEADS, DIM = 98, 8, 32
@@ -121,7 +121,7 @@ def growth(measured: Sequence[LengthTimes], last: int = 3) -> dict[str, float]:
 
 def tokens(length: int, count: int) -> list[Tensor]:
     """Random projections of an image's patches: `count` times (1, 8, L, 32)."""
-    patches = torch.nn.functional.pixel_unshuffle(pictures(1, 4 * _side(length)), 4).flatten(2).mT
+    patches = torch.nn.functional.pixel_unshuffle(made_up_images(1, 4 * _side(length)), 4).flatten(2).mT
     random = torch.Generator().manual_seed(0)
     weights = [torch.randn(patches.shape[-1], HEADS * DIM, generator=random) for _ in range(count)]
     return [(patches @ weight).unflatten(-1, (HEADS, DIM)).transpose(1, 2).contiguous() for weight in weights]

@@ -63,7 +63,7 @@ def bench_models(
     where a model and its twin disagree, both before anything is timed.
     """
     base = base or (SWIN if SWIN in models else models[0])
-    images = pictures(batch_size, image_size)
+    images = made_up_images(batch_size, image_size)
     networks, differences, skipped = _networks(models, images, mode, dtype, compiled, literal)
     clock = clock_for(threads)
     candidates: dict[str, Callable[[], object]] = {}
@@ -152,7 +152,7 @@ def is_ours(name: str) -> bool:
     return name.startswith("secvit")
 
 
-def pictures(batch_size: int, size: int | tuple[int, int]) -> Tensor:
+def made_up_images(batch_size: int, size: int | tuple[int, int]) -> Tensor:
     """Random images with something to cluster: squares of one colour, and noise.  (B, 3, H, W)"""
     height, width = (size, size) if isinstance(size, int) else size
     random = torch.Generator().manual_seed(0)

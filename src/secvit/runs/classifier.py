@@ -17,7 +17,7 @@ from secvit.classification.scoring import accuracy_by_class, answers, figures, s
 from secvit.files import check_target, write_atomically
 from secvit.images.photos import listed, opened
 from secvit.models.saved import class_names_of, device_of, load_model
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, check_pictures, pictures
+from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, check_pictures, open_photos
 
 WRONG = 24  # pictures on the page of the most wrong ones
 MATRIX = 200  # classes up to which result files hold the whole confusion
@@ -55,7 +55,7 @@ class Classifier(Trained):
 
     def predict(self, images: Picture | Sequence[Picture], top: int = 3) -> list[list[tuple[str, float]]]:
         """The `top` likeliest classes of each picture and their probabilities, the likeliest first."""
-        return predict_all(self.model, pictures(images), top, self.size)
+        return predict_all(self.model, open_photos(images), top, self.size)
 
     def export_view(self) -> dict[str, Any]:
         size, mean, std, crop = seen_by(self.model, self.size)

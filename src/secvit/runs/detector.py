@@ -17,7 +17,7 @@ from secvit.detection.prediction import add_image, as_pixels, new_coco, predict,
 from secvit.detection.saved import load_detector
 from secvit.files import check_target, check_writable
 from secvit.images.photos import listed, opened, picture_names
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, pictures
+from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, open_photos
 
 
 class Detector(Trained):
@@ -49,7 +49,7 @@ class Detector(Trained):
 
     def predict(self, images: Picture | Sequence[Picture], score: float = 0.5) -> list[dict[str, Tensor]]:
         """The objects in each picture, the surest first.  score: the least one kept, 0.05 or more."""
-        return predict(self.model, pictures(images), score)
+        return predict(self.model, open_photos(images), score)
 
     def export_view(self) -> dict[str, Any]:
         from secvit.export import NO_DETECTOR

@@ -16,7 +16,7 @@ from secvit.files import check_writable
 from secvit.images import Images, load_split, middle
 from secvit.images.photos import listed, opened, picture_names
 from secvit.models.saved import device_of, load_model, naming
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, pictures
+from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, open_photos
 from secvit.simmim.data import EvalView, Masking
 from secvit.simmim.scoring import evaluate, reconstructions
 from secvit.simmim.training import load_task
@@ -52,7 +52,7 @@ class Masked(Trained):
 
     def predict(self, images: Picture | Sequence[Picture]) -> list[Image.Image]:
         """Each picture's middle square, its hidden patches filled in."""
-        return [row[2] for row in self._filled(pictures(images))]
+        return [row[2] for row in self._filled(open_photos(images))]
 
     def export_view(self) -> dict[str, Any]:
         raise ValueError(

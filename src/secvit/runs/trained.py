@@ -19,7 +19,7 @@ Picture = Image.Image | str | os.PathLike[str]
 Photos = Iterable[str | os.PathLike[str]]
 Tell = Callable[[str], Any]
 
-__all__ = ["Made", "Photos", "Picture", "Tell", "Trained", "check_pictures", "pictures"]
+__all__ = ["Made", "Photos", "Picture", "Tell", "Trained", "check_pictures", "open_photos"]
 
 
 class Trained:
@@ -116,7 +116,7 @@ class Trained:
         return self.model
 
 
-def pictures(photos: Picture | Sequence[Picture]) -> list[Image.Image]:
+def open_photos(photos: Picture | Sequence[Picture]) -> list[Image.Image]:
     """One or more pictures, opened or as files, upright RGB."""
     if isinstance(photos, Image.Image | str | os.PathLike):
         return [read_image(photos)]

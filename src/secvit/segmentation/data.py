@@ -119,8 +119,8 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
         classes = replace(classes, palette=palette_of(masks[0], classes.values) or classes.palette)
     if is_first():
         logger.info("%s: %s pictures, %d classes", split, f"{len(images):,}", len(classes.names))
-    pictures = Images(split, classes.names, torch.zeros(len(images)), None, tuple(map(str, images)), root=str(where))
-    return Split(pictures, masks, classes, colours, palettes)
+    image_set = Images(split, classes.names, torch.zeros(len(images)), None, tuple(map(str, images)), root=str(where))
+    return Split(image_set, masks, classes, colours, palettes)
 
 
 def number(
@@ -240,9 +240,9 @@ class TrainView(View):
         return {"image": images, "target": torch.stack([target for _, target in pairs])}
 
     def pair(self, key: int) -> tuple[Tensor, Tensor]:
-        picture, i = self.open_or_next(key % len(self))
+        image, i = self.open_or_next(key % len(self))
         with seeded(mix(self.seed, key)):
-            return training_view(picture, self.split.mask(i), self.augment, self.mean, self.std)
+            return training_view(image, self.split.mask(i), self.augment, self.mean, self.std)
 
 
 class EvalView(View):
@@ -253,5 +253,5 @@ class EvalView(View):
         self.split = split
 
     def __getitems__(self, keys: list[int]) -> dict[str, Any]:
-        opened = {i: picture for i in keys if (picture := self.open(i)) is not None}
+        opened = {i: image for i in keys if (image := self.open(i)) is not None}
         return {"image": list(opened.values()), "target": [self.split.mask(i) for i in opened]}

@@ -79,8 +79,8 @@ class Layout:
             has = f"there is {there}" if there else f"looked for folders {tried}{_deeper(self.root)}"
             raise ValueError(f"{self.root}: no {split} split; {has} (docs/segmentation.md)")
         place = next(iter(self.places.values())) if self.undivided else self.places[split]
-        pictures, masks, left_out = find_pairs(place)
-        order = sorted(pictures)
+        images, masks, left_out = find_pairs(place)
+        order = sorted(images)
         if self.undivided:
             val = set(held_out(order).tolist())
             order = [name for i, name in enumerate(order) if (i in val) == (split == "val")]
@@ -88,7 +88,7 @@ class Layout:
                 raise ValueError(f"{place.images}: one picture cannot be divided into train and val; add more")
         # beside masks that are known by their endings, such sets have other files
         left_out.harmless |= {r for r in left_out.reasons if place.ends[1] or r.startswith("not listed")}
-        return Pairs(tuple(pictures[name] for name in order), tuple(masks[name] for name in order), left_out)
+        return Pairs(tuple(images[name] for name in order), tuple(masks[name] for name in order), left_out)
 
 
 def splits(root: str | Path) -> tuple[str, ...]:

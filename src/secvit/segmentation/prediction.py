@@ -75,12 +75,12 @@ def label_picture(
     return labels
 
 
-def shrunk(picture: Image.Image, short_side: int, scale: float) -> Image.Image:
+def shrunk(image: Image.Image, short_side: int, scale: float) -> Image.Image:
     """The picture with its short side at so many px (0: as it is) times the scale."""
-    factor = scale * base_scale(picture.size, short_side)
-    width, height = (max(1, round(side * factor)) for side in picture.size)
-    same = (width, height) == picture.size
-    return picture if same else picture.resize((width, height), Image.Resampling.BILINEAR)
+    factor = scale * base_scale(image.size, short_side)
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    same = (width, height) == image.size
+    return image if same else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def view(model: Segmenter, picture: Image.Image, look: Look, flip: bool, progress: bool) -> Logits:

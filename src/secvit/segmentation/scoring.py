@@ -50,8 +50,8 @@ def evaluate(model: Segmenter, view: EvalView, look: Look | None = None, workers
     matrix = torch.zeros(classes, classes, dtype=torch.long)
     model.eval()
     for batch in view.batches(1, workers):
-        for picture, target in zip(batch["image"], batch["target"], strict=True):
-            matrix += confusion(target, label_picture(model, picture, look), classes)
+        for image, target in zip(batch["image"], batch["target"], strict=True):
+            matrix += confusion(target, label_picture(model, image, look), classes)
     return sum_over_processes(matrix).long()
 
 
@@ -81,5 +81,5 @@ def report(matrix: Tensor, classes: tuple[str, ...], view: EvalView) -> dict[str
     """The scores with classes by name, None for NaN, the matrix, and how many pictures were counted."""
     figures = scores(matrix)
     per_class = {name: None if math.isnan(v) else v for name, v in zip(classes, figures.pop("per_class"), strict=True)}
-    pictures = {"images": len(view) - len(view.skipped), "skipped": len(view.skipped)}
-    return {**figures, **pictures, "per_class": per_class, "confusion": matrix.tolist()}
+    counted = {"images": len(view) - len(view.skipped), "skipped": len(view.skipped)}
+    return {**figures, **counted, "per_class": per_class, "confusion": matrix.tolist()}

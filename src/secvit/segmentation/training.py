@@ -51,16 +51,18 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     check_writable(output)
     join(cpu=recipe.loop.device == "cpu")  # of many processes, each reads a share of the masks
     held_out = "test" if {"val", "test"} & set(splits(data)) == {"test"} else "val"
-    pictures = load(data, "train")
+    train_data = load(data, "train")
     if last := latest(output) if resume == "auto" else None if resume == "never" else Path(resume):
-        pictures = pictures.in_order_of(saved_classes(last) or pictures.classes, f"the run {last}, which is resumed,")
-    others = load(data, held_out, pictures)
-    check_overlap(pictures.images, others.images)
-    model = initial_model(recipe, len(pictures.classes), pictures.classes)
+        train_data = train_data.in_order_of(
+            saved_classes(last) or train_data.classes, f"the run {last}, which is resumed,"
+        )
+    others = load(data, held_out, train_data)
+    check_overlap(train_data.images, others.images)
+    model = initial_model(recipe, len(train_data.classes), train_data.classes)
     if recipe.sync_norm:
         model = synchronised(model, recipe.loop)  # type: ignore[assignment]
     mean, std = model.backbone.normalization()
-    dataset = TrainView(pictures, recipe.augment, mean, std, recipe.loop.seed)
+    dataset = TrainView(train_data, recipe.augment, mean, std, recipe.loop.seed)
     view = EvalView(others)
     newest: dict[str, Tensor] = {}
 
@@ -75,15 +77,15 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
             "backbone": recipe.model.backbone,
             "data": str(data),
             "split": held_out,
-            **(report(newest["confusion"], pictures.classes, view) if newest else {}),
+            **(report(newest["confusion"], train_data.classes, view) if newest else {}),
             "best_miou": done.best,
             "best_step": done.best_step,
-            "images": {"train": len(pictures), held_out: len(others)},
+            "images": {"train": len(train_data), held_out: len(others)},
             "parameters": sum(p.numel() for p in model.parameters()),
             "skipped": skipped_in(dataset, view),
         }
 
-    labels = pictures.labels
+    labels = train_data.labels
     about = {"classes": labels.names, "values": labels.values, "palette": labels.palette}
     return Job(
         task=SegmentationTask(model, recipe.auxiliary),
@@ -94,8 +96,8 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
         report=result,
         evaluate=score,
         best="miou",
-        classes=pictures.classes,
-        names=pictures.images.names,
+        classes=train_data.classes,
+        names=train_data.images.names,
     )
 
 
@@ -153,9 +155,9 @@ def saved_classes(weights: str | Path) -> list[str] | None:
     return Entry(f"{weights}: its config.yaml", config).get("classes", class_list)
 
 
-def summary(metrics: Mapping[str, float], split: str, pictures: int) -> str:
+def summary(metrics: Mapping[str, float], split: str, images: int) -> str:
     """One line about an evaluation; "" if there was none."""
     if not metrics:
         return ""
     miou, pixels = (100 * metrics[name] for name in ("miou", "pixel_accuracy"))
-    return f"{split} mIoU {miou:.2f} %, pixel accuracy {pixels:.2f} % of {pictures} images"
+    return f"{split} mIoU {miou:.2f} %, pixel accuracy {pixels:.2f} % of {images} images"

@@ -196,13 +196,13 @@ def read_mmbench(folder: Path, split: str = "val") -> list[Question]:
     """The rows of mmbench_dev_20230712.tsv (or the only .tsv file there), pictures included; kinds: its categories."""
     file = mmbench_file(folder)
     rows = mmbench_rows(folder)
-    pictures = {row["index"]: row["image"] for row in rows}
+    images = {row["index"]: row["image"] for row in rows}
 
     def question(entry: Entry) -> Question:
         row = entry.fields
         options = [f"\n{letter}. {row[letter]}" for letter in _options(row)]
         hint = "" if _is_empty(row.get("hint")) else row["hint"] + "\n"
-        picture = str(pictures.get(row["image"], row["image"]))  # rotations may name the row that has the picture
+        picture = str(images.get(row["image"], row["image"]))  # rotations may name the row that has the picture
         try:
             image = base64.b64decode("".join(picture.split()), validate=True)
         except ValueError as error:

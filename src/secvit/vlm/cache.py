@@ -33,15 +33,15 @@ class Cache:
         self.llava, self.processor, self.precision = llava, processor, precision
         self.folder = Path(folder) / fingerprint(llava, processor, precision)
 
-    def file(self, picture: str) -> Path:
+    def file(self, image: str) -> Path:
         """Where a picture's tokens are kept."""
-        status = Path(picture).stat()
-        name = hashlib.sha1(f"{picture} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
+        status = Path(image).stat()
+        name = hashlib.sha1(f"{image} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def fill(self, pictures: Sequence[str], device: torch.device, batch_size: int = 16) -> int:
+    def fill(self, images: Sequence[str], device: torch.device, batch_size: int = 16) -> int:
         """Look at the pictures that have no file yet -> how many there were.  Of many processes, each takes a share."""
-        unseen = [pictures[i] for i in share(len(pictures)) if not self.file(pictures[i]).is_file()]
+        unseen = [images[i] for i in share(len(images)) if not self.file(images[i]).is_file()]
         inner = self.llava.to(device).model
         half = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
         silent = not is_first() or None
@@ -58,13 +58,13 @@ class Cache:
                 write_atomically(file, save({**row, "grid": grid}))
         return len(unseen)
 
-    def __call__(self, pictures: Sequence[str]) -> dict[str, Any]:
+    def __call__(self, images: Sequence[str]) -> dict[str, Any]:
         """{"connector_inputs": those of some pictures}, in a batch.  ValueError for a broken file."""
-        rows: list[dict[str, Tensor]] = [_read(self.file(path)) for path in pictures]
+        rows: list[dict[str, Tensor]] = [_read(self.file(path)) for path in images]
         kinds = {name: value.shape for name, value in rows[0].items()}
-        for path, row in zip(pictures, rows, strict=True):
+        for path, row in zip(images, rows, strict=True):
             if {name: value.shape for name, value in row.items()} != kinds:
-                raise ValueError(f"{self.file(path)}: other tokens than of {self.file(pictures[0])}; {REMEDY}")
+                raise ValueError(f"{self.file(path)}: other tokens than of {self.file(images[0])}; {REMEDY}")
         grid = tuple(rows[0].pop("grid").tolist())
         return {
             "connector_inputs": {**{name: torch.stack([row[name] for row in rows]) for name in rows[0]}, "grid": grid}

@@ -68,8 +68,8 @@ def messages(sample: Sample) -> list[dict[str, Any]]:
     """A conversation as transformers' chat templates take it."""
     turns: list[dict[str, Any]] = []
     for i, (question, answer) in enumerate(sample.turns):
-        pictures = [{"type": "image"} for place in sample.places if place == i]
-        turns.append({"role": "user", "content": [*pictures, {"type": "text", "text": question}]})
+        images = [{"type": "image"} for place in sample.places if place == i]
+        turns.append({"role": "user", "content": [*images, {"type": "text", "text": question}]})
         turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return turns
 

@@ -69,10 +69,10 @@ def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
     mended: list[str] = []
     samples, broken = read_samples(file, chosen.images, chosen.drop_broken, mended)
     total, faults, remedies = len(samples) + len(broken), Faults(file), []
-    pictures = broken_pictures(samples, chosen.check)
-    unseen, others = unusable(samples, pictures, chosen.template)
+    broken_files = broken_images(samples, chosen.check)
+    unseen, others = unusable(samples, broken_files, chosen.template)
     broken += [*unseen.values(), *others.values()]
-    if missing := sum(not os.path.isfile(path) for path in pictures):
+    if missing := sum(not os.path.isfile(path) for path in broken_files):
         remedies.append(f"{missing:,} pictures are missing below {samples.root}; check --samples.images")
     if not chosen.drop_broken:
         faults.messages += broken
@@ -128,13 +128,13 @@ def used_line(file: Path, total: int, broken: Sequence[str], mended: Sequence[st
 
 
 def unusable(
-    samples: Packed, pictures: Mapping[str, str], template: str | None
+    samples: Packed, broken_files: Mapping[str, str], template: str | None
 ) -> tuple[dict[int, str], dict[int, str]]:
     """What is wrong, by index, with samples that show broken pictures, and with those that do not fit the template."""
     unseen, others = {}, {}
-    for i, one in enumerate(samples) if pictures or template == "plain" else ():
-        if bad := [path for path in one.images if path in pictures]:
-            unseen[i] = f"{samples.where(i)}: {pictures[bad[0]]}"
+    for i, one in enumerate(samples) if broken_files or template == "plain" else ():
+        if bad := [path for path in one.images if path in broken_files]:
+            unseen[i] = f"{samples.where(i)}: {broken_files[bad[0]]}"
         elif template == "plain" and (not one.images or len(one.turns) > 1):
             others[i] = (
                 f"{samples.where(i)}: {len(one.images)} pictures, {len(one.turns)} answers; the plain template is for "
@@ -143,7 +143,7 @@ def unusable(
     return unseen, others
 
 
-def broken_pictures(samples: Sequence[Sample], check: str) -> dict[str, str]:
+def broken_images(samples: Sequence[Sample], check: str) -> dict[str, str]:
     """What is wrong with each picture that cannot be used, by its path.  Of many processes, each reads a share."""
     paths = list(dict.fromkeys(path for one in samples for path in one.images))
     own_paths = [paths[i] for i in share(len(paths))]
@@ -295,7 +295,7 @@ class Conversations:
         return grouped(self.lengths, self.pictures, self.group, generator)
 
 
-def grouped(lengths: Tensor, pictures: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+def grouped(lengths: Tensor, with_images: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
     """A random order (n,) whose batches hold samples of similar length, with pictures or all without.
 
     As in LLaVA-1.5: within megabatches of random samples of one kind, sorted by length; then batches in random order.
@@ -305,7 +305,7 @@ def grouped(lengths: Tensor, pictures: Tensor, batch_size: int, generator: torch
     batches: list[Tensor] = []
     rest: list[Tensor] = []
     for kind in (True, False):
-        same_kind = shuffled[pictures[shuffled] == kind]
+        same_kind = shuffled[with_images[shuffled] == kind]
         full = len(same_kind) // batch_size * batch_size
         rest.append(same_kind[full:])
         for mega in same_kind[:full].split(MEGABATCH * batch_size):

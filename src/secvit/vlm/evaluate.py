@@ -52,7 +52,7 @@ def reply(
     """What a model says at the end of conversations, of which some may have no picture.  Messages as in `encode`."""
     replies: dict[int, str] = {}
     for pictured in (True, False):
-        some = [i for i, one in enumerate(conversations) if _has_picture(one) == pictured]
+        some = [i for i, one in enumerate(conversations) if _has_image(one) == pictured]
         if some:
             inputs = encode(processor, [conversations[i] for i in some])
             replies |= dict(zip(some, generate_texts(model, processor, inputs, **generate), strict=True))
@@ -70,7 +70,7 @@ def generate_texts(model: Any, processor: ProcessorMixin, inputs: Any, **generat
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
-def _has_picture(conversation: list[dict[str, Any]]) -> bool:
+def _has_image(conversation: list[dict[str, Any]]) -> bool:
     parts = [part for message in conversation if not isinstance(message["content"], str) for part in message["content"]]
     return any(part["type"] == "image" for part in parts)
 

@@ -298,7 +298,7 @@ class ConnectedProcessor:
             prompts = [text] if isinstance(text, str) else list(text)
             written = [prompt.count(self.image_token) for prompt in prompts]
             nested = isinstance(images, (list, tuple)) and all(isinstance(item, (list, tuple)) for item in images)
-            counts = [len(pictures) for pictures in images] if nested else None
+            counts = [len(some) for some in images] if nested else None
             if counts is not None and len(counts) == len(prompts):
                 for i, (here, there) in enumerate(zip(written, counts)):
                     if here != there:

@@ -62,8 +62,8 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     cached = None
     if recipe.samples.cache:
         cached = Cache(recipe.samples.cache, llava, processor, recipe.loop.precision)
-        pictures = sorted({path for one in [*samples, *held_out] for path in one.images})
-        logger.info("%s: looked at %d pictures", cached.folder, cached.fill(pictures, device))
+        images = sorted({path for one in [*samples, *held_out] for path in one.images})
+        logger.info("%s: looked at %d pictures", cached.folder, cached.fill(images, device))
         wait()
     group = recipe.loop.batch_size if recipe.samples.group else 0
     dataset = Conversations(samples, chat, lengths, group, cached)
