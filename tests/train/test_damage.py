@@ -91,7 +91,7 @@ def test_checkpoints_without_a_manifest_load_if_nothing_is_cut_off(output, caplo
         for key in ("run", "origin", "data", "learns"):
             del state[key]
         torch.save(state, checkpoint / "state.pt")
-    assert files.newest_intact(output) == (latest(output), {})
+    assert files.newest_whole(output) == (latest(output), {})
     os.truncate(latest(output) / file, 1000)
     with caplog.at_level(logging.WARNING):
         assert run(output)[1].step == 20

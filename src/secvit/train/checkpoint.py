@@ -148,7 +148,7 @@ def latest(output: str | os.PathLike[str]) -> Path | None:
     return next(reversed(complete(Path(output))), None)
 
 
-def newest_intact(output: Path) -> tuple[Path | None, dict[Path, str]]:
+def newest_whole(output: Path) -> tuple[Path | None, dict[Path, str]]:
     """The newest checkpoint whose files are those that were written, and what is wrong with newer ones.
 
     ValueError if there are checkpoints, and none of them is whole.

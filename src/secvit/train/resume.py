@@ -48,7 +48,7 @@ def choose(output: Path, resume: str) -> Choice:
             "it, or give another --output"
         )
     if resume in ("auto", "never"):
-        return Choice(*files.newest_intact(output))
+        return Choice(*files.newest_whole(output))
     checkpoint = _given(Path(resume))
     if not own:
         return Choice(checkpoint, {}, anew=True)
@@ -59,7 +59,7 @@ def choose(output: Path, resume: str) -> Choice:
                 f"{checkpoint} is older than {intact[-1]} in the same run; leave out --resume, or give another --output"
             )
         return Choice(checkpoint, damaged)
-    newest, damaged = files.newest_intact(output)
+    newest, damaged = files.newest_whole(output)
     here, there = (files.manifest(p) or {} for p in (newest or own[-1], checkpoint))
     if here.get("run") and here["run"] == there.get("run") and there["step"] >= here["step"]:
         return Choice(checkpoint, damaged)  # a later checkpoint of the same run, kept elsewhere
@@ -75,7 +75,7 @@ def choose(output: Path, resume: str) -> Choice:
 def _given(path: Path) -> Path:
     """A checkpoint named by hand: whole, or a ValueError says which other one is."""
     if files.complete(path):
-        newest, faults = files.newest_intact(path)
+        newest, faults = files.newest_whole(path)
         for fault in faults.values():
             logger.warning("%s; going on from the previous checkpoint", fault)
         assert newest
