@@ -116,7 +116,7 @@ REFUSED = {
     "a JSON of two words": (other_word("val_small"), "instances_val_small.json: a val split by its name"),
     "a list of another word": (lambda root: lists(root, train=TRAIN, minival=VAL), "minival.txt: a val split .*call it val.txt"),
     "pictures without labels": (no_labels, "data.yaml: val: no label file for .*images/val"),
-    "pictures without labels nor YAML": (no_labels_and_no_yaml, "images/val: a val split by its name, but pictures without"),
+    "pictures without labels nor YAML": (no_labels_and_no_yaml, "images/val: a val split by its name, but images without"),
     "a folder that is not there": (lambda root: yaml(root, train="images/train", val="images/valid_B"), "data.yaml: val: images/valid_B is not there"),
     "no path": (lambda root: yaml(root, train="images/train", val=7), "data.yaml: val: .7., expected the path of a folder"),
     "a list beside an undivided JSON": (lambda root: (cvat_task(root), (root / "val.txt").write_text("1.png")), "val.txt: a val split by its name, but a list that is not read"),
