@@ -79,7 +79,7 @@ class Llava(Trained):
         """
         if benchmark and data is None:
             raise ValueError("which questions?  Give --data with the benchmark's folder (docs/vlm_evaluation.md)")
-        named = data is not None
+        given = data is not None
         data = self.data_of(data)
         if benchmark:
             options = {"answers": answers, "template": template, "device": self.device}
@@ -90,7 +90,7 @@ class Llava(Trained):
         train, val = files(data, chosen)
         if split not in ("train", "val"):
             raise ValueError(f"--split {split}: conversations have train and val; or give a JSON file with --data")
-        file = train if split == "train" or (named and not Path(data).is_dir()) else val
+        file = train if split == "train" or (given and not Path(data).is_dir()) else val
         if file is None:
             raise ValueError(f"{data} has no {split}.json; give --split train, or the JSON file itself")
         chat = Chat(for_training(self.processor, chosen.template, chosen.pad))
