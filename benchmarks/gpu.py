@@ -35,7 +35,7 @@ from secvit.measure.speed import (
     distance,
     inference,
     load_literal,
-    pictures,
+    made_up_images,
     training_step,
 )
 from secvit.models import SECViT
@@ -354,7 +354,7 @@ def time_models(run: Run, mode: str, compiled: bool, batch: int) -> None:
     """Whole models in bfloat16; each of ours also as its literal twin and with rows gathered for torch's attention."""
     torch.compiler.reset()
     size, base = run.sizes["image_size"], run.sizes["models"][0]
-    images = pictures(batch, size).to(run.device)
+    images = made_up_images(batch, size).to(run.device)
     found: dict[str, Any] = {
         "name": f"{mode}, {'compiled' if compiled else 'eager'}, batch {batch}", "mode": mode, "compiled": compiled,
         "batch": batch, "base": base, "differences": {}, "rows": [],

@@ -12,10 +12,14 @@ import torch
 
 from secvit import detection
 from secvit.measure.bench_picture import draw_speeds
+from secvit.measure.bench_results import BenchResult, LengthTimes
+from secvit.measure.connector_results import ConnectorReport
 from secvit.measure.connector_tables import connector_markdown
 from secvit.measure.detectors import detector_macs
-from secvit.measure.patching import patch_markdown
+from secvit.measure.patch_results import PatchReport
+from secvit.measure.patch_tables import patch_markdown
 from secvit.measure.report import report
+from secvit.measure.rounds import Ratio
 from secvit.measure.scaling import growth
 
 HERE = Path(__file__).parent
@@ -53,24 +57,25 @@ def speeds() -> str:
     for name, result in results("secvit bench"):
         picture = f"results/{name.removesuffix('.json')}.png"
         shown = f"![Speeds, and time over the number of tokens]({picture})\n\n" if (HERE / picture).is_file() else ""
-        texts.append(f"## {name}\n\n{shown}{report(result)}")
+        texts.append(f"## {name}\n\n{shown}{report(BenchResult.read(result))}")
     return "\n".join(texts) or "No result yet.\n"
 
 
 def goals() -> str:
     """What speed was aimed at on a CPU, what one interleaved run reached, and why where it fell short."""
-    found = next((r for _, r in results("secvit bench") if r.get("attention")), None)
+    benches = [BenchResult.read(result) for _, result in results("secvit bench")]
+    found = next((bench for bench in benches if bench.attention), None)
     if found is None:
         return "No result yet.\n"
 
     def model(mode: str, dtype: str, name: str, ratio: str, compiled: bool = False) -> float:
-        runs = [found] if not compiled else [r for _, r in results("secvit bench") if r["recipe"]["compiled"]]
-        tables = [m for r in runs for m in r["models"]]
-        table = next(m for m in tables if (m["mode"], m["dtype"], m["compiled"]) == (mode, dtype, compiled))
-        return next(row[ratio]["median"] for row in table["rows"] if row["name"] == name)
+        runs = [found] if not compiled else [bench for bench in benches if bench.made["recipe"]["compiled"]]
+        tables = [table for bench in runs for table in bench.models]
+        table = next(t for t in tables if (t.mode, t.dtype, t.compiled) == (mode, dtype, compiled))
+        return next(getattr(row, ratio).median for row in table.rows if row.name == name)
 
-    def scaling(kind: str, length: int, name: str) -> dict[str, float]:
-        return next(one["times_sec"][name] for one in found[kind] if one["length"] == length)
+    def scaling(lengths: list[LengthTimes], length: int, name: str) -> Ratio:
+        return next(one.times_sec[name] for one in lengths if one.length == length)
 
     rows = ["| goal | aimed at | reached | |", "|---|---|---|---|"]
     both = ("secvit_tiny", "secvit_small")
@@ -95,15 +100,15 @@ def goals() -> str:
         why = "" if round(ratio, 2) >= aim else "fewer of its operations are large matrix products"
         rows.append(f"| {what}, float32 | {aim} | {ratio:.2f} | {why} |")
     for size, aim in ((224, 15), (1280, 25)):
-        shares = [100 * part["shares"]["partition"] for part in found["parts"] if part["size"][1] == size]
+        shares = [100 * part.shares["partition"] for part in found.parts if part.size[1] == size]
         rows.append(f"| scores, order, gathers and return, share at {size} px | <= {aim} % | {max(shares):.1f} % | |")
-    mean_head = f"{scaling('operation', 3136, 'ToMe matching')['median']:.1f} on one mean head, as in its paper"
+    mean_head = f"{scaling(found.operation, 3136, 'ToMe matching').median:.1f} on one mean head, as in its paper"
     for rival, aim, note in (("Lloyd, 10 iterations", 20, ""), ("ToMe matching, each head", 30, mean_head)):
-        ratio = scaling("operation", 3136, rival)
-        reached = f"{ratio['median']:.1f} ({ratio['low']:.1f} .. {ratio['high']:.1f})"
+        ratio = scaling(found.operation, 3136, rival)
+        reached = f"{ratio.median:.1f} ({ratio.low:.1f} .. {ratio.high:.1f})"
         rows.append(f"| the operation at 3,136 tokens against {rival} | {aim} | {reached} | {note} |")
-    rows.append(f"| its growth up to 65,536 tokens, exponent | <= 1.05 | {growth(found['operation'])['sec']:.2f} | |")
-    ratio = scaling("attention", 16384, "global")["median"]
+    rows.append(f"| its growth up to 65,536 tokens, exponent | <= 1.05 | {growth(found.operation)['sec']:.2f} | |")
+    ratio = scaling(found.attention, 16384, "global").median
     rows.append(f"| attention at 2048 px (16,384 tokens) against all tokens | 8 | {ratio:.0f} | |")
     return _table(rows)
 
@@ -251,7 +256,7 @@ def patchings() -> str:
 def patch_reports() -> str:
     """What `secvit patch-report` measured."""
     texts = [
-        patch_markdown(result).replace("\n### ", "\n#### ").replace("## ", "### ", 1)
+        patch_markdown(PatchReport.read(result)).replace("\n### ", "\n#### ").replace("## ", "### ", 1)
         for _, result in results("secvit patch-report")
     ]
     return "\n".join(texts) or "No result yet.\n"
@@ -291,7 +296,7 @@ def connectors() -> str:
 def connector_costs() -> str:
     """What `secvit bench connector` worked out and timed."""
     texts = [
-        connector_markdown(result).replace("\n### ", "\n#### ").replace("## ", "### ", 1)
+        connector_markdown(ConnectorReport.read(result)).replace("\n### ", "\n#### ").replace("## ", "### ", 1)
         for _, result in results("secvit bench connector")
     ]
     return "\n".join(texts) or "No result yet.\n"
@@ -440,6 +445,6 @@ def with_tables(page: str) -> str:
 
 if __name__ == "__main__":
     for name, result in results("secvit bench"):
-        draw_speeds(result, HERE / "results" / f"{name.removesuffix('.json')}.png")
+        draw_speeds(BenchResult.read(result), HERE / "results" / f"{name.removesuffix('.json')}.png")
     for path in PAGES:
         path.write_text(with_tables(path.read_text()))

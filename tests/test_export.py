@@ -149,7 +149,7 @@ def test_a_runtime_that_computes_something_else_leaves_what_was_there(tmp_path, 
 
     def wrong(*args):
         made = write(*args)
-        return secvit.export.Made(made.runtime, lambda images: made.run(images) * 1.01, {})
+        return secvit.export.Exported(made.runtime, lambda images: made.run(images) * 1.01, {})
 
     monkeypatch.setitem(secvit.export.WRITERS, "pt2", wrong)
     with pytest.raises(ValueError, match=r"images \(1, 3, 16, 16\): logits differ from PyTorch's by 1.0e-02"):
@@ -161,7 +161,7 @@ def test_a_runtime_that_computes_something_else_leaves_what_was_there(tmp_path, 
 
 
 def test_nan_is_no_agreement(tmp_path, monkeypatch):
-    nothing = secvit.export.Made("a runtime", lambda images: torch.full((len(images), 3), float("nan")), {})
+    nothing = secvit.export.Exported("a runtime", lambda images: torch.full((len(images), 3), float("nan")), {})
     monkeypatch.setitem(secvit.export.WRITERS, "pt2", lambda *args: nothing)
     with pytest.raises(ValueError, match="differ from PyTorch's by nan"):
         export(small_convolutions(), tmp_path / "model.pt2", "pt2", size=16, **VIEW)

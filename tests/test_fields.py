@@ -13,8 +13,8 @@ from secvit.fields import Entry, Faults, Wrong, read_bytes, read_json, read_yaml
 @pytest.mark.parametrize(
     ("read", "value", "meant"),
     [
-        (fields.whole, "3", 3),
-        (fields.whole, 640.0, 640),
+        (fields.integer, "3", 3),
+        (fields.integer, 640.0, 640),
         (fields.number, "1.5", 1.5),
         (fields.flag, "0", False),
         (fields.flag, "true", True),
@@ -32,7 +32,7 @@ def test_numbers_written_as_text_are_numbers(read, value, meant):
 @pytest.mark.parametrize(
     ("read", "value"),
     [
-        *((fields.whole, value) for value in ("a", 3.5, True, None, float("inf"), "nan", 2**60, [1], 10**400)),
+        *((fields.integer, value) for value in ("a", 3.5, True, None, float("inf"), "nan", 2**60, [1], 10**400)),
         *((fields.number, value) for value in (float("nan"), "1e999", 10**400, "", {}, "1" * 500)),
         *((fields.flag, value) for value in (2, "yes", -1, [])),
         *((fields.identity, value) for value in ([1], None, "", 1.5, {})),
@@ -48,7 +48,7 @@ def test_what_cannot_be_meant_is_wrong(read, value):
 def test_an_error_names_entry_field_value_and_what_is_wanted():
     entry = Entry("annotation 918", {"id": "x", "note": None})
     with pytest.raises(ValueError, match=r"annotation 918: id is 'x', expected a number"):
-        entry.get("id", fields.whole)
+        entry.get("id", fields.integer)
     with pytest.raises(ValueError, match="annotation 918: no 'bbox'"):
         entry.get("bbox", fields.numbers)
     assert entry.get("note", fields.text, "") == ""

@@ -33,7 +33,7 @@ def test_weights_out_of_reach_are_said_at_once(cut_off):
 def test_a_vision_language_model_out_of_reach_is_said_at_once(cut_off):
     pytest.importorskip("transformers")
     from secvit.vlm import load_trained
-    from secvit.vlm.start import from_parts, from_transformers
+    from secvit.vlm.initial import from_parts, from_transformers
 
     began = time.monotonic()
     for load, blamed in (

@@ -159,7 +159,7 @@ def test_a_language_model_takes_its_cache_under_the_name_that_it_returns_it_by()
     assert cache.get_seq_length() == 2
 
 
-@seam("transformers", "vlm/start.py set_trained()", "call what turns recomputing on now")
+@seam("transformers", "vlm/initial.py set_trained()", "call what turns recomputing on now")
 def test_a_model_recomputes_activations_when_told_to():
     """activation_checkpointing_enable (5.23) or gradient_checkpointing_enable takes torch's arguments first"""
     from transformers import PreTrainedModel
@@ -213,19 +213,17 @@ def test_timm_says_which_stages_out_indices_mean():
     assert feature_take_indices(4, (1, -1)) == ([1, 3], 3)
 
 
-@seam("timm", "adapt/patching.py TIMM_ATTENTION", "change the tuple of classes, and what fused_attn was called")
+@seam("timm", "adapt/sites.py TIMM_ATTENTION", "change the tuple of classes, and what fused_attn was called")
 def test_timms_attention_calls_sdpa_where_fused_attn_is_on():
     """attention classes of plain ViTs have fused_attn and then call scaled_dot_product_attention"""
-    from secvit.adapt.patching import TIMM_ATTENTION
+    from secvit.adapt.sites import TIMM_ATTENTION
 
     for attention in TIMM_ATTENTION:
         assert "scaled_dot_product_attention" in inspect.getsource(attention.forward), attention.__name__
         assert "fused_attn" in inspect.getsource(attention), attention.__name__
 
 
-@seam(
-    "timm", "adapt/patching.py, measure/, vis/", "find the blocks and the prefix tokens of a ViT under their new names"
-)
+@seam("timm", "adapt/, measure/, vis/", "find the blocks and the prefix tokens of a ViT under their new names")
 def test_timms_vit_has_blocks_with_attn_and_counts_its_prefix_tokens():
     """a timm ViT has blocks[i].attn, num_prefix_tokens and forward_intermediates"""
     import timm

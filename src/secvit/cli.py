@@ -96,13 +96,13 @@ def evaluate(words: Sequence[str]) -> int:
     def score(json: str | None = None) -> None:
         """json: also write the numbers to this file."""
 
-    trained, found, more = _opened("evaluate", words, "evaluate", extra=score)
+    trained, options, more = _opened("evaluate", words, "evaluate", extra=score)
     from secvit.files import check_target, write_atomically
     from secvit.progress import table
 
     if more["json"]:
         check_target(more["json"])
-    scores = trained.evaluate(**found)
+    scores = trained.evaluate(**options)
     if not _talks():
         return 0
     print(table(scores), end="")
@@ -112,8 +112,8 @@ def evaluate(words: Sequence[str]) -> int:
 
 
 def predict(words: Sequence[str], task: str | None = None) -> int:
-    trained, found, _ = _opened("predict", words, "photos", ("photos",), DEFAULT if task is None else None, task)
-    return _made("predict", trained.photos(**found, tell=print))
+    trained, options, _ = _opened("predict", words, "photos", ("photos",), DEFAULT if task is None else None, task)
+    return _made("predict", trained.photos(**options, tell=print))
 
 
 def _made(command: str, made: Any) -> int:
@@ -142,8 +142,8 @@ def _opened(
     work = getattr(kind, method)
     about = f"{chosen} is a run of {kind.task}.\n\n{summary(work)}"
     functions = [kind.__init__, work, *([extra] if extra else [])]
-    found = parse(f"secvit {command} {chosen}", words, functions, positional, about, elsewhere=owner)
-    return runs.open(chosen, **found[0]), found[1], found[2] if extra else {}
+    parsed = parse(f"secvit {command} {chosen}", words, functions, positional, about, elsewhere=owner)
+    return runs.open(chosen, **parsed[0]), parsed[1], parsed[2] if extra else {}
 
 
 def ask(words: Sequence[str]) -> int:
@@ -188,8 +188,8 @@ def cluster(words: Sequence[str]) -> int:
     from secvit.vis.view import View
 
     chosen, words = taken_run(words, DEFAULT)
-    found = parse("secvit cluster [RUN]", words, [show_clusters], ("photos",), examples=CLUSTER, skip=("run",))[0]
-    made = show_clusters(**found, run=chosen)
+    options = parse("secvit cluster [RUN]", words, [show_clusters], ("photos",), examples=CLUSTER, skip=("run",))[0]
+    made = show_clusters(**options, run=chosen)
     for done, paths in (("wrote", made.written), ("replaced", made.replaced)):
         print("".join(f"{done} {path}\n" for path in paths), end="")
     code = _made("cluster", made)
@@ -209,8 +209,8 @@ def app(words: Sequence[str]) -> int:
 
 
 def export(words: Sequence[str]) -> int:
-    trained, found, _ = _opened("export", words, "export")
-    made = trained.export(**found)
+    trained, options, _ = _opened("export", words, "export")
+    made = trained.export(**options)
     difference = made["compared_with_pytorch"]["largest_difference"]
     print(f"wrote {made['file']}, and {made['file']}.json; at most {difference:.1e} from PyTorch in {made['runtime']}")
     return 0
@@ -232,13 +232,13 @@ secvit patch-report FOLDER --size 256 512 --training --json out.json --plot out.
 
 
 def patch_report(words: Sequence[str]) -> int:
-    from secvit.measure.patching import patch_markdown
+    from secvit.measure.patch_tables import patch_markdown
     from secvit.measure.patching import patch_report as work
 
-    found = parse("secvit patch-report", _run_first(words), [work], ("run",), examples=PATCH)[0]
-    print(patch_markdown(work(**found, progress=sys.stderr.isatty())), end="")
-    if found["plot"]:
-        print(f"\nwrote {found['plot']}")
+    options = parse("secvit patch-report", _run_first(words), [work], ("run",), examples=PATCH)[0]
+    print(patch_markdown(work(**options, progress=sys.stderr.isatty())), end="")
+    if options["plot"]:
+        print(f"\nwrote {options['plot']}")
     return 0
 
 
@@ -247,8 +247,8 @@ def bench(words: Sequence[str]) -> int:
         from secvit.measure.connector_tables import connector_markdown
         from secvit.measure.connectors import connector_report
 
-        found = parse("secvit bench connector", words[1:], [connector_report])[0]
-        print(connector_markdown(connector_report(**found, progress=sys.stderr.isatty())), end="")
+        options = parse("secvit bench connector", words[1:], [connector_report])[0]
+        print(connector_markdown(connector_report(**options, progress=sys.stderr.isatty())), end="")
         return 0
     from secvit.measure.bench import report, run
 
@@ -263,8 +263,8 @@ def convert(words: Sequence[str]) -> int:
         "secvit convert AUTHORS.pth OUT.safetensors --model secvit_large_release\n"
         '  then: timm.create_model("secvit_large_release", checkpoint_path="OUT.safetensors")'
     )
-    found = parse("secvit convert", words, [work], ("source", "target"), examples=examples)[0]
-    print(f"wrote {work(**found)} tensors to {found['target']}")
+    options = parse("secvit convert", words, [work], ("source", "target"), examples=examples)[0]
+    print(f"wrote {work(**options)} tensors to {options['target']}")
     return 0
 
 

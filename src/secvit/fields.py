@@ -24,7 +24,7 @@ class Wrong(ValueError):
     """A value of another kind than wanted; the text says what was wanted."""
 
 
-def whole(value: Any) -> int:
+def integer(value: Any) -> int:
     """A whole number: 3, 3.0 or "3"."""
     number_ = number(value)
     if number_ != int(number_) or abs(number_) > LARGEST:
@@ -51,12 +51,12 @@ def flag(value: Any) -> bool:
     if isinstance(value, str) and value.strip().casefold() in ("true", "false"):
         return value.strip().casefold() == "true"
     try:
-        found = value if isinstance(value, bool) else whole(value)
+        parsed = value if isinstance(value, bool) else integer(value)
     except Wrong:
-        found = None
-    if found not in (0, 1):
+        parsed = None
+    if parsed not in (0, 1):
         raise Wrong("0 or 1")
-    return bool(found)
+    return bool(parsed)
 
 
 def text(value: Any) -> str:
@@ -68,7 +68,7 @@ def text(value: Any) -> str:
     return value
 
 
-def said(value: Any) -> str:
+def any_text(value: Any) -> str:
     """Text that may be empty; a whole number becomes its digits."""
     return value if isinstance(value, str) else text(value)
 
@@ -78,7 +78,7 @@ def identity(value: Any) -> int | str:
     if isinstance(value, str) and value.strip() and not value.strip().lstrip("-").isdecimal():
         return value
     try:
-        return whole(value)
+        return integer(value)
     except Wrong:
         raise Wrong("a whole number or text") from None
 
@@ -193,13 +193,13 @@ def shown(value: Any, most: int = 60) -> str:
     if isinstance(value, (list, dict)) and len(value) > 8:
         return f"a {'list' if isinstance(value, list) else 'dict'} of {len(value)}"
     try:
-        said = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
+        line = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
     except (ValueError, RecursionError):
         return f"a {type(value).__name__}"
-    return said if len(said) <= most else f"{said[:most]}..."
+    return line if len(line) <= most else f"{line[:most]}..."
 
 
-def few(names: Sequence[str], most: int = 3, show: Callable[[str], str] = str) -> str:
+def abridged(names: Sequence[str], most: int = 3, show: Callable[[str], str] = str) -> str:
     """The first of many names, and how many more there are."""
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(show, names[:most])) + more
@@ -209,23 +209,23 @@ class Faults:
     """What is wrong with a file, collected: one error names the first of all of them."""
 
     def __init__(self, file: str | os.PathLike[str]) -> None:
-        self.file, self.found = os.fspath(file), []  # type: tuple[str, list[str]]
+        self.file, self.messages = os.fspath(file), []  # type: tuple[str, list[str]]
 
     def add(self, fault: object) -> None:
-        self.found.append(str(fault))
+        self.messages.append(str(fault))
 
     def __bool__(self) -> bool:
-        return bool(self.found)
+        return bool(self.messages)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.found)
+        return iter(self.messages)
 
     def check(self, remedy: str = "") -> None:
         """Raise a ValueError if there is any."""
-        if self.found:
-            more = f"\n  and {len(self.found) - NAMED} more" if len(self.found) > NAMED else ""
+        if self.messages:
+            more = f"\n  and {len(self.messages) - NAMED} more" if len(self.messages) > NAMED else ""
             raise ValueError(
-                f"{self.file}:\n  " + "\n  ".join(self.found[:NAMED]) + more + (f"\n{remedy}" if remedy else "")
+                f"{self.file}:\n  " + "\n  ".join(self.messages[:NAMED]) + more + (f"\n{remedy}" if remedy else "")
             )
 
 
@@ -275,12 +275,12 @@ def read_text(path: str | os.PathLike[str], most: int | None = None) -> str:
 
 def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """json's `object_pairs_hook`: an object; a ValueError if it has a key twice, of which json keeps the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         key = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
         values = " and ".join(shown(value) for other, value in pairs if other == key)
         raise ValueError(f"{shown(key)} stands twice in one object, as {values}; keep one of them")
-    return found
+    return entries
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from secvit.fields import few
+from secvit.fields import abridged
 
 CLEAR = (ValueError, OSError, ImportError, ArithmeticError, MemoryError)  # errors whose own text says enough
 
@@ -48,8 +48,8 @@ def read(
     if not workers:
         yield from loader
         return
-    with contextlib.closing(_from_workers(loader, timeout_minutes)) as found:
-        for batch, chosen in zip(found, keys, strict=True):
+    with contextlib.closing(_from_workers(loader, timeout_minutes)) as loaded:
+        for batch, chosen in zip(loaded, keys, strict=True):
             if isinstance(batch, Failure):
                 batch.reraise()
             elif isinstance(batch, Lost):
@@ -119,7 +119,7 @@ class Lost:
         self.reason = reason
 
     def reraise(self, names: Sequence[str]) -> None:
-        raise ValueError(self.reason + (f". It was the turn of {few(names, 4)}" if names else "")) from None
+        raise ValueError(self.reason + (f". It was the turn of {abridged(names, 4)}" if names else "")) from None
 
 
 def _from_workers(loader: DataLoader[Any], timeout_minutes: float) -> Generator[Any, None, None]:

@@ -105,9 +105,9 @@ def duration(seconds: float) -> str:
 
 def brief(numbers: Mapping[str, float], first: str = "", most: int = 6) -> str:
     """A few numbers for a line, `first` first and those of parts last; -1 stands for no number, and is left out."""
-    told = {key: value for key, value in numbers.items() if value != -1}
-    chosen = sorted(told, key=lambda key: (key != first, key.count("_") > 1))[:most]
-    return ", ".join(f"{key} {told[key]:.4g}" for key in chosen)
+    scored = {key: value for key, value in numbers.items() if value != -1}
+    chosen = sorted(scored, key=lambda key: (key != first, key.count("_") > 1))[:most]
+    return ", ".join(f"{key} {scored[key]:.4g}" for key in chosen)
 
 
 def _chosen(means: Mapping[str, float]) -> dict[str, float]:

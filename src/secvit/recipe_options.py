@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from secvit import recipes
 from secvit.fields import Entry, read_yaml, shown
-from secvit.signatures import explained, new_parser, said_in
+from secvit.signatures import explained, from_files, new_parser
 
 # what --data is where digits are of no use
 FOLDERS = {
@@ -50,22 +50,22 @@ def read(words: Sequence[str]) -> Order:
     try:
         parsed = parser.parse_args(words)
     except (OverflowError, RecursionError) as error:  # a number of hundreds of digits, brackets in brackets
-        given = " ".join(word if len(word) <= 60 else f"{word[:60]}..." for word in words)
-        raise ValueError(f"{given}: {error}") from None
+        line = " ".join(word if len(word) <= 60 else f"{word[:60]}..." for word in words)
+        raise ValueError(f"{line}: {error}") from None
     for entry, kind in get_type_hints(type(recipe)).items():
         _check_values(parsed[entry], kind, entry, files)
     if parsed.loop.epochs is not None and parsed.loop.steps is not None:
         parsed.loop[_earlier_length(words, files, recipe)] = None
     try:
-        found = parser.instantiate(parsed)
+        options = parser.instantiate(parsed)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{error}{said_in(files)}") from None
-    if not found.data:
+        raise ValueError(f"{error}{from_files(files)}") from None
+    if not options.data:
         digits = "" if part in FOLDERS else ", or --data digits for a try without a download"
         raise ValueError(f"{name} needs images: give --data DIR{digits}")
-    changed = type(recipe)(**{entry.name: found[entry.name] for entry in fields(recipe)})
+    changed = type(recipe)(**{entry.name: options[entry.name] for entry in fields(recipe)})
     changed = recipes.adjusted(recipe, changed, _entries(words, files))
-    return Order(changed, name, found.data, found.output, found.resume)
+    return Order(changed, name, options.data, options.output, options.resume)
 
 
 def parser_of(name: str, recipe: Any, make: Any, any_data: bool) -> Any:
@@ -147,38 +147,40 @@ def _given(words: Sequence[str], *options: str) -> Iterator[tuple[str, str]]:
 def _entries(words: Sequence[str], files: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """The dotted names of what the words and the --config files change."""
 
-    def within(said: Mapping[str, Any], before: str = "") -> Iterator[str]:
-        for key, value in said.items():
+    def within(entries: Mapping[str, Any], before: str = "") -> Iterator[str]:
+        for key, value in entries.items():
             yield from within(value, f"{before}{key}.") if isinstance(value, Mapping) and value else (before + key,)
 
     options = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
-    return options.union(*(within(said) for said in files.values()))
+    return options.union(*(within(entries) for entries in files.values()))
 
 
 def _check_values(value: Any, kind: Any, name: str, files: Iterable[str]) -> None:
     """A ValueError for what jsonargparse leaves to the recipe: null, and numbers that are not finite."""
     if is_dataclass(kind):
         if not hasattr(value, "items"):
-            raise ValueError(f"{name} is {shown(value)}, expected entries like {fields(kind)[0].name}{said_in(files)}")
+            raise ValueError(
+                f"{name} is {shown(value)}, expected entries like {fields(kind)[0].name}{from_files(files)}"
+            )
         for key, inner in get_type_hints(kind).items():
             _check_values(value[key], inner, f"{name}.{key}", files)
     elif value is None and type(None) not in get_args(kind):
-        raise ValueError(f"{name} is null, expected a value{said_in(files)}")
+        raise ValueError(f"{name} is null, expected a value{from_files(files)}")
     else:
         parts = value if isinstance(value, (list, tuple)) else (value,)
         if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
-            raise ValueError(f"{name} is {shown(value)}, expected finite numbers{said_in(files)}")
+            raise ValueError(f"{name} is {shown(value)}, expected finite numbers{from_files(files)}")
 
 
 def _config(file: str) -> dict[str, Any]:
     """The changes of a recipe in a YAML file, {} if it is empty."""
-    found = read_yaml(file)
-    return {} if found is None else dict(Entry(file, found).fields)
+    content = read_yaml(file)
+    return {} if content is None else dict(Entry(file, content).fields)
 
 
 def _earlier_length(words: Sequence[str], files: Mapping[str, Mapping[str, Any]], recipe: Any) -> str:
     """Of `epochs` and `steps`, both set, the one that the other overrides: the recipe's, or the one given first."""
-    given: list[str] = []
+    named: list[str] = []
     for option, value in _given(words, "--loop.epochs", "--loop.steps", "--config"):
         if option == "--config":
             loop = files[value].get("loop")
@@ -186,8 +188,8 @@ def _earlier_length(words: Sequence[str], files: Mapping[str, Mapping[str, Any]]
             entries |= files[value]
         else:
             entries = {option[2:]: None if value == "null" else value}
-        given += [name for name in ("epochs", "steps") if entries.get(f"loop.{name}") is not None]
-    last = given[-1] if given else "steps" if recipe.loop.steps is not None else "epochs"
+        named += [name for name in ("epochs", "steps") if entries.get(f"loop.{name}") is not None]
+    last = named[-1] if named else "steps" if recipe.loop.steps is not None else "epochs"
     return "epochs" if last == "steps" else "steps"
 
 

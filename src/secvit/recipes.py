@@ -65,38 +65,40 @@ def _ours(name: str) -> Callable[[], Any]:
             raise
         added = f"; added: {', '.join(ADDED)}" if ADDED else ""
         raise ValueError(f"no recipe {name!r}; `secvit train --help` lists them{added}") from None
-    known = of(module)
-    if recipe not in known:
-        raise ValueError(f"no recipe {name!r}; {where} has {', '.join(known)}")
-    return known[recipe]
+    recipes = of(module)
+    if recipe not in recipes:
+        raise ValueError(f"no recipe {name!r}; {where} has {', '.join(recipes)}")
+    return recipes[recipe]
 
 
 def of(module: ModuleType) -> dict[str, Callable[[], Any]]:
-    """The recipes of one module."""
+    """The recipes of one module, those included that it imports from its own package."""
     return {
         name: function
         for name, function in inspect.getmembers(module, inspect.isfunction)
-        if function.__module__ == module.__name__ and name[0] != "_" and not inspect.signature(function).parameters
+        if function.__module__.startswith(f"{module.__package__}.")
+        and name[0] != "_"
+        and not inspect.signature(function).parameters
     }
 
 
 def every() -> dict[str, Callable[[], Any]]:
     """The recipes of all slices whose packages are installed, and those of one's own."""
-    found: dict[str, Callable[[], Any]] = {}
+    recipes: dict[str, Callable[[], Any]] = {}
     for file in sorted(Path(secvit.__path__[0]).glob("*/recipes.py")):
         package = file.parent.name
         try:
             module = importlib.import_module(f"secvit.{package}.recipes")
         except Missing:
             continue
-        found |= {f"{package}.{name}": function for name, function in of(module).items()}
-    return found | ADDED
+        recipes |= {f"{package}.{name}": function for name, function in of(module).items()}
+    return recipes | ADDED
 
 
-def adjusted(recipe: Any, changed: Any, given: Collection[str]) -> Any:
+def adjusted(recipe: Any, changed: Any, changed_entries: Collection[str]) -> Any:
     """A changed recipe, without what it says of the recipe's own network where another one was asked for.
 
-    given: the entries that were changed, "model.name", "loop.steps", ...; these stay as they are.
+    changed_entries: the entries that were changed, "model.name", "loop.steps", ...; these stay as they are.
     Arguments and `patch` of another network, or head, are left out, and so are bundled weights that it lacks
     (detection) or that `model.init` replaces (classification).  A network of one fixed size gets pictures of that
     size, and instead of the recipe's frozen parts all but the classifier is frozen.  One line in the log says what
@@ -109,7 +111,9 @@ def adjusted(recipe: Any, changed: Any, given: Collection[str]) -> Any:
     for rule in (_arguments, _weights, _size, _frozen):
         for entry, value, reason in rule(recipe.model, replace(changed.model, **changes)):
             own = f"model.{entry}"
-            if not any(name == own or name.startswith(f"{own}.") or own.startswith(f"{name}.") for name in given):
+            if not any(
+                name == own or name.startswith(f"{own}.") or own.startswith(f"{name}.") for name in changed_entries
+            ):
                 changes[entry] = value
                 reasons.setdefault(entry, []).append(reason)
     if not changes:
@@ -126,8 +130,8 @@ def _arguments(old: Any, new: Any) -> Iterator[Change]:
     for choice, entries in OWN.items():
         was, now = getattr(old, choice, ""), getattr(new, choice, "")
         for entry in entries if _network(was) != _network(now) else ():
-            if (said := getattr(new, entry, None)) and said == getattr(old, entry):
-                yield entry, {}, f"the recipe's {said} is for {was}, not {now}"
+            if (value := getattr(new, entry, None)) and value == getattr(old, entry):
+                yield entry, {}, f"the recipe's {value} is for {was}, not {now}"
 
 
 def _weights(old: Any, new: Any) -> Iterator[Change]:
@@ -155,8 +159,10 @@ def _size(old: Any, new: Any) -> Iterator[Change]:
 
     if hasattr(new, "image_size") and _network(new.name) != _network(old.name):
         check_name(new.name)
-        known = timm.get_pretrained_cfg(new.name.partition(".")[0], allow_unregistered=True)
-        size = new.args.get("img_size") or (known.input_size[-1] if known and known.fixed_input_size else None)
+        pretrained_cfg = timm.get_pretrained_cfg(new.name.partition(".")[0], allow_unregistered=True)
+        size = new.args.get("img_size") or (
+            pretrained_cfg.input_size[-1] if pretrained_cfg and pretrained_cfg.fixed_input_size else None
+        )
         if isinstance(size, int) and size != new.image_size:
             yield "image_size", size, f"{new.name} takes no other size"
 

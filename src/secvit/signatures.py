@@ -41,16 +41,16 @@ def _classes() -> Any:
         elsewhere: Callable[[str], str] | None = None
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            known = [option for action in self._actions for option in action.option_strings]
+            options = [option for action in self._actions for option in action.option_strings]
             words = [word.partition("=")[0] for word in self.words if word.startswith("--")]
-            for word in (word for word in words if "nrecognized" in message and word not in known):
-                near = get_close_matches(word, known, 1)
+            for word in (word for word in words if "nrecognized" in message and word not in options):
+                near = get_close_matches(word, options, 1)
                 owner = self.elsewhere(word.lstrip("-")) if self.elsewhere else ""
                 whose = f"; it belongs to {owner}" if owner else ""
                 meant = f"; did you mean {near[0]}?" if near and not whose else ""
                 raise ValueError(f"{word} is no option of {self.prog}{whose}{meant}; {self.prog} --help lists them")
             more = f"; {self.prog} --help says more" if "required" in message else ""
-            raise ValueError(_plainer(message) + more + said_in(self.files))
+            raise ValueError(_plainer(message) + more + from_files(self.files))
 
     return functools.partial(Parser, formatter_class=Formatter, allow_abbrev=False)
 
@@ -62,7 +62,7 @@ def _plainer(message: str) -> str:
     return re.sub(r"[Ee]xpected a typing\.Literal\[([^]]*)\]", r"expected one of \1", message)
 
 
-def said_in(files: Iterable[str]) -> str:
+def from_files(files: Iterable[str]) -> str:
     """What an error adds if options came from files."""
     return f" (with --config {', '.join(files)})" if files else ""
 
@@ -93,8 +93,8 @@ def parse(
     for name in [*positional, *(name for name in merged if name not in positional)]:
         add(parser, name, *merged[name], positional=name in positional)
     parser.add_argument("--config", action="config", help="YAML file with options; --print_config writes one")
-    found = parser.parse_args(list(words))
-    return [{name: found[name] for name in own} for own in names]
+    parsed = parser.parse_args(list(words))
+    return [{name: parsed[name] for name in own} for own in names]
 
 
 def parameters(function: Callable[..., Any], skip: Collection[str] = ()) -> dict[str, inspect.Parameter]:
@@ -178,8 +178,8 @@ def explained(function: Callable[..., Any]) -> dict[str, str]:
 
 
 def _entry(line: str) -> tuple[list[str], str] | None:
-    found = re.match(r"\s*(\w+(?:(?:, | \| )\w+)*): (.+)", line)
-    return (re.split(r", | \| ", found[1]), found[2].strip()) if found else None
+    match = re.match(r"\s*(\w+(?:(?:, | \| )\w+)*): (.+)", line)
+    return (re.split(r", | \| ", match[1]), match[2].strip()) if match else None
 
 
 def _plain(default: Any) -> Any:

@@ -32,44 +32,44 @@ _WORD = re.compile(r"([a-z]+)[-_ ]?(?:19|20)?\d{0,2}")
 
 def split_of(word: str) -> str | None:
     """The split that a word names: "Train", "training" and "train2017" -> "train"; None if it names none."""
-    found = _WORD.fullmatch(word.strip().casefold())
-    return SPLIT_WORDS.get(found[1]) if found else None
+    match = _WORD.fullmatch(word.strip().casefold())
+    return SPLIT_WORDS.get(match[1]) if match else None
 
 
 def split_inside(name: str) -> tuple[str, str] | None:
     """The one split that a part of a longer name speaks of, and the rest: "seg_train" -> ("train", "seg")."""
     parts = [part.casefold() for part in _PART.findall(name)]
     parts = [part.removesuffix("set") if part.removesuffix("set") in SPLIT_WORDS else part for part in parts]
-    found = {SPLIT_WORDS[part] for part in parts if part in SPLIT_WORDS}
+    splits = {SPLIT_WORDS[part] for part in parts if part in SPLIT_WORDS}
     rest = " ".join(part for part in parts if part not in SPLIT_WORDS)
-    return (found.pop(), rest) if len(found) == 1 else None
+    return (splits.pop(), rest) if len(splits) == 1 else None
 
 
 def splits_like(name: str) -> set[str]:
     """The splits that parts of a name may be meant for, words for them or not: "eval", "val_images" -> {"val"}."""
-    found = set()
+    splits = set()
     for part in map(str.casefold, _PART.findall(name)):
         if is_joint(part):
-            found |= {"train", "val"}
+            splits |= {"train", "val"}
         elif like := _LIKE.fullmatch(part):
-            found.add(like[1] if like[1] in ("train", "test") else "val")
-    return found
+            splits.add(like[1] if like[1] in ("train", "test") else "val")
+    return splits
 
 
 def split_like(name: str) -> str | None:
     """The one split that a name may be meant for; None if there is none, or several."""
-    found = splits_like(name)
-    return found.pop() if len(found) == 1 else None
+    splits = splits_like(name)
+    return splits.pop() if len(splits) == 1 else None
 
 
-def check_like(names: Mapping[str, str], found: Collection[str], where: object) -> None:
+def check_like(names: Mapping[str, str], splits: Collection[str], where: object) -> None:
     """A ValueError for what may be meant as the split that another one, or a part of train, would stand in for.
 
     names: what lies beside the splits, and the word of each (a file's name without its ending).
-    found: the splits that are there.
+    splits: the splits that are there.
     """
-    lacking = () if "val" in found else ("val",) if "test" in found else ("val", "test")
-    for name, word in names.items() if "train" in found else ():
+    lacking = () if "val" in splits else ("val",) if "test" in splits else ("val", "test")
+    for name, word in names.items() if "train" in splits else ():
         if not (split_of(word) or is_joint(word)) and (split := split_like(word)) in lacking:
             raise ValueError(
                 f"{where}: no val split, but {name}, which may be meant as {split}; rename it to "
@@ -82,21 +82,21 @@ def is_joint(word: str) -> bool:
     return _JOINT.fullmatch(word.strip().casefold()) is not None
 
 
-def joint_is_train(joint: str, found: Collection[str], where: object) -> bool:
+def joint_is_train(joint: str, splits: Collection[str], where: object) -> bool:
     """Whether a "trainval" is read as train: where there is neither train nor val.
 
-    found: the splits that are there.  Beside train and val it is their union, and not read; beside one of them,
+    splits: the splits that are there.  Beside train and val it is their union, and not read; beside one of them,
     a ValueError, as it holds the other.
     """
-    if ("train" in found) != ("val" in found):
-        there, other = ("train", "val") if "train" in found else ("val", "train")
+    if ("train" in splits) != ("val" in splits):
+        there, other = ("train", "val") if "train" in splits else ("val", "train")
         raise ValueError(
             f"{where}: {joint} is train and val together, and {there} is beside it, but no {other}; give {other} its "
             f"own place, or take {there} away to learn from {joint}"
         )
-    if "train" in found:
+    if "train" in splits:
         logger.info("%s: %s is not read, as train and val are there", where, joint)
-    return "train" not in found
+    return "train" not in splits
 
 
 def held_out(names: Iterable[str], labels: np.ndarray | None = None) -> np.ndarray:

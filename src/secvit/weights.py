@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from secvit.fields import few
+from secvit.fields import abridged
 
 logger = logging.getLogger(__name__)
 
@@ -47,32 +47,32 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise ValueError(f"{path}: no such file; check the path")
     if path.suffix == ".safetensors":
         try:
-            found: Any = dict(load_file(path))
+            content: Any = dict(load_file(path))
         except Exception as error:  # the reader raises several kinds on damaged files
             raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
     else:
-        found = state_dict_in(unpickle(path), path)
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        content = state_dict_in(unpickle(path), path)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: holds no state dict; expected tensors by name, or a dict with one under 'model'")
-    if not found:
+    if not content:
         raise ValueError(f"{path}: holds no tensors; give the file of a network's weights")
-    state = unwrapped({str(key): value for key, value in found.items()}, path)
+    state = unwrapped({str(key): value for key, value in content.items()}, path)
     if wrong := [f"{key} {reason}" for key, value in state.items() if (reason := _damage(key, value))]:
-        raise ValueError(f"{path}: {len(wrong)} tensors cannot be used: {few(wrong)}; take an undamaged file")
+        raise ValueError(f"{path}: {len(wrong)} tensors cannot be used: {abridged(wrong)}; take an undamaged file")
     return state
 
 
-def state_dict_in(found: Any, path: Path) -> Any:
+def state_dict_in(content: Any, path: Path) -> Any:
     """The state dict inside what a training script saved; averaged weights come first, which the log says."""
-    while isinstance(found, dict):
-        there = [key for key in (*AVERAGED, *PLAIN) if isinstance(found.get(key), dict) and found[key]]
+    while isinstance(content, dict):
+        there = [key for key in (*AVERAGED, *PLAIN) if isinstance(content.get(key), dict) and content[key]]
         if not there:
             break
         if there[0] in AVERAGED:
             others = f", not those under {', '.join(map(repr, there[1:]))}" if there[1:] else ""
             logger.warning("%s: takes the averaged weights under %r%s", path, there[0], others)
-        found = found[there[0]]
-    return found
+        content = content[there[0]]
+    return content
 
 
 def unwrapped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -88,7 +88,7 @@ def unwrapped(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             key.removeprefix(f"{held[0]}."): value for key, value in state.items() if key.startswith(f"{held[0]}.")
         }
         if rest := [key for key in state if not key.startswith(f"{held[0]}.")]:
-            logger.warning("%s: takes what is under %s., not %s", path, held[0], few(rest))
+            logger.warning("%s: takes what is under %s., not %s", path, held[0], abridged(rest))
         state = inside
     return state
 
@@ -137,24 +137,24 @@ def _check_packing(path: Path) -> None:
         raise ValueError(f"{path}: refused, because it unpacks to {unpacked:,} bytes; torch.save does not compress")
 
 
-def misfit(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What keeps `found` from filling `wanted`, a few names of each kind; "" where it fits."""
+def misfit(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What keeps `weights` from filling `wanted`, a few names of each kind; "" where it fits."""
     reshaped = [
-        f"{key} {tuple(found[key].shape)} instead of {tuple(wanted[key].shape)}"
+        f"{key} {tuple(weights[key].shape)} instead of {tuple(wanted[key].shape)}"
         for key in wanted
-        if key in found and found[key].shape != wanted[key].shape
+        if key in weights and weights[key].shape != wanted[key].shape
     ]
     kinds = {
-        "missing": [key for key in wanted if key not in found],
-        "unexpected": [key for key in found if key not in wanted],
+        "missing": [key for key in wanted if key not in weights],
+        "unexpected": [key for key in weights if key not in wanted],
         "of another shape": reshaped,
         "of another type": [
-            f"{key} {_type(found[key])} instead of {_type(wanted[key])}"
+            f"{key} {_type(weights[key])} instead of {_type(wanted[key])}"
             for key in wanted
-            if key in found and found[key].is_floating_point() != wanted[key].is_floating_point()
+            if key in weights and weights[key].is_floating_point() != wanted[key].is_floating_point()
         ],
     }
-    return "; ".join(f"{len(names)} {kind} ({few(names)})" for kind, names in kinds.items() if names)
+    return "; ".join(f"{len(names)} {kind} ({abridged(names)})" for kind, names in kinds.items() if names)
 
 
 def _type(value: Tensor) -> str:
@@ -163,13 +163,13 @@ def _type(value: Tensor) -> str:
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load weights that fit exactly; otherwise a ValueError reports what differs."""
-    found = read_weights(path)
-    if report := misfit(found, model.state_dict()):
+    weights = read_weights(path)
+    if report := misfit(weights, model.state_dict()):
         raise ValueError(
             f"{path} does not fit {type(model).__name__}: {report}. "
             "Create the model that was saved, with the same number of classes."
         )
-    model.load_state_dict(found)
+    model.load_state_dict(weights)
 
 
 def load_backbone(model: nn.Module, path: str | os.PathLike[str], head: str = "head") -> list[str]:
@@ -177,18 +177,18 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], head: str = "h
 
     head: name of the part that may differ.  Returns the names of its tensors that stayed new.
     """
-    found, wanted = read_weights(path), model.state_dict()
-    mine = {key: value for key, value in found.items() if key.split(".")[0] != head}
+    saved, wanted = read_weights(path), model.state_dict()
+    backbone_weights = {key: value for key, value in saved.items() if key.split(".")[0] != head}
     backbone = {key: value for key, value in wanted.items() if key.split(".")[0] != head}
-    if report := misfit(mine, backbone):
+    if report := misfit(backbone_weights, backbone):
         raise ValueError(
             f"{path} does not fit {type(model).__name__} without its head: {report}. "
             "Give the name and the arguments of the network that was saved."
         )
-    rest = {key: found[key] for key in wanted.keys() - mine.keys() if key in found}
+    rest = {key: saved[key] for key in wanted.keys() - backbone_weights.keys() if key in saved}
     fitting = {key: value for key, value in rest.items() if not misfit({key: value}, {key: wanted[key]})}
-    model.load_state_dict({**mine, **fitting}, strict=False)
-    return sorted(wanted.keys() - mine.keys() - fitting.keys())
+    model.load_state_dict({**backbone_weights, **fitting}, strict=False)
+    return sorted(wanted.keys() - backbone_weights.keys() - fitting.keys())
 
 
 def weight_bytes(state: Mapping[str, Tensor]) -> bytes:

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from secvit.classification import evaluate_checkpoint, predict, recipes, tiny
-from secvit.classification.training import start
+from secvit.classification.training import initial_model
 from secvit.images import load_split
 from secvit.models.saved import load_model
 from tests.images.make import folder, table
@@ -131,7 +131,7 @@ def test_a_weight_file_alone_does_not_take_the_names_of_the_weights_that_ship(tm
 def begun(tmp_path, source, classes, **model):
     recipe = tiny(recipes.digits())
     chosen = replace(recipe.model, args=SMALL, init=str(source) if source else None, **model)
-    return start(replace(recipe, model=chosen), classes).state_dict()
+    return initial_model(replace(recipe, model=chosen), classes).state_dict()
 
 
 def test_init_keeps_a_head_of_the_same_classes_in_the_order_of_the_data(tmp_path):
@@ -160,10 +160,10 @@ def test_pretrained_weights_keep_their_head_for_their_own_classes_alone():
     chosen = replace(recipe, model=replace(recipe.model, name="secvit_nano.cifar10", args={}, pretrained=True))
     names = timm.get_pretrained_cfg("secvit_nano.cifar10").label_names
     shipped = timm.create_model("secvit_nano.cifar10", pretrained=True).state_dict()["head.fc.weight"]
-    assert torch.equal(start(chosen, names[::-1]).state_dict()["head.fc.weight"], shipped.flip(0))
-    other = start(chosen, tuple("0123456789")).state_dict()["head.fc.weight"]
+    assert torch.equal(initial_model(chosen, names[::-1]).state_dict()["head.fc.weight"], shipped.flip(0))
+    other = initial_model(chosen, tuple("0123456789")).state_dict()["head.fc.weight"]
     assert not any(torch.equal(row, old) for row in other for old in shipped)
-    assert torch.equal(other, start(chosen, tuple("abcdefghij")).state_dict()["head.fc.weight"])
+    assert torch.equal(other, initial_model(chosen, tuple("abcdefghij")).state_dict()["head.fc.weight"])
 
 
 def test_a_run_is_scored_on_a_test_split_that_lies_alone(tmp_path):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from secvit.classification import ClassificationTask, recipes, tiny, train
 from secvit.classification.config import Model, Recipe
-from secvit.classification.training import start
+from secvit.classification.training import initial_model
 from secvit.models.saved import load_model
 from secvit.models.secvit import clusters_at_224
 from secvit.models.small import HALF_WIDTH
@@ -94,7 +94,10 @@ def test_pre_trained_weights_begin_the_fine_tuning(tmp_path, name):
     recipe = small(RECIPES[name])
     args = {**recipe.model.args, **masked.model.args}
     recipe = replace(recipe, model=replace(recipe.model, init=str(tmp_path / "masked"), args=args))
-    state, begun = load_file(tmp_path / "masked/model.safetensors"), start(recipe, list("0123456789")).state_dict()
+    state, begun = (
+        load_file(tmp_path / "masked/model.safetensors"),
+        initial_model(recipe, list("0123456789")).state_dict(),
+    )
     assert len(state) > 30 and all(torch.equal(begun[key], value) for key, value in state.items())
 
 

@@ -8,10 +8,12 @@ import torch
 
 from secvit.cli import main
 from secvit.measure import bench, speed
+from secvit.measure.bench_results import BenchResult
 from secvit.measure.parts import PARTS, forward_parts, timed_parts
 from secvit.measure.report import report
 from secvit.ops import attention, rows
 from secvit.signatures import explained, parameters
+from tests.conftest import ROOT
 from tests.measure.literal import LITERAL, literal_module
 
 SMALL = {"batch_size": 2, "image_size": 32, "rounds": 1}
@@ -24,13 +26,13 @@ ONLY_INFERENCE = {
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_setting_gives_a_ratio_to_the_base_and_to_the_twin(mode, dtype):
     found = speed.bench_models(["secvit_nano"], mode=mode, dtype=dtype, literal=literal_module(), **SMALL)
-    rows = {row["name"]: row for row in found["rows"]}
+    rows = {row.name: row for row in found.rows}
     fused = {"fused secvit_nano"} if mode == "inference" else set()
     assert rows.keys() == {"secvit_nano", "literal secvit_nano", "secvit_nano (again)", *fused}
-    assert all(rows[name]["vs_literal"]["median"] > 0 for name in fused)
-    assert rows["secvit_nano"]["vs_literal"]["median"] > 0
-    assert rows["secvit_nano"]["vs_base"]["median"] == 1
-    assert ("of_matrix_rate" in rows["secvit_nano"]) == (mode == "inference")
+    assert all(rows[name].vs_literal.median > 0 for name in fused)
+    assert rows["secvit_nano"].vs_literal.median > 0
+    assert rows["secvit_nano"].vs_base.median == 1
+    assert (rows["secvit_nano"].of_matrix_rate is not None) == (mode == "inference")
 
 
 def test_no_speed_is_given_while_outputs_differ(tmp_path, monkeypatch):
@@ -153,7 +155,7 @@ def test_without_the_literal_file_its_row_is_left_out_and_said_so(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     result = bench.run(["secvit_nano"], **ONLY_INFERENCE, **SMALL)
     assert "no literal twins" in report(result)
-    assert not any(row["name"].startswith("literal") for row in result["models"][0]["rows"])
+    assert not any(row.name.startswith("literal") for row in result.models[0].rows)
     with pytest.raises(ValueError, match="nowhere.py: no such file"):
         bench.run(["secvit_nano"], literal="nowhere.py")
 
@@ -162,7 +164,7 @@ def test_without_a_compiler_compiled_models_are_skipped_visibly(monkeypatch):
     monkeypatch.setattr(speed.shutil, "which", lambda name: None)
     result = bench.run(["secvit_nano"], compiled=True, **ONLY_INFERENCE, **SMALL)
     assert "no C++ compiler" in report(result)
-    assert not any(found["compiled"] for found in result["models"])
+    assert not any(found.compiled for found in result.models)
 
 
 def test_compiling_stops_at_its_time_limit_visibly(monkeypatch):
@@ -172,8 +174,8 @@ def test_compiling_stops_at_its_time_limit_visibly(monkeypatch):
 
     monkeypatch.setattr(speed, "compile_call", slow)
     found = speed.bench_models(["secvit_nano", "resnet18"], compiled=True, compile_seconds=0.001, **SMALL)
-    assert "had gone into compiling" in found["skipped"]["resnet18"]
-    assert [row["name"] for row in found["rows"]] == ["secvit_nano", "secvit_nano (again)"]
+    assert "had gone into compiling" in found.skipped["resnet18"]
+    assert [row.name for row in found.rows] == ["secvit_nano", "secvit_nano (again)"]
 
 
 def test_a_run_writes_what_its_tables_show(tmp_path):
@@ -183,12 +185,18 @@ def test_a_run_writes_what_its_tables_show(tmp_path):
     assert main(["bench", *words.split(), *small.split(), str(target)]) == 0
     assert (tmp_path / "out.png").stat().st_size > 10_000
     result = json.loads(target.read_text())
-    text = report(result)
+    text = report(BenchResult.read(result))
     for line in ("### inference, float32", "### Share of a forward pass", "### The clustering alone", "Null pair"):
         assert line in text
     assert platform.node() not in target.read_text() or not platform.node()
     assert {"recipe", "versions", "commit", "hardware", "date", "clock"} <= result.keys()
     assert len(result["models"][0]["seconds"]["secvit_tiny"]) == result["recipe"]["rounds"]
+
+
+def test_results_that_were_written_once_read_and_write_the_same():
+    entries = [json.loads(path.read_text()) for path in (ROOT / "benchmarks" / "results").glob("*.json")]
+    results = [one for one in entries if isinstance(one, dict) and one.get("kind") == "secvit bench"]
+    assert results and all(BenchResult.read(one).written() == one for one in results)
 
 
 def test_unusable_arguments_are_named(capsys):

@@ -10,9 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from secvit import connectors
 from secvit.cli import main
 from secvit.measure import connector_work
+from secvit.measure.connector_results import ConnectorReport
 from secvit.measure.connector_tables import connector_markdown
 from secvit.measure.connector_work import Shape, work
 from secvit.measure.connectors import Timed, connector_report
+from tests.conftest import ROOT
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -100,18 +102,18 @@ def test_7b_and_13b_have_the_parameters_of_their_language_models():
 
 def test_fewer_tokens_are_less_work_in_prefill_and_hardly_less_in_decode():
     rows, notes = work(connector_work.SHAPES["7b"], "sec", [576, 144], "cls", 64, 32)
-    all_tokens, few = (row["macs"] for row in rows)
+    all_tokens, fewer = (row.macs for row in rows)
     assert not notes
-    assert all_tokens["vision"] == few["vision"]
-    assert 2.8 < all_tokens["prefill"] / few["prefill"] < 641 / 209 * 1.1
-    assert 1 < all_tokens["decode"] / few["decode"] < 1.05
+    assert all_tokens["vision"] == fewer["vision"]
+    assert 2.8 < all_tokens["prefill"] / fewer["prefill"] < 641 / 209 * 1.1
+    assert 1 < all_tokens["decode"] / fewer["decode"] < 1.05
 
 
 def test_what_a_connector_cannot_give_is_said_and_left_out():
     if "pool" not in connectors.CONNECTORS:
         pytest.skip("no connector pool")
     rows, notes = work(connector_work.SHAPES["7b"], "pool", [576, 288, 144], "cls", 64, 32)
-    assert [row["tokens"] for row in rows] == [576, 144]
+    assert [row.tokens for row in rows] == [576, 144]
     assert "288" in notes[0]
 
 
@@ -119,7 +121,7 @@ def test_what_a_connector_cannot_give_is_said_and_left_out():
 def test_each_connector_is_counted(name):
     tokens = TINY.patches if name == "mlp" else 4
     rows, notes = work(TINY, name, [tokens], None, TEXT, NEW)
-    assert rows and rows[0]["macs"]["connector"] > 0, notes
+    assert rows and rows[0].macs["connector"] > 0, notes
 
 
 # -- shapes ----------------------------------------------------------------------------------------
@@ -154,22 +156,29 @@ def report():
 
 
 def test_every_number_of_tokens_is_worked_out_and_timed(report):
-    assert [row["tokens"] for row in report["models"][0]["rows"]] == [16, 8, 4]
-    assert [row["connector"] for row in report["models"][0]["rows"]] == ["mlp", "sec", "sec"]
+    assert [row.tokens for row in report.models[0].rows] == [16, 8, 4]
+    assert [row.connector for row in report.models[0].rows] == ["mlp", "sec", "sec"]
     for part in ("first token", "later tokens", "answer"):
-        speeds = report["timed"]["parts"][part]["speeds"]
+        speeds = report.timed.parts[part].speeds
         assert {"16", "8", "4"} <= speeds.keys()
-        assert speeds["16"]["median"] == 1
-    assert "vision" in report["timed"]["parts"]["first token"]["speeds"]
+        assert speeds["16"].median == 1
+    assert "vision" in report.timed.parts["first token"].speeds
 
 
 def test_the_tables_show_the_report_and_name_no_machine(report):
     text = connector_markdown(report)
     assert "### tiny: work and memory" in text and "### tiny, random weights: speed, 16 + 1 tokens = 1" in text
     assert "Null pair" in text
-    dumped = json.dumps(report)
-    assert {"recipe", "versions", "commit", "hardware", "date"} <= report.keys()
+    dumped = json.dumps(report.written())
+    assert {"recipe", "versions", "commit", "hardware", "date"} <= report.written().keys()
     assert not platform.node() or platform.node() not in dumped
+
+
+def test_a_report_reads_and_writes_what_stands_in_its_file(report):
+    files = sorted((ROOT / "benchmarks" / "results").glob("connector-cost*.json"))
+    assert files
+    for text in (json.dumps(report.written()), *(file.read_text() for file in files)):
+        assert ConnectorReport.read(json.loads(text)).written() == json.loads(text)
 
 
 def test_the_papers_speeds_stand_beside_ours():
@@ -209,4 +218,4 @@ def test_what_cannot_be_is_said_in_one_line(words, reason, capsys):
 def test_a_gpu_is_timed_too(monkeypatch):
     monkeypatch.setitem(connector_work.SHAPES, "tiny", TINY)
     found = connector_report(["tiny"], timed="tiny", tokens=[16, 8], rounds=1, device="cuda", progress=False)
-    assert found["timed"]["parts"]["answer"]["speeds"]["8"]["median"] > 0
+    assert found.timed.parts["answer"].speeds["8"].median > 0

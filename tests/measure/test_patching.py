@@ -3,6 +3,7 @@ import platform
 import re
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 import timm
@@ -12,9 +13,15 @@ import secvit.adapt.attend as attend
 from secvit.cli import main
 from secvit.measure import count_macs, patching, peak, variants
 from secvit.measure.parts import PARTS, forward_parts, timed_parts
-from secvit.measure.patching import break_even, patch_markdown, patch_report
-from secvit.measure.patching_picture import draw_patch_report
+from secvit.measure.patch_picture import draw_patch_report
+from secvit.measure.patch_results import BASES, PatchReport, SizeResult, break_even, break_even_of
+from secvit.measure.patch_tables import patch_markdown
+from secvit.measure.patching import patch_report
+from secvit.measure.rounds import Ratio, Speeds
 from secvit.ops.order import Plan, partition_sizes
+from tests.conftest import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
 
 TIMM = {
     "vit": ("vit_tiny_patch16_224", {}),
@@ -56,7 +63,7 @@ def test_macs_of_a_patched_model_are_those_of_the_formula(name, num_clusters):
     model = small(name)
     prefix, channels = model.num_prefix_tokens, 192
     options = {"num_clusters": num_clusters}
-    original, patched = (count_macs(variants.variant(model, v, 112, options), (3, 112, 112)) for v in patching.BASES)
+    original, patched = (count_macs(variants.variant(model, v, 112, options), (3, 112, 112)) for v in BASES)
     tokens = 7 * 7
     assert original.matmul == 2 * 2 * (prefix + tokens) ** 2 * channels
     assert original.scores == 0
@@ -107,27 +114,42 @@ def test_timing_leaves_methods_and_functions_as_they_were():
 
 
 def test_the_report_has_every_number_of_every_size(report):
-    assert [at["size"] for at in report["sizes"]] == [32, 64, 96]
-    assert [(at["prefix_tokens"], at["tokens"], at["clusters"]) for at in report["sizes"]] == [
+    assert [at.size for at in report.sizes] == [32, 64, 96]
+    assert [(at.prefix_tokens, at.tokens, at.clusters) for at in report.sizes] == [
         (1, 4, 1), (1, 16, 2), (1, 36, 4),
     ]  # fmt: skip
-    for at in report["sizes"]:
-        assert at["inference"]["speeds"].keys() == {"original", "patched", "unfused"}
-        assert at["training"]["speeds"]["patched"]["median"] > 0
-        assert len(at["inference"]["seconds"]["original"]) == 1
-        assert at["peak"]["inference"]["unfused"] == 2000
-        assert at["parts"].keys() == {*PARTS, "partition"}
-    first, last = report["sizes"][0], report["sizes"][-1]
+    for at in report.sizes:
+        assert at.inference.speeds.keys() == {"original", "patched", "unfused"}
+        assert at.training.speeds["patched"].median > 0
+        assert len(at.inference.seconds["original"]) == 1
+        assert at.peak["inference"]["unfused"] == 2000
+        assert at.parts.keys() == {*PARTS, "partition"}
+    first, last = report.sizes[0], report.sizes[-1]
     # float32 sums in another order
-    assert first["cosine"]["tokens"] == pytest.approx(1, abs=1e-5)
-    assert last["cosine"]["tokens"] < 1 - 1e-5
-    assert last["macs"]["patched"]["matmul"] < last["macs"]["original"]["matmul"]
+    assert first.cosine["tokens"] == pytest.approx(1, abs=1e-5)
+    assert last.cosine["tokens"] < 1 - 1e-5
+    assert last.macs["patched"].matmul < last.macs["original"].matmul
 
 
 def test_the_report_can_be_written_and_names_no_machine(report):
-    text = json.dumps(report)
-    assert {"recipe", "versions", "commit", "hardware", "date", "clock"} <= report.keys()
+    entries = report.written()
+    text = json.dumps(entries)
+    assert {"recipe", "versions", "commit", "hardware", "date", "clock"} <= entries.keys()
     assert not platform.node() or platform.node() not in text
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("patch-report*.json")), ids=lambda path: path.name)
+def test_a_result_that_was_written_once_reads_and_writes_the_same(path):
+    entries = json.loads(path.read_text())
+    assert PatchReport.read(entries).written() == entries
+
+
+def test_a_report_reads_as_it_was_written(report):
+    entries = json.loads(json.dumps(report.written()))
+    assert PatchReport.read(entries) == report
+    assert list(entries["sizes"][0]) == [
+        "size", "tokens", "prefix_tokens", "clusters", "macs", "cosine", "peak", "inference", "parts", "training",
+    ]  # fmt: skip
 
 
 def test_the_tables_show_the_report(report):
@@ -147,8 +169,8 @@ def test_the_tables_show_the_report(report):
 
 def test_the_plot_is_drawn_whole(report, tmp_path):
     for name in ("all", "one size"):
-        few = report if name == "all" else {**report, "sizes": report["sizes"][:1]}
-        target = draw_patch_report(few, tmp_path / f"{name}.png")
+        shown = report if name == "all" else replace(report, sizes=report.sizes[:1])
+        target = draw_patch_report(shown, tmp_path / f"{name}.png")
         assert target.read_bytes().startswith(b"\x89PNG")
 
 
@@ -161,7 +183,7 @@ def test_random_weights_are_said_to_be_random(no_processes, monkeypatch):
 def test_unfused_attention_without_memory_is_left_out_visibly(no_processes, monkeypatch):
     monkeypatch.setattr(patching, "_free_bytes", lambda device: 1000)
     found = patch_report(small("deit_tiny_patch16_224"), [32], num_clusters=2, rounds=1, unfused=True)
-    assert "unfused" not in found["sizes"][0]["inference"]["speeds"]
+    assert "unfused" not in found.sizes[0].inference.speeds
     assert "unfused was not run at 32 px" in patch_markdown(found)
 
 
@@ -178,7 +200,7 @@ def test_half_precision_is_measured_in_inference_and_training(no_processes):
     found = patch_report(
         small("deit_tiny_patch16_224"), [64], num_clusters=4, rounds=1, dtype="bfloat16", training=True
     )
-    assert 0.9 < found["sizes"][0]["cosine"]["tokens"] <= 1.01
+    assert 0.9 < found.sizes[0].cosine["tokens"] <= 1.01
 
 
 @pytest.mark.parametrize("family", TIMM)
@@ -187,8 +209,8 @@ def test_each_family_of_timm_is_reported_at_two_sizes(family, no_processes):
     model = small(name, **options)
     side = variants.patch_side(model)
     found = patch_report(model, [2 * side, 5 * side], num_clusters=3, rounds=1)
-    assert [at["tokens"] for at in found["sizes"]] == [4, 25]
-    assert found["sizes"][1]["macs"]["patched"]["scores"] > 0
+    assert [at.tokens for at in found.sizes] == [4, 25]
+    assert found.sizes[1].macs["patched"].scores > 0
 
 
 # -- transformers --------------------------------------------------------------------------------------
@@ -211,20 +233,20 @@ def tower(kind):
 @pytest.mark.parametrize("kind", ["vit", "clip", "siglip", "dinov2", "dinov3"])
 def test_towers_of_transformers_are_reported_at_other_sizes_than_theirs(kind, no_processes):
     found = patch_report(tower(kind), [64, 96], num_clusters=4, rounds=1, unfused=True)
-    assert [at["tokens"] for at in found["sizes"]] == [16, 36]
-    assert found["sizes"][1]["macs"]["patched"]["scores"] == 2 * 36 * 48
-    assert found["sizes"][1]["cosine"]["tokens"] < 1
+    assert [at.tokens for at in found.sizes] == [16, 36]
+    assert found.sizes[1].macs["patched"].scores == 2 * 36 * 48
+    assert found.sizes[1].cosine["tokens"] < 1
 
 
 def test_a_folder_of_a_tower_is_reported_with_its_weights(tmp_path, no_processes):
     model = tower("vit")
     model.save_pretrained(tmp_path / "my_tower")
     found = patch_report(str(tmp_path / "my_tower"), [64], num_clusters=4, rounds=1)
-    assert found["weights"] == "given"
-    assert found["model"] == "my_tower"
-    assert str(tmp_path) not in json.dumps(found)
+    assert found.weights == "given"
+    assert found.model == "my_tower"
+    assert str(tmp_path) not in json.dumps(found.written())
     expected = patch_report(model, [64], num_clusters=4, rounds=1)
-    assert found["sizes"][0]["cosine"] == expected["sizes"][0]["cosine"]
+    assert found.sizes[0].cosine == expected.sizes[0].cosine
 
 
 # -- break-even ----------------------------------------------------------------------------------------
@@ -239,8 +261,14 @@ def test_break_even_lies_where_the_line_between_sizes_crosses_one():
     assert break_even([200, 800], [1.5, 0.9]) is None
 
 
+def of_size(size, clusters, speed):
+    ratio = Ratio(speed, speed, speed)
+    inference = Speeds({"original": Ratio(1.0, 1.0, 1.0), "patched": ratio}, Ratio(1.0, 1.0, 1.0), True, {})
+    return SizeResult(size, 16, 1, clusters, {}, {}, {}, inference, {})
+
+
 @pytest.mark.parametrize(
-    "speeds, said",
+    "speeds, sentence",
     [
         ([0.5, 2.0], "faster from about 400 px on"),
         ([0.5, 0.9], "not faster at any size measured: leave this model as it is at 200 and 800 px"),
@@ -248,23 +276,17 @@ def test_break_even_lies_where_the_line_between_sizes_crosses_one():
         ([1.5, 0.9], "faster only at 200 px, and not at 800 px"),
     ],
 )
-def test_the_verdict_is_a_sentence(speeds, said):
-    found = [
-        {"size": size, "clusters": 4, "inference": {"speeds": {"patched": {"median": speed}}, "quiet": True}}
-        for size, speed in zip([200, 800], speeds)
-    ]
-    assert patching._break_even_of(found, "inference")["sentence"].startswith(said)
-    found[0]["inference"]["quiet"] = False
-    assert "too noisy to quote at 200 px" in patching._break_even_of(found, "inference")["sentence"]
+def test_the_verdict_is_a_sentence(speeds, sentence):
+    results = [of_size(size, 4, speed) for size, speed in zip([200, 800], speeds)]
+    assert break_even_of(results, "inference").sentence.startswith(sentence)
+    results[0].inference.quiet = False
+    assert "too noisy to quote at 200 px" in break_even_of(results, "inference").sentence
 
 
 def test_a_size_with_one_cluster_decides_nothing():
-    found = [
-        {"size": 200, "clusters": 1, "inference": {"speeds": {"patched": {"median": 1.1}}, "quiet": True}},
-        {"size": 800, "clusters": 4, "inference": {"speeds": {"patched": {"median": 0.9}}, "quiet": True}},
-    ]
-    assert "not faster" in patching._break_even_of(found, "inference")["sentence"]
-    assert "one cluster" in patching._break_even_of(found[:1], "inference")["sentence"]
+    results = [of_size(200, 1, 1.1), of_size(800, 4, 0.9)]
+    assert "not faster" in break_even_of(results, "inference").sentence
+    assert "one cluster" in break_even_of(results[:1], "inference").sentence
 
 
 # -- memory --------------------------------------------------------------------------------------------
@@ -359,4 +381,4 @@ def test_the_help_teaches(capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_is_measured_too(no_processes):
     found = patch_report(small("deit_tiny_patch16_224"), [64], num_clusters=4, rounds=1, device="cuda", training=True)
-    assert found["sizes"][0]["training"]["speeds"]["patched"]["median"] > 0
+    assert found.sizes[0].training.speeds["patched"].median > 0

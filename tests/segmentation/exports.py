@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from secvit.segmentation.known import CITYSCAPES
 from secvit.segmentation.masks import VOID, voc_colour
+from secvit.segmentation.standard_classes import CITYSCAPES
 from tests.segmentation.make import save, scene
 
 COLOURS = ((0, 0, 0), (250, 50, 83), (51, 221, 255))

@@ -9,7 +9,7 @@ import pytest
 
 from secvit.segmentation import evaluate_checkpoint, recipes, train
 from secvit.segmentation.data import load, splits
-from secvit.segmentation.known import CITYSCAPES, VOC_NAMES
+from secvit.segmentation.standard_classes import CITYSCAPES, VOC_NAMES
 from tests.segmentation import exports
 from tests.segmentation.make import mask_folder, save, scene
 from tests.segmentation.test_classes import striped

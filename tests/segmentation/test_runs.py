@@ -16,7 +16,7 @@ from secvit.cli import main
 from secvit.segmentation import evaluate_checkpoint, recipes, train
 from secvit.segmentation.pictures import numbered
 from secvit.segmentation.prediction import load_trained
-from secvit.segmentation.training import start
+from secvit.segmentation.training import initial_model
 from tests.segmentation import exports
 from tests.segmentation.make import mask_folder, save, scene
 from tests.segmentation.test_classes import folder
@@ -181,12 +181,12 @@ def test_a_start_takes_predictors_by_the_names_of_classes(tmp_path, head):
     trained = load_file(tmp_path / "run" / "model.safetensors")
     from_run = replace(recipe, model=replace(recipe.model, init=str(tmp_path / "run")))
     names = ("stripe", "cloud", "noise")
-    found, new = start(from_run, 3, names).state_dict(), start(recipe, 3).state_dict()
+    found, new = initial_model(from_run, 3, names).state_dict(), initial_model(recipe, 3).state_dict()
     keys = ["head.classify.1.weight", "head.classify.1.bias"]
     keys += ["auxiliary.1.1.weight", "auxiliary.1.1.bias"] if head == "upernet" else []
     for key in keys:
         assert torch.equal(found[key][[0, 2]], trained[key][[2, 0]]) and torch.equal(found[key][1], new[key][1])
-    same = start(from_run, 3, ("noise", "square", "stripe")).state_dict()
+    same = initial_model(from_run, 3, ("noise", "square", "stripe")).state_dict()
     assert all(torch.equal(same[key], trained[key]) for key in trained)
 
 

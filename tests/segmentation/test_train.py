@@ -19,7 +19,7 @@ from secvit.segmentation import evaluate_checkpoint, recipes, scoring, semantic_
 from secvit.segmentation.config import Model
 from secvit.segmentation.pictures import overlay
 from secvit.segmentation.task import SegmentationTask
-from secvit.segmentation.training import start
+from secvit.segmentation.training import initial_model
 from tests.conftest import slow_but
 from tests.segmentation.make import mask_folder, save, scene
 from tests.train.launch import launch, train_on_one_and_on_two
@@ -154,18 +154,18 @@ def test_a_classifiers_weights_become_the_backbone(tmp_path):
     torch.save(classifier.state_dict(), tmp_path / "weights.pth")
     recipe = small()
     chosen = Model(backbone="secvit_nano", backbone_args=recipes.SMALL, init=str(tmp_path / "weights.pth"))
-    body = start(replace(recipe, model=chosen), 3).backbone.body.state_dict()
+    body = initial_model(replace(recipe, model=chosen), 3).backbone.body.state_dict()
     for name, value in classifier.state_dict().items():
         if not name.startswith("head"):
             assert torch.equal(body[name if name in body else name.replace(".", "_", 1)], value)
     with pytest.raises(ValueError, match="does not fit the backbone: it lacks conv1.weight"):
-        start(replace(recipe, model=replace(chosen, backbone="resnet18", backbone_args={})), 3)
+        initial_model(replace(recipe, model=replace(chosen, backbone="resnet18", backbone_args={})), 3)
 
 
 def test_a_run_serves_as_a_start_for_other_classes(tmp_path, run, folder):
     recipe = small()
     trained = load_file(run / "model.safetensors")
-    model = start(replace(recipe, model=replace(recipe.model, init=str(run))), 7).state_dict()
+    model = initial_model(replace(recipe, model=replace(recipe.model, init=str(run))), 7).state_dict()
     same = {name for name in trained if model[name].shape == trained[name].shape}
     assert all(torch.equal(model[name], trained[name]) for name in same)
     assert trained.keys() - same == {"head.classify.1.weight", "head.classify.1.bias"}
@@ -174,8 +174,8 @@ def test_a_run_serves_as_a_start_for_other_classes(tmp_path, run, folder):
 def test_shipped_weights_are_taken_where_there_are_any():
     recipe = RECIPES["camvid_semantic_fpn"]
     shipped = timm.create_model("secvit_nano.clothing10", pretrained=True).state_dict()["stem.0.weight"]
-    assert torch.equal(start(recipe, 3).backbone.body.state_dict()["stem_0.weight"], shipped)
-    other = start(replace(recipe, model=replace(recipe.model, backbone="resnet18")), 3)
+    assert torch.equal(initial_model(recipe, 3).backbone.body.state_dict()["stem_0.weight"], shipped)
+    other = initial_model(replace(recipe, model=replace(recipe.model, backbone="resnet18")), 3)
     assert other.backbone.channels == [64, 128, 256, 512]
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from secvit.train.sharding import blocks, whole
+from secvit.train.sharding import blocks, gathered
 from tests.train.launch import launch
 from tests.train.small import Data, Net, Task, loop, run
 
@@ -39,7 +39,9 @@ def test_blocks_are_entries_with_parts_inner_ones_first():
 
 def test_whole_leaves_what_is_whole():
     value = {"a": [torch.ones(2), 3], "b": "name"}
-    assert whole(value)["a"][0] is value["a"][0] and whole(value)["a"][1:] == [3] and whole(value)["b"] == "name"
+    assert (
+        gathered(value)["a"][0] is value["a"][0] and gathered(value)["a"][1:] == [3] and gathered(value)["b"] == "name"
+    )
 
 
 def train(output: str, **changes: object) -> int:

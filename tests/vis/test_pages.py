@@ -18,9 +18,12 @@ def thumbnails(monkeypatch):
 def test_partitions_of_the_same_keys_have_their_sizes_and_times():
     keys = record_keys(secvit_nano(), torch.randn(3, 64, 64), stages=[0])[0]
     window, kmeans, sec = compare_partitions(keys, head=1, rounds=1)
-    assert torch.equal(sec.found.labels, keys.labels[1]) and sec.found.head == 1
-    assert all((one.found.sizes == 128).all() for one in (window, sec))
-    assert kmeans.found.sizes.min() < 128 < kmeans.found.sizes.max() and int(kmeans.found.sizes.sum()) == 1024
+    assert torch.equal(sec.cluster_map.labels, keys.labels[1]) and sec.cluster_map.head == 1
+    assert all((one.cluster_map.sizes == 128).all() for one in (window, sec))
+    assert (
+        kmeans.cluster_map.sizes.min() < 128 < kmeans.cluster_map.sizes.max()
+        and int(kmeans.cluster_map.sizes.sum()) == 1024
+    )
     assert all(one.milliseconds > 0 for one in (window, kmeans, sec))
     assert str(sec).startswith(f"SEC: {sec.milliseconds:.2f} ms\n8 clusters × 128 tokens")
 
@@ -28,8 +31,10 @@ def test_partitions_of_the_same_keys_have_their_sizes_and_times():
 def test_k_means_gets_keys_that_do_not_know_their_places():
     keys = record_keys(secvit_nano(), torch.randn(3, 64, 64), stages=[0])[0]
     (found,) = compare_partitions(keys, partitions=["kmeans"], rounds=1)
-    assert torch.equal(found.found.labels, keys.without_rotary().cut(partition="kmeans").labels[0, 0].view(32, 32))
-    assert not torch.equal(found.found.labels, keys.cut(partition="kmeans").labels[0, 0].view(32, 32))
+    assert torch.equal(
+        found.cluster_map.labels, keys.without_rotary().cut(partition="kmeans").labels[0, 0].view(32, 32)
+    )
+    assert not torch.equal(found.cluster_map.labels, keys.cut(partition="kmeans").labels[0, 0].view(32, 32))
 
 
 def test_a_partition_of_ones_own_is_compared_by_its_name():
@@ -38,9 +43,9 @@ def test_a_partition_of_ones_own_is_compared_by_its_name():
 
     keys = record_keys(secvit_nano(), torch.randn(3, 64, 64), stages=[0])[0]
     own, sec = compare_partitions(keys, partitions=[by_norm, "sec"], rounds=1)
-    assert (own.found.partition, sec.found.partition) == ("by_norm", "sec")
+    assert (own.cluster_map.partition, sec.cluster_map.partition) == ("by_norm", "sec")
     order = keys.keys[0, 0].norm(dim=-1).argsort(stable=True)
-    assert (own.found.labels.flatten()[order] == torch.arange(1024) // 128).all()
+    assert (own.cluster_map.labels.flatten()[order] == torch.arange(1024) // 128).all()
     assert str(own).startswith("by_norm: ")
 
 

@@ -64,7 +64,7 @@ def test_pixel_shuffle_starts_as_the_average_of_neighbours(stock, pictures):
     with torch.no_grad():
         linear_1 = model.model.multi_modal_projector.linear_1
         use_connector(model, processor, "pixel_shuffle", 144)
-        given = model.model.look(pixels)[1]
+        given = model.model.connector_inputs(pixels)[1]
         found = model.model.multi_modal_projector.linear_1(
             model.model.multi_modal_projector.reduce(given["tokens"], None, given["grid"], False)[0]
         )

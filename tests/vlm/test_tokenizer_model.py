@@ -18,7 +18,7 @@ from transformers import (
 
 from secvit.vlm import ask, load_trained, train
 from secvit.vlm.config import Model
-from secvit.vlm.start import read_tokenizer, start
+from secvit.vlm.initial import initial_llava, read_tokenizer
 from tests.vlm.make import folder
 from tests.vlm.test_train import small
 
@@ -61,7 +61,7 @@ def test_the_pieces_are_those_of_sentencepiece_and_the_picture_is_one_more(tower
     import sentencepiece
 
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(towers[0] / "tokenizer.model"))
-    llava, processor = start(Model(**chosen, num_tokens=16))
+    llava, processor = initial_llava(Model(**chosen, num_tokens=16))
     tokenizer = processor.tokenizer
     ids = tokenizer(TEXT).input_ids
     assert ids == [theirs.bos_id(), *theirs.encode(TEXT)]

@@ -17,8 +17,8 @@ from secvit.vlm import ask, load_connector, load_trained, recipes, train
 from secvit.vlm.chat import Chat, prepare
 from secvit.vlm.config import Model
 from secvit.vlm.data import Conversations, load, read_samples, texts
+from secvit.vlm.initial import from_parts, initial_llava, set_trained
 from secvit.vlm.llava import SecLlavaForConditionalGeneration
-from secvit.vlm.start import from_parts, set_trained, start
 from secvit.vlm.task import VlmTask, answers
 from secvit.vlm.training import create_optimizer, evaluate
 from tests.train.launch import train_on_one_and_on_two
@@ -57,7 +57,7 @@ def stage1(tmp_path_factory, data):
 def ready(recipe, data):
     """A task and its data, as `train` makes them."""
     file = data / "train.json"
-    llava, processor = start(recipe.model, lambda: texts(read_samples(file)[0]))
+    llava, processor = initial_llava(recipe.model, lambda: texts(read_samples(file)[0]))
     chat = Chat(prepare(processor, recipe.samples.template, True))
     dataset = Conversations(*(lambda s, n: (s, chat, n))(*load(file, recipe.samples, chat)), group=4)
     return VlmTask(set_trained(llava, recipe.model)), dataset
@@ -112,11 +112,11 @@ def test_stage_1_changes_the_connector_alone_and_stage_2_begins_with_it(tmp_path
     checkpoint = load_file(run / "checkpoints/step_00000004/model.safetensors")
     assert all("multi_modal_projector" in key for key in checkpoint)  # and no towers
     recipe = small(model={"init": str(run)})
-    fresh, processor = start(small().model, lambda: texts(read_samples(data / "train.json")[0]))
+    fresh, processor = initial_llava(small().model, lambda: texts(read_samples(data / "train.json")[0]))
     before = {k: v.clone() for k, v in fresh.model.multi_modal_projector.state_dict().items()}
     assert any(not torch.equal(before[k], trained[k]) for k in trained)
     load_connector(fresh, processor, run)
-    second, _ = start(recipe.model, lambda: texts(read_samples(data / "train.json")[0]))
+    second, _ = initial_llava(recipe.model, lambda: texts(read_samples(data / "train.json")[0]))
     for llava in (fresh, second):
         state = llava.model.multi_modal_projector.state_dict()
         assert all(torch.equal(state[k], trained[k]) for k in trained)
@@ -132,7 +132,7 @@ def test_lora_is_merged_into_what_is_saved_and_kept_beside_it(tmp_path, data):
     recipe = replace(recipe, optim=replace(recipe.optim, lr=0.05, connector_lr=0.01))
     train(recipe, data, tmp_path / "run")
     merged, processor = load_trained(tmp_path / "run", "cpu")
-    llava, _ = start(recipe.model, tokenizer=processor.tokenizer)
+    llava, _ = initial_llava(recipe.model, tokenizer=processor.tokenizer)
     dataset = Conversations(
         *(lambda s, n: (s, Chat(processor), n))(*load(data / "val.json", recipe.samples, Chat(processor)))
     )
@@ -323,14 +323,14 @@ def test_a_run_goes_on_from_a_saved_llava_and_will_not_lose_its_connector(tmp_pa
     first = small(steps=1)
     train(first, data, tmp_path / "first")
     again = replace(first, model=replace(first.model, base=str(tmp_path / "first"), connector=None, connector_args={}))
-    one, two = (start(replace(again.model, connector=c), lambda: ())[0] for c in (None, "sec"))
+    one, two = (initial_llava(replace(again.model, connector=c), lambda: ())[0] for c in (None, "sec"))
     saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "first").state_dict()
     for llava in (one, two):
         assert all(torch.equal(value, saved[key]) for key, value in llava.state_dict().items())
     with pytest.raises(ValueError, match="has a connector already, with num_tokens 16, not 9"):
-        start(replace(again.model, connector="sec", num_tokens=9))
+        initial_llava(replace(again.model, connector="sec", num_tokens=9))
     with pytest.raises(ValueError, match=r"--model\.base /nowhere"):
-        start(Model(base="/nowhere"))
+        initial_llava(Model(base="/nowhere"))
 
 
 @pytest.mark.parametrize(

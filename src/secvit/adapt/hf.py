@@ -45,7 +45,7 @@ def attend(
             f"this {type(module).__name__} is told to use {NAME!r} and has no clusters: secvit.patch(model, ...) sets "
             "both; set_attn_implementation alone cannot"
         )
-    clustered = module.secvit
+    clustered: Any = module.secvit  # a ClusteredAttention
     if clustered is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
@@ -96,16 +96,16 @@ def attention_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
             f"{name} has windows or position biases ({(windows + biases)[0]}), which clusters cannot keep; patch a "
             "tower with plain attention over all tokens (ViT, CLIP, SigLIP, DINOv2, DINOv3, ...)"
         )
-    found = [(name, m) for name, m in model.named_modules() if hasattr(m, "is_causal")]
-    if not found:
+    modules = [(name, m) for name, m in model.named_modules() if hasattr(m, "is_causal")]
+    if not modules:
         raise ValueError(
             f"{name} does not go through transformers' attention interface, so there is nothing to "
             "patch; for an attention of your own give modules=[names]"
         )
-    return found
+    return modules
 
 
-def _configs(model: nn.Module) -> list[tuple[nn.Module, PreTrainedConfig]]:
+def _configs(model: nn.Module) -> list[tuple[nn.Module, Any]]:
     return [(m, m.config) for m in model.modules() if isinstance(getattr(m, "config", None), PreTrainedConfig)]
 
 
@@ -118,8 +118,8 @@ def _sees_images(module: nn.Module) -> bool:
 def num_prefix_tokens(model: PreTrainedModel) -> int:
     """[cls], distillation and register tokens in front of the patches."""
     names = ("cls_token", "class_embedding", "distillation_token")
-    found = {name for m in model.modules() for name in names if torch.is_tensor(getattr(m, name, None))}
-    return len(found) + int(getattr(model.config, "num_register_tokens", 0) or 0)
+    present = {name for m in model.modules() for name in names if torch.is_tensor(getattr(m, name, None))}
+    return len(present) + int(getattr(model.config, "num_register_tokens", 0) or 0)
 
 
 def own_configs(model: PreTrainedModel, options: dict[str, Any]) -> list[tuple[nn.Module, Any]]:

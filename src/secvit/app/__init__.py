@@ -50,7 +50,7 @@ def serve(
         make_room = partial(sweep, pictures, max_mb=max(KEPT_MB, 2 * max_upload_mb))
         with needs("secvit app", "gradio", "app"):
             import gradio as gr
-        from secvit.app.layout import CSS, known_to, page
+        from secvit.app.layout import CSS, page, supported_by
 
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the folder goes then, too
         demo = page(folder, run)
@@ -63,7 +63,7 @@ def serve(
                 share=False, ssr_mode=False, quiet=True, footer_links=["api"], css=CSS,
                 theme=gr.themes.Default(primary_hue="teal", font=[letters, "sans-serif"]),
                 app_kwargs={"lifespan": partial(guarded, guard=guard, pictures=pictures, make_room=make_room)},
-                **known_to(demo.launch, run_history=False),
+                **supported_by(demo.launch, run_history=False),
             )  # fmt: skip
         except OSError:
             where = f"{host}, port {port}" if port else host

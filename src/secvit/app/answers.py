@@ -26,9 +26,9 @@ class Answers:
     def __init__(self, models: dict[str, Setting], photos: list[str]) -> None:
         self.models, self.photos = models, photos
 
-    def _seen(self, photo: str, *given) -> Seen:
+    def _seen(self, photo: str, *settings) -> Seen:
         use(photo)
-        return look(photo, self._setting(*given))
+        return look(photo, self._setting(*settings))
 
     def _setting(self, model: str, stage, block, head, partition, counted, count, size) -> Setting:
         return replace(
@@ -36,24 +36,26 @@ class Answers:
             size=size,
         )  # fmt: skip
 
-    def show(self, on: bool, photo: str | None, *given, progress=gr.Progress()):  # noqa: B008  how gradio hands it over
+    def show(self, on: bool, photo: str | None, *settings, progress=gr.Progress()):  # noqa: B008  how gradio hands it over
         if photo is None or not on:
             return None, gr.Image(None, label="Grad-CAM"), None, NOTHING if on else ""
-        progress(0.3, f"{given[0]} looks at it")
-        with told():
-            seen = self._seen(photo, *given)
+        progress(0.3, f"{settings[0]} looks at it")
+        with shown_errors():
+            seen = self._seen(photo, *settings)
         if seen.cam is None:
             return seen.clusters, gr.Image(None, label="Grad-CAM"), None, f"{table(seen)}\n\n{UNTRAINED}"
         label = f'Grad-CAM of "{next(iter(seen.classes))}"'
         return seen.clusters, gr.Image(seen.cam, label=label), seen.classes, table(seen)
 
-    def keep(self, comparing: bool, photo: str | None, *given):
-        half = len(given) // 2
-        with told():
+    def keep(self, comparing: bool, photo: str | None, *settings):
+        half = len(settings) // 2
+        with shown_errors():
             if photo is None:
                 raise ValueError(NOTHING)
             use(photo)
-            figure = draw(photo, [self._setting(*given[:half]), *([self._setting(*given[half:])] if comparing else [])])
+            figure = draw(
+                photo, [self._setting(*settings[:half]), *([self._setting(*settings[half:])] if comparing else [])]
+            )
             place = Path(tempfile.mkdtemp(dir=uploads()))  # two photos of one name do not meet
             return str(save(figure, place / f"{Path(photo).stem}_clusters.png"))
 
@@ -69,7 +71,7 @@ class Answers:
         )
 
     def clusters(self, photo, model, stage, block, head, partition, counted, count, size):
-        with told():
+        with shown_errors():
             seen = self._seen(photo, model, stage, block, head, partition, counted, count, size)
         return seen.clusters, seen.cam, seen.classes, seen.numbers
 
@@ -83,7 +85,7 @@ class Answers:
         return dropped, None
 
     def choose(self, event: gr.SelectData):
-        with told():
+        with shown_errors():
             if event.index not in range(len(self.photos)):
                 raise ValueError(f"photo {reprlib.repr(event.index)}; there are {len(self.photos)}")
         return self.photos[event.index]
@@ -95,7 +97,7 @@ def uploads() -> Path:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def shown_errors() -> Iterator[None]:
     """What cannot be is said on the page, as text."""
     try:
         yield

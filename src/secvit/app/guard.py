@@ -130,7 +130,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, limit: int, large: str) -> None:
         self.scope, self.receive, self.send, self.limit, self.large = scope, receive, send, limit, large
         self.taken = 0  # bytes of the body
-        self.whole = self.answered = self.refused = self.failed = False
+        self.body_read = self.answered = self.refused = self.failed = False
 
     async def run(self, app: App) -> None:
         """The application's answer; where it fails before it begins one, a sentence that says so."""
@@ -147,22 +147,22 @@ class Exchange:
                 print(f"secvit app: {type(error).__name__} at {last.filename}:{last.lineno}", flush=True)
         if self.failed and not self.refused:
             reason = f"this cannot be answered{problem}; /gradio_api/info says what can be asked"
-            await refuse(self.scope, self.receive, self.send, 400, reason, self.whole)
+            await refuse(self.scope, self.receive, self.send, 400, reason, self.body_read)
 
     async def take(self) -> dict[str, Any]:
         """The next piece of the body, for the application."""
         if self.refused:
             return {"type": "http.disconnect"}
-        if self.whole:
+        if self.body_read:
             return await self.receive()
         try:
             message = await asyncio.wait_for(self.receive(), PATIENCE)
         except TimeoutError:
             reason = f"nothing further of the body came for {PATIENCE:.0f} s; send it again"
-            return await self.refuse(408, reason, whole=True)
+            return await self.refuse(408, reason, body_read=True)
         self.taken += len(message.get("body", b""))
-        self.whole = not message.get("more_body", False)
-        return message if self.taken <= self.limit else await self.refuse(413, self.large, self.whole)
+        self.body_read = not message.get("more_body", False)
+        return message if self.taken <= self.limit else await self.refuse(413, self.large, self.body_read)
 
     async def answer(self, message: dict[str, Any]) -> None:
         """A piece of the application's answer."""
@@ -172,16 +172,16 @@ class Exchange:
             self.answered = True
             await self.send(message)
 
-    async def refuse(self, status: int, reason: str, whole: bool) -> dict[str, Any]:
+    async def refuse(self, status: int, reason: str, body_read: bool) -> dict[str, Any]:
         """Answer with a sentence in the application's place; what the application gets instead of the body."""
         self.refused = True
         if not self.answered:
-            await refuse(self.scope, self.receive, self.send, status, reason, whole)
+            await refuse(self.scope, self.receive, self.send, status, reason, body_read)
         return {"type": "http.disconnect"}
 
 
-async def refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str, whole: bool = False) -> None:
-    """Answer with a status and a sentence, as JSON where the request is JSON.  whole: all of its body has come."""
+async def refuse(scope: Scope, receive: Receive, send: Send, status: int, reason: str, body_read: bool = False) -> None:
+    """Answer with a status and a sentence, as JSON where the request is JSON.  body_read: all of its body has come."""
     as_json = is_json(scope)
     body = (json.dumps({"error": reason}) if as_json else reason).encode()
     headers = [
@@ -194,8 +194,8 @@ async def refuse(scope: Scope, receive: Receive, send: Send, status: int, reason
     await send({"type": "http.response.body", "body": body, "more_body": True})
     with suppress(TimeoutError):
         async with asyncio.timeout(LINGER):
-            while not whole:
-                whole = not (await receive()).get("more_body", False)
+            while not body_read:
+                body_read = not (await receive()).get("more_body", False)
     await send({"type": "http.response.body"})
 
 

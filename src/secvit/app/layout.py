@@ -11,7 +11,7 @@ import timm
 from gradio.data_classes import FileData
 from PIL import Image
 
-from secvit.app.answers import Answers, told, uploads
+from secvit.app.answers import Answers, shown_errors, uploads
 from secvit.app.look import AS_IT_IS, COUNTED, MAX_CLUSTERS, PARTITIONS, Setting, extent
 from secvit.models.saved import has_weights, saved_config
 
@@ -60,13 +60,13 @@ class Page(gr.Blocks):
             raise gr.Error(message, print_exception=False) from None
 
 
-def check(controls: list[Any], given: list[Any], state: Any) -> None:
+def check(controls: list[Any], values: list[Any], state: Any) -> None:
     """A gr.Error that names the first value from outside that does not fit its control."""
-    with told():
-        if len(given) != len(controls):
+    with shown_errors():
+        if len(values) != len(controls):
             names = ", ".join(getattr(control, "label", None) or "state" for control in controls)
-            raise ValueError(f"{len(given)} values; give {len(controls)}: {names}")
-        for control, value in zip(controls, given):
+            raise ValueError(f"{len(values)} values; give {len(controls)}: {names}")
+        for control, value in zip(controls, values):
             if not control.stateful:
                 now = state[control._id] if state is not None and control._id in state else control
                 wanted = misfit(now, value)
@@ -78,8 +78,8 @@ def misfit(control: Any, value: Any) -> str | None:
     """What a control wants instead of a value from outside; None where the value fits."""
     if isinstance(control, gr.Number | gr.Slider):
         low, high = control.minimum, control.maximum
-        whole = type(value) is int or (type(value) is float and value.is_integer())
-        return None if whole and low <= value <= high else f"give a whole number from {low} to {high}"
+        is_whole_number = type(value) is int or (type(value) is float and value.is_integer())
+        return None if is_whole_number and low <= value <= high else f"give a whole number from {low} to {high}"
     if isinstance(control, gr.Radio | gr.Dropdown):
         choices = [choice for _, choice in control.choices]
         fits = any(type(value) is type(choice) and value == choice for choice in choices)
@@ -120,15 +120,15 @@ def page(folder: Path, run: str | None = None) -> gr.Blocks:
                 button = gr.Button("Download the picture", variant="primary")
                 picture = gr.DownloadButton(visible="hidden", elem_id="picture")
             with gr.Column(scale=3, min_width=420):
-                given, shown = side("a", models, "SEC")
+                own_controls, shown = side("a", models, "SEC")
             with gr.Column(scale=3, min_width=420, visible=False) as second:
                 others, shown_beside = side("b", models, "window")
         drop.upload(answers.take, [drop, photo], [photo, drop], **PRIVATE)
         gallery.select(answers.choose, None, photo, **PRIVATE)
         compare.input(lambda on: gr.Column(visible=on), compare, second, **PRIVATE)
-        button.click(answers.keep, [compare, photo, *given, *others], picture, **QUEUED).success(None, js=CLICK)
+        button.click(answers.keep, [compare, photo, *own_controls, *others], picture, **QUEUED).success(None, js=CLICK)
         for on, begin, controls, there in (
-            (gr.State(True), demo.load, given, shown),
+            (gr.State(True), demo.load, own_controls, shown),
             (compare, compare.input, others, shown_beside),
         ):
             connect(answers, on, begin, photo, controls, there)
@@ -151,26 +151,26 @@ def connect(answers: Answers, on: Any, begin: Any, photo: Any, controls: list[An
 
 def side(name: str, models: dict[str, Setting], partition: str) -> tuple[list[Any], list[Any]]:
     """Controls of one setting, in the order of `Setting`, and what shows it."""
-    first, start = next(iter(models.items()))
-    stages, blocks, heads = extent(start.network, start.stage)
+    first, default = next(iter(models.items()))
+    stages, blocks, heads = extent(default.network, default.stage)
     with gr.Group():
         with gr.Row():
             model = gr.Dropdown(list(models), value=first, label="Model", min_width=260)
-            stage = gr.Radio(list(range(1, stages + 1)), value=start.stage, label="Stage", min_width=260)
+            stage = gr.Radio(list(range(1, stages + 1)), value=default.stage, label="Stage", min_width=260)
         with gr.Row():
             by = gr.Radio(list(PARTITIONS), value=partition, label="Partition of this stage", min_width=260)
-            counted = gr.Radio(list(COUNTED), value=start.counted, label="Clusters of this stage", min_width=260)
-        count = gr.Slider(1, MAX_CLUSTERS, start.count, step=1, label="How many", interactive=False)
+            counted = gr.Radio(list(COUNTED), value=default.counted, label="Clusters of this stage", min_width=260)
+        count = gr.Slider(1, MAX_CLUSTERS, default.count, step=1, label="How many", interactive=False)
         with gr.Accordion("Block, head, size", open=False), gr.Row():
-            block = gr.Slider(0, blocks, start.block, step=1, label="Block (0: the last)", min_width=150)
-            head = gr.Slider(1, max(heads, 2), start.head, step=1, label="Head", min_width=150, interactive=heads > 1)
-            size = gr.Slider(MIN_SIDE, MAX_SIDE, start.size, step=32, label="Size (px, long side)", min_width=150)
+            block = gr.Slider(0, blocks, default.block, step=1, label="Block (0: the last)", min_width=150)
+            head = gr.Slider(1, max(heads, 2), default.head, step=1, label="Head", min_width=150, interactive=heads > 1)
+            size = gr.Slider(MIN_SIDE, MAX_SIDE, default.size, step=32, label="Size (px, long side)", min_width=150)
     picture: dict[str, Any] = {"interactive": False, "format": "png", "buttons": ["download", "fullscreen"]}
     with gr.Row():
         clusters, cam = (
             gr.Image(
                 label=label, elem_id=f"{id_}_{name}", min_width=320, **picture,
-                **known_to(gr.Image.__init__, alt_text=f"{label} over the photo"),
+                **supported_by(gr.Image.__init__, alt_text=f"{label} over the photo"),
             )
             for id_, label in (("clusters", "Clusters"), ("cam", "Grad-CAM"))
         )  # fmt: skip
@@ -181,26 +181,26 @@ def side(name: str, models: dict[str, Setting], partition: str) -> tuple[list[An
     return [model, stage, block, head, by, counted, count, size], [clusters, cam, classes, numbers]
 
 
-def known_to(function: Any, **options: Any) -> dict[str, Any]:
+def supported_by(function: Any, **options: Any) -> dict[str, Any]:
     """Those options that the installed gradio has: 6.0 lacks some of later ones."""
     return {name: value for name, value in options.items() if name in inspect.signature(function).parameters}
 
 
 def program_sides(models: dict[str, Setting]) -> tuple[list[Any], list[Any]]:
     """What a program gives, with the page's defaults, and what it gets."""
-    first, start = next(iter(models.items()))
+    first, default = next(iter(models.items()))
     numbers = {"precision": 0, "minimum": 0, "maximum": MAX_NUMBER}
-    given = [
+    controls = [
         gr.File(label="photo"),
         gr.Dropdown(list(models), value=first, label="model"),
-        *(gr.Number(getattr(start, name), label=name, **numbers) for name in ("stage", "block", "head")),
-        gr.Dropdown(list(PARTITIONS), value=start.partition, label="partition"),
-        gr.Dropdown(list(COUNTED), value=start.counted, label="counted"),
-        gr.Number(start.count, label="count", **numbers),
-        gr.Number(start.size, label="size", precision=0, minimum=MIN_SIDE, maximum=MAX_SIDE),
+        *(gr.Number(getattr(default, name), label=name, **numbers) for name in ("stage", "block", "head")),
+        gr.Dropdown(list(PARTITIONS), value=default.partition, label="partition"),
+        gr.Dropdown(list(COUNTED), value=default.counted, label="counted"),
+        gr.Number(default.count, label="count", **numbers),
+        gr.Number(default.size, label="size", precision=0, minimum=MIN_SIDE, maximum=MAX_SIDE),
     ]
     pictures = [gr.Image(format="png", label=name) for name in ("clusters", "cam")]
-    return given, [*pictures, *(gr.JSON(label=name) for name in ("classes", "numbers"))]
+    return controls, [*pictures, *(gr.JSON(label=name) for name in ("classes", "numbers"))]
 
 
 def own_model(run: str) -> dict[str, Setting]:
@@ -219,8 +219,8 @@ def bundled_photos(folder: Path) -> list[str]:
         from sklearn.datasets import load_sample_images
     except ImportError:
         return []
-    found = load_sample_images()
-    paths = [folder / Path(name).name for name in found.filenames]
-    for path, pixels in zip(paths, found.images):
+    samples = load_sample_images()
+    paths = [folder / Path(name).name for name in samples.filenames]
+    for path, pixels in zip(paths, samples.images):
         Image.fromarray(pixels).save(path, quality=90)
     return [str(path) for path in paths]

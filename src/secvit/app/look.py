@@ -58,9 +58,9 @@ class Setting:
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("partition", PARTITIONS), ("counted", COUNTED)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
+        for name, choices in (("partition", PARTITIONS), ("counted", COUNTED)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(choices)}")
         if self.count < 1 or (self.counted == NUMBER and self.count > MAX_CLUSTERS):
             raise ValueError(f"{self.counted}: {self.count}; choose 1 to {MAX_CLUSTERS}")
 
@@ -114,24 +114,25 @@ def _look(photo: str, version: tuple[int, int], setting: Setting) -> Seen:
         with _partitioned(stage, setting):
             torch.manual_seed(0)  # a random partition is the same one every time
             keys = record_keys(network, pixels, [layer.stage], layer.block)[0]
-            found = maps_of(keys, setting.head - 1)[0]
+            cluster_map = maps_of(keys, setting.head - 1)[0]
             if setting.trained and network.num_classes:
                 classes = dict(predict(network, image, 5))
                 names = list(map(str, network.pretrained_cfg.get("label_names") or range(network.num_classes)))
                 target = names.index(next(iter(classes)))
                 cam = _picture(heat_overlay(shown, grad_cam(network, pixels, target, [layer.stage], layer.block)[0]))
             with torch.inference_mode():
-                partition, whole = _milliseconds(keys.cut), _milliseconds(lambda: network(pixels[None]))
-    low, high = int(found.sizes.min()), int(found.sizes.max())
+                partition_ms, network_ms = _milliseconds(keys.cut), _milliseconds(lambda: network(pixels[None]))
+    low, high = int(cluster_map.sizes.min()), int(cluster_map.sizes.max())
     numbers = {
-        "place": f"block {found.block + 1} of {found.blocks}, head {found.head + 1} of {found.heads}",
+        "place": f"block {cluster_map.block + 1} of {cluster_map.blocks}, "
+        f"head {cluster_map.head + 1} of {cluster_map.heads}",
         "grid": f"{keys.grid[1]} × {keys.grid[0]}",
-        "clusters": found.num_clusters,
+        "clusters": cluster_map.num_clusters,
         "tokens per cluster": f"{low}" if low == high else f"{low} to {high}",
-        "partition (ms)": partition,
-        "network (ms)": whole,
+        "partition (ms)": partition_ms,
+        "network (ms)": network_ms,
     }
-    return Seen(_picture(overlay(shown, found)), cam, classes, numbers)
+    return Seen(_picture(overlay(shown, cluster_map)), cam, classes, numbers)
 
 
 def open_photo(photo: str) -> Image.Image:
@@ -161,10 +162,10 @@ def extent(network: nn.Module, stage: int) -> tuple[int, int, int]:
 
 def _place(network: nn.Module, setting: Setting) -> tuple[list[Layer], Layer]:
     """All attentions of the setting's stage, and the one to look at."""
-    known = layers(network)
-    stage = [layer for layer in known if layer.stage == setting.stage - 1]
+    all_layers = layers(network)
+    stage = [layer for layer in all_layers if layer.stage == setting.stage - 1]
     if not stage:
-        raise ValueError(f"stage {setting.stage}; {setting.model} has stages 1 to {known[-1].stage + 1}")
+        raise ValueError(f"stage {setting.stage}; {setting.model} has stages 1 to {all_layers[-1].stage + 1}")
     heads = stage[0].num_heads
     for name, value, low, high in (("block", setting.block, 0, len(stage)), ("head", setting.head, 1, heads)):
         if not low <= value <= high:

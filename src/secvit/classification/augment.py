@@ -55,7 +55,7 @@ class Augment:
 def training_transform(augment: Augment, size: int, mean: Sequence[float], std: Sequence[float]) -> Transform:
     """A picture to a normalised tensor (3, size, size), by timm's create_transform."""
     try:
-        found = create_transform(
+        transform = create_transform(
             size,
             is_training=True,
             scale=augment.scale,
@@ -73,15 +73,15 @@ def training_transform(augment: Augment, size: int, mean: Sequence[float], std: 
             f'auto={augment.auto!r}: timm knows no such augmentation; try "rand-m9-mstd0.5-inc1"'
         ) from None
     if augment.crop == "pad":  # as DeiT does for images of 32 px
-        found.transforms[0] = RandomCrop(size, padding=augment.padding)
+        transform.transforms[0] = RandomCrop(size, padding=augment.padding)
 
     def apply(image: Image.Image) -> Tensor:
         for _ in range(20):
             try:
-                return found(image)
+                return transform(image)
             except ValueError:  # timm posterizes to 0 bits, which Pillow >= 13 refuses: draw again
                 continue
-        return found(image)
+        return transform(image)
 
     return apply
 

@@ -38,8 +38,8 @@ class TrainView(View):
     def __getitems__(self, keys: list[int]) -> dict[str, Tensor]:
         seeds, tensors, index = [mix(self.seed, key) for key in keys], [], []
         for key, own in zip(keys, seeds, strict=True):
-            image, found = self.open_or_next(key % len(self))
-            index.append(found)
+            image, opened = self.open_or_next(key % len(self))
+            index.append(opened)
             with seeded(own):
                 tensors.append(self.transform(image))
         images, targets = torch.stack(tensors), self.images.labels[torch.tensor(index)]

@@ -21,10 +21,10 @@ def draw_wrong(rows: Sequence[tuple[Image.Image, str, str, Any]], title: str, ou
     """
     lines = -(-max(1, len(rows)) // COLUMNS)
     width, height, head = COLUMNS * (SIDE + 12) + 12, lines * (SIDE + 44), 44
-    whole = head + height
-    figure = new_figure(width / 150, whole / 150)
-    figure.text(12 / width, 1 - 14 / whole, title, size=7, color=INK, va="top", weight="bold")
-    for i, (image, true, said, share) in enumerate(rows):
+    total_height = head + height
+    figure = new_figure(width / 150, total_height / 150)
+    figure.text(12 / width, 1 - 14 / total_height, title, size=7, color=INK, va="top", weight="bold")
+    for i, (image, true, predicted, share) in enumerate(rows):
         row, column = divmod(i, COLUMNS)
         seen = image.convert("RGB")
         factor = SIDE / max(seen.size)
@@ -32,13 +32,15 @@ def draw_wrong(rows: Sequence[tuple[Image.Image, str, str, Any]], title: str, ou
         seen = seen.resize((width_, height_), Image.Resampling.BICUBIC)
         left, top = 12 + column * (SIDE + 12), head + row * (SIDE + 44)
         x, y = left + (SIDE - seen.width) / 2, top + (SIDE - seen.height) / 2
-        axes = figure.add_axes((x / width, 1 - (y + seen.height) / whole, seen.width / width, seen.height / whole))
+        axes = figure.add_axes(
+            (x / width, 1 - (y + seen.height) / total_height, seen.width / width, seen.height / total_height)
+        )
         axes.imshow(seen)
         axes.axis("off")
         for line, (words, colour) in enumerate(
-            ((f"taken for {said}, {100 * share:.0f} %", INK), (f"is {true}", FAINT))
+            ((f"taken for {predicted}, {100 * share:.0f} %", INK), (f"is {true}", FAINT))
         ):
-            place = (left / width, 1 - (top + SIDE + 4 + 17 * line) / whole)
+            place = (left / width, 1 - (top + SIDE + 4 + 17 * line) / total_height)
             figure.text(*place, _short(words), size=6, color=colour, va="top")
     return save(figure, output)
 

@@ -35,8 +35,8 @@ def predict_all(
     names = class_names_of(model)
     if len(names) != shares.shape[1]:  # of another classifier than the one that it has now
         names = tuple(map(str, range(shares.shape[1])))
-    found = shares.topk(min(top, shares.shape[1]))
+    best = shares.topk(min(top, shares.shape[1]))
     return [
         [(names[i], p) for p, i in zip(row.tolist(), which.tolist(), strict=True)]
-        for row, which in zip(found.values, found.indices, strict=True)
+        for row, which in zip(best.values, best.indices, strict=True)
     ]

@@ -85,34 +85,36 @@ def answers(
             )
         predicted, shares = logits.argmax(1), logits.double().softmax(1)
         five = (logits.topk(min(5, classes)).indices == target[:, None]).any(1)
-        said = [share.gather(1, which[:, None])[:, 0] for share, which in ((shares, predicted), (shares, target))]
-        columns = (batch["index"], target, predicted, *said, five)
+        probabilities = [
+            share.gather(1, which[:, None])[:, 0] for share, which in ((shares, predicted), (shares, target))
+        ]
+        columns = (batch["index"], target, predicted, *probabilities, five)
         rows.append(torch.stack([column.double() for column in columns], 1))
-    found = of_all_processes([torch.cat(rows)] if rows else [])
-    whole = torch.cat(found) if found else torch.empty(0, 6, dtype=torch.float64)
-    index, target, predicted, share, true_share, five = whole[whole[:, 0].argsort()].T
+    gathered = of_all_processes([torch.cat(rows)] if rows else [])
+    table = torch.cat(gathered) if gathered else torch.empty(0, 6, dtype=torch.float64)
+    index, target, predicted, share, true_share, five = table[table[:, 0].argsort()].T
     return Answers(index.long(), target.long(), predicted.long(), share, true_share, five.bool())
 
 
-def figures(said: Answers, dataset: EvalView) -> dict[str, float]:
+def figures(outcome: Answers, dataset: EvalView) -> dict[str, float]:
     """The accuracies of `evaluate`."""
-    classes, count = len(dataset.images.classes), len(said.index)
-    right = said.predicted == said.target
+    classes, count = len(dataset.images.classes), len(outcome.index)
+    right = outcome.predicted == outcome.target
     result = {"top1": float(right.double().mean())}
     if classes > 5:
-        result["top5"] = float(said.first_five.double().mean())
-    per_class = [value for value in accuracy_by_class(said, classes) if value is not None]
+        result["top5"] = float(outcome.first_five.double().mean())
+    per_class = [value for value in accuracy_by_class(outcome, classes) if value is not None]
     result["macro"] = sum(per_class) / len(per_class)
-    result["majority_floor"] = float(said.target.bincount().max()) / count
+    result["majority_floor"] = float(outcome.target.bincount().max()) / count
     result["images"] = count
     result["skipped"] = len(dataset.skipped)
     return result
 
 
-def accuracy_by_class(said: Answers, classes: int) -> list[float | None]:
+def accuracy_by_class(outcome: Answers, classes: int) -> list[float | None]:
     """Share of each class's images that were taken for it; None where there is none."""
-    seen = said.target.bincount(minlength=classes)
-    hits = said.target[said.predicted == said.target].bincount(minlength=classes)
+    seen = outcome.target.bincount(minlength=classes)
+    hits = outcome.target[outcome.predicted == outcome.target].bincount(minlength=classes)
     return [hit / count if count else None for hit, count in zip(hits.tolist(), seen.tolist(), strict=True)]
 
 
@@ -141,25 +143,25 @@ def evaluate_checkpoint(
 
 
 def split_view(
-    network: nn.Module, data: str | os.PathLike[str], split: str, known_from: str, size: int | None = None
+    network: nn.Module, data: str | os.PathLike[str], split: str, expected_name: str, size: int | None = None
 ) -> EvalView:
     """A split as a trained network sees it, with the class numbers of the network."""
     images = load_split(str(data), split, class_names_of(network))  # which a test split alone is read by
-    images = as_known(images, network, known_from, f"the data {data} ({split})")
+    images = numbered_as_model(images, network, expected_name, f"the data {data} ({split})")
     return eval_view(images, network, size)
 
 
-def as_known(images: Images, model: nn.Module, known_from: str, given_from: str) -> Images:
+def numbered_as_model(images: Images, model: nn.Module, expected_name: str, actual_name: str) -> Images:
     """The images with the class numbers of a model, by name; ValueError if they have classes that it lacks."""
     if names := class_names_of(model):
-        return images.numbered_as(names, known_from, given_from)
+        return images.numbered_as(names, expected_name, actual_name)
     count = getattr(model, "num_classes", len(images.classes))
     if count != len(images.classes):
         raise ValueError(
-            f"{given_from} and {known_from} have other classes: {len(images.classes)} and {count}; give weights that "
-            "were trained on these classes"
+            f"{actual_name} and {expected_name} have other classes: {len(images.classes)} and {count}; give weights "
+            "that were trained on these classes"
         )
-    logger.warning("%s come without names of classes, so only their number, %d, was compared", known_from, count)
+    logger.warning("%s come without names of classes, so only their number, %d, was compared", expected_name, count)
     return images
 
 

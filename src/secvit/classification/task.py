@@ -18,13 +18,13 @@ class ClassificationTask(nn.Module):
         super().__init__()
         self.model = model
         self.label_smoothing = label_smoothing
-        known = {**dict(model.named_modules()), **dict(model.named_parameters())}
-        if unknown := [name for name in frozen if name not in known]:
+        named_parts = {**dict(model.named_modules()), **dict(model.named_parameters())}
+        if unknown := [name for name in frozen if name not in named_parts]:
             parts = ", ".join(name for name, _ in model.named_children())
             raise ValueError(f"frozen={unknown[0]!r} is no part of {type(model).__name__}; its parts are {parts}")
-        self.frozen = tuple(name for name in frozen if isinstance(known[name], nn.Module))
+        self.frozen = tuple(name for name in frozen if isinstance(named_parts[name], nn.Module))
         for name in frozen:
-            known[name].requires_grad_(False)
+            named_parts[name].requires_grad_(False)
 
     def train(self, mode: bool = True) -> ClassificationTask:
         super().train(mode)

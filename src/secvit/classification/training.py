@@ -55,7 +55,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     check_writable(output)
     train_images, val_images, held_out = load_checked(data)
     place = place_of(data)
-    model = start(recipe, train_images.classes)
+    model = initial_model(recipe, train_images.classes)
     if recipe.sync_norm:
         model = synchronised(model, recipe.loop)
     chosen = recipe.model
@@ -137,7 +137,7 @@ def summary(metrics: Mapping[str, float], split: str) -> str:
     )
 
 
-def start(recipe: Recipe, classes: Sequence[str]) -> nn.Module:
+def initial_model(recipe: Recipe, classes: Sequence[str]) -> nn.Module:
     """The network at step 0: weights that the seed decides, or those the recipe starts from.
 
     A classifier that comes along is kept, in the order of `classes`, if it knows the same classes by name.

@@ -109,8 +109,8 @@ def work(words: Sequence[str], codes: Mapping[str, int]) -> int:
 
 def _compare(words: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     """The comparison that words ask for, and its folder."""
-    mine, others = _taken(words)
-    asked = own(**parse("secvit compare RECIPE", mine, [own])[0])
+    own_words, others = _taken(words)
+    asked = own(**parse("secvit compare RECIPE", own_words, [own])[0])
     name = next((word for word in others if sweeps.find(word)), None)
     if name is None and asked.begins:
         raise ValueError(f"--begins {asked.begins} is for a sweep that begins with another: {_begin_with_another()}")
@@ -184,7 +184,7 @@ def _help() -> str:
 
 def _taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words of this command's own options, each option once, and the other words."""
-    mine: dict[str, list[str]] = {}
+    own_options: dict[str, list[str]] = {}
     others: list[str] = []
     waiting = list(words)
     while waiting:
@@ -200,10 +200,10 @@ def _taken(words: Sequence[str]) -> tuple[list[str], list[str]]:
             if not all(map(SEEDS.fullmatch, values or [""])):
                 raise ValueError(f"--seeds {' '.join(values)}: expected whole numbers, like 0 1 2")
             values = [seed for value in values for seed in value.split(",")]
-        if option in mine and option != "--vary":
+        if option in own_options and option != "--vary":
             raise ValueError(f"{option} is given twice")
-        mine.setdefault(option, []).extend(values)
-    return [word for option, values in mine.items() for word in (option, *values)], others
+        own_options.setdefault(option, []).extend(values)
+    return [word for option, values in own_options.items() for word in (option, *values)], others
 
 
 def _varied(vary: Sequence[str]) -> tuple[list[str], dict[str, tuple[str, ...]]]:

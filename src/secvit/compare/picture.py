@@ -35,8 +35,8 @@ def draw_comparison(comparison: Mapping[str, Any], output: str | os.PathLike[str
                 shift = 0.4 * ((number + 0.5) / len(seeds) - 0.5)  # equal scores stay apart
                 colour = COLOURS[number % len(COLOURS)]
                 axes.plot(scale * row["by_seed"][seed], place + shift, "o", color=colour, markersize=6, zorder=3)
-        said = verdicts.get(row["variant"], "the others are compared with it" if verdicts else "")
-        axes.annotate(said, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=FAINT)
+        verdict = verdicts.get(row["variant"], "the others are compared with it" if verdicts else "")
+        axes.annotate(verdict, (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=FAINT)
     axes.set_yticks(range(len(rows)), [_short(row["variant"]) for row in reversed(rows)])
     axes.set_ylim(-0.6, max(len(rows), 1) - 0.4)
     axes.margins(x=0.08)

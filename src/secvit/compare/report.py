@@ -12,7 +12,7 @@ from typing import Any
 
 from secvit.compare.figures import MAIN, Figure, choose
 from secvit.compare.paired import CONFIDENCE, FEWEST, difference
-from secvit.fields import Entry, items, mapping, read_json, said, text, whole
+from secvit.fields import Entry, any_text, integer, items, mapping, read_json, text
 from secvit.files import write_atomically
 
 JSON, PAGE, PICTURE = "comparison.json", "comparison.md", "comparison.png"
@@ -46,16 +46,16 @@ def reopen(output: str | os.PathLike[str], figure: str | None = None) -> dict[st
     output = Path(output)
     if not (output / JSON).is_file():
         raise ValueError(f"{output}: no {JSON}; give the folder of a comparison with a finished run")
-    found = Entry(str(output / JSON), read_json(output / JSON))
-    about: dict[str, Any] = {key: found.get(key, text) for key in ("task", "data")}
-    about |= {key: found.get(key, said, "") for key in ("recipe", "entry", "stopped")}
+    report = Entry(str(output / JSON), read_json(output / JSON))
+    about: dict[str, Any] = {key: report.get(key, text) for key in ("task", "data")}
+    about |= {key: report.get(key, any_text, "") for key in ("recipe", "entry", "stopped")}
     if about["task"] not in MAIN:
-        raise ValueError(f"{found.where}: task is {about['task']!r}, expected one of {', '.join(MAIN)}")
-    entries = [Entry(f"{found.where}: run {i}", run) for i, run in enumerate(found.get("runs", items), 1)]
+        raise ValueError(f"{report.where}: task is {about['task']!r}, expected one of {', '.join(MAIN)}")
+    entries = [Entry(f"{report.where}: run {i}", run) for i, run in enumerate(report.get("runs", items), 1)]
     runs = []
     for entry in entries:
-        run: dict[str, Any] = {"variant": entry.get("variant", text), "seed": entry.get("seed", whole)}
-        run |= {"folder": entry.get("folder", text), "failed": entry.get("failed", said, "")}
+        run: dict[str, Any] = {"variant": entry.get("variant", text), "seed": entry.get("seed", integer)}
+        run |= {"folder": entry.get("folder", text), "failed": entry.get("failed", any_text, "")}
         runs.append({**run, "result": finished(output / run["folder"])})
     about |= {f"{key}s": list(dict.fromkeys(run[key] for run in runs)) for key in ("variant", "seed")}
     return write(output, {**about, "runs": runs}, figure)
@@ -89,10 +89,14 @@ def _told(comparison: Mapping[str, Any], figure: Figure) -> dict[str, Any]:
         for variant in comparison["variants"]
     }
     summary = [
-        {"variant": variant, "by_seed": found}
-        | ({"mean": fmean(found.values()), "low": min(found.values()), "high": max(found.values())} if found else {})
+        {"variant": variant, "by_seed": its_scores}
+        | (
+            {"mean": fmean(its_scores.values()), "low": min(its_scores.values()), "high": max(its_scores.values())}
+            if its_scores
+            else {}
+        )
         | {key: _mean(comparison, variant, key) for key in ("seconds", "parameters")}
-        for variant, found in scores.items()
+        for variant, its_scores in scores.items()
     ]
     first, *others = comparison["variants"]
     differences = []
@@ -100,15 +104,15 @@ def _told(comparison: Mapping[str, Any], figure: Figure) -> dict[str, Any]:
     for other in others if comparable else ():
         by_seed = {seed: scores[other][seed] - scores[first][seed] for seed in scores[other] if seed in scores[first]}
         if by_seed:
-            found = asdict(difference(list(by_seed.values()), figure.higher, len(others)))
-            differences.append({"variant": other, "against": first, "by_seed": by_seed, **found})
+            paired = asdict(difference(list(by_seed.values()), figure.higher, len(others)))
+            differences.append({"variant": other, "against": first, "by_seed": by_seed, **paired})
     about = {"name": figure.name, "title": figure.title, "better": "higher" if figure.higher else "lower"}
     return {"figure": about, "summary": summary, "differences": differences}
 
 
 def _mean(comparison: Mapping[str, Any], variant: str, key: str) -> float | None:
-    found = [run["result"].get(key) for run in comparison["runs"] if run["variant"] == variant and run["result"]]
-    return fmean(found) if found and None not in found else None
+    values = [run["result"].get(key) for run in comparison["runs"] if run["variant"] == variant and run["result"]]
+    return fmean(values) if values and None not in values else None
 
 
 def _notes(output: Path, comparison: Mapping[str, Any], figure: Figure) -> list[str]:
@@ -152,8 +156,8 @@ def _rule(comparison: Mapping[str, Any]) -> str:
     seeds, others = len(comparison["seeds"]), len(comparison["variants"]) - 1
     pairs = "A difference is between two runs of one seed: the same order of the data, the same augmentation."
     if seeds < FEWEST:
-        few = "One seed does" if seeds == 1 else "Two seeds do"
-        return f"{pairs}\n{few} not show how much seeds differ. So no claim is made; give at least {FEWEST} seeds."
+        subject = "One seed does" if seeds == 1 else "Two seeds do"
+        return f"{pairs}\n{subject} not show how much seeds differ. So no claim is made; give at least {FEWEST} seeds."
     together = f"; the {others} intervals hold together, by Bonferroni's rule" if others > 1 else ""
     return (
         f"{pairs}\nThe {100 * CONFIDENCE:.0f} % interval is for the mean difference over seeds: Student's t of the "

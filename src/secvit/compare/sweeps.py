@@ -81,12 +81,12 @@ def _asked(sweep: Sweep, column: str) -> bool:
 def _value(sweep: Sweep, column: str, run: Mapping[str, Any], output: Path) -> float | None:
     """A run's figure in the unit of the paper; None where there is none yet."""
     if column in sweep.columns:
-        found = run["result"].get(sweep.columns[column])
-        return 100 * found if isinstance(found, int | float) and found >= 0 else None
+        value = run["result"].get(sweep.columns[column])
+        return 100 * value if isinstance(value, int | float) and value >= 0 else None
     file, entry, factor = SCORED[column]
     path = output / run["folder"] / "answers" / f"{file}.scores.json"
-    found = json.loads(path.read_text()).get(entry) if path.is_file() else None
-    return factor * found if isinstance(found, int | float) else None
+    value = json.loads(path.read_text()).get(entry) if path.is_file() else None
+    return factor * value if isinstance(value, int | float) else None
 
 
 # -- the paper's -------------------------------------------------------------------------------

@@ -89,8 +89,8 @@ class Comparison:
 
     def __init__(self, output: Path, about: Mapping[str, Any], planned: Sequence[Run], figure: str | None) -> None:
         self.output, self.about, self.planned, self.figure = output, about, planned, figure
-        found = {run.folder: report.finished(run.folder) for run in planned}
-        self.results = {folder: result for folder, result in found.items() if result is not None}
+        results = {run.folder: report.finished(run.folder) for run in planned}
+        self.results = {folder: result for folder, result in results.items() if result is not None}
         self.failed: dict[Path, str] = {}
         self.stopped = ""
 
@@ -153,10 +153,14 @@ def _check_output(output: Path, entry: str, name: str) -> None:
     """A ValueError if the folder holds another comparison, whose tables would be lost."""
     if not (output / report.JSON).is_file():
         return
-    found = read_json(output / report.JSON)
-    if isinstance(found, dict) and "runs" in found and [found.get(key) for key in ("entry", "recipe")] != [entry, name]:
+    existing = read_json(output / report.JSON)
+    if (
+        isinstance(existing, dict)
+        and "runs" in existing
+        and [existing.get(key) for key in ("entry", "recipe")] != [entry, name]
+    ):
         raise ValueError(
-            f"{output} holds a comparison of {found.get('entry')} of {found.get('recipe')}; give another --output"
+            f"{output} holds a comparison of {existing.get('entry')} of {existing.get('recipe')}; give another --output"
         )
 
 

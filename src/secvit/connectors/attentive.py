@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secvit.connectors.base import Connector
+from secvit.connectors.parameters import InitialisedLinear
 from secvit.connectors.positions import Grid
 from secvit.connectors.precision import no_autocast
-from secvit.connectors.start import StartedLinear
 from secvit.ops import Plan, sec_pool
 
 HEAD_DIM = 64
@@ -39,8 +39,8 @@ class AttentivePool(nn.Module):
             raise ValueError(f"init={init!r}; choose 'identity' or 'random'")
         self.num_heads, self.pooling = heads_of(dim, num_heads), pooling
         if pooling == "attentive":
-            self.q = StartedLinear(dim, dim, start="zero" if init == "identity" else "random")
-            self.k, self.v, self.o = (StartedLinear(dim, dim, start=init) for _ in range(3))
+            self.q = InitialisedLinear(dim, dim, start="zero" if init == "identity" else "random")
+            self.k, self.v, self.o = (InitialisedLinear(dim, dim, start=init) for _ in range(3))
 
     def forward(
         self, tokens: Tensor, groups: Callable[[Tensor], Plan], spatial: bool = False, weigh: bool = False
@@ -71,7 +71,7 @@ class AttentivePool(nn.Module):
     def keys(self, tokens: Tensor) -> Tensor:
         """K in float32 or better whatever autocast and the weights are in, because the order hangs on it."""
         with no_autocast(tokens.device):
-            if type(self.k) is not StartedLinear:  # wrapped, by LoRA say
+            if type(self.k) is not InitialisedLinear:  # wrapped, by LoRA say
                 return self.k(tokens.to(self.k.weight.dtype))
             dtype = torch.promote_types(tokens.dtype, torch.float32)
             return F.linear(tokens.to(dtype), self.k.weight.to(dtype))

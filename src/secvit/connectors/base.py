@@ -106,10 +106,12 @@ class Connector(nn.Module):
 
     def take_mlp(self, projector: Mlp) -> None:
         """Go on with a trained LLaVA projector's own `linear_1`, `act` and `linear_2`, quantised or not."""
-        found = (projector.linear_1.in_features, projector.linear_2.out_features)
+        widths = (projector.linear_1.in_features, projector.linear_2.out_features)
         own = (self.linear_1.in_features, self.linear_2.out_features)
-        if found != own:
-            raise ValueError(f"an MLP from {found[0]} to {found[1]} channels for a connector from {own[0]} to {own[1]}")
+        if widths != own:
+            raise ValueError(
+                f"an MLP from {widths[0]} to {widths[1]} channels for a connector from {own[0]} to {own[1]}"
+            )
         self.linear_1, self.act, self.linear_2 = projector.linear_1, projector.act, projector.linear_2
 
     def forward(
@@ -159,17 +161,17 @@ class Connector(nn.Module):
         self.check_length(tokens.shape[1])
         expected: tuple[int, ...] = (tokens.shape[0], self.in_dim)
         if self.needs_cls and (cls is None or tuple(cls.shape) != expected):
-            found = "none was given" if cls is None else f"this one is {tuple(cls.shape)}"
+            actual = "none was given" if cls is None else f"this one is {tuple(cls.shape)}"
             raise ValueError(
-                f'extra_token="cls" needs the tower\'s [cls] token, cls={expected}, and {found}; keep it when features '
-                'are selected (vision_feature_select_strategy="full"), or choose extra_token="mean" or None'
+                f'extra_token="cls" needs the tower\'s [cls] token, cls={expected}, and {actual}; keep it when '
+                'features are selected (vision_feature_select_strategy="full"), or choose extra_token="mean" or None'
             )
         expected = tuple(tokens.shape[:2])
         if self.needs_cls_attention and (cls_attention is None or tuple(cls_attention.shape) != expected):
-            found = "none was given" if cls_attention is None else f"this one is {tuple(cls_attention.shape)}"
+            actual = "none was given" if cls_attention is None else f"this one is {tuple(cls_attention.shape)}"
             raise ValueError(
                 f"{self.name} needs cls_attention={expected}, how much [cls] attends to each token in the layer the "
-                f'tokens come from, mean over heads, and {found}; load the tower with attn_implementation="eager" and '
+                f'tokens come from, mean over heads, and {actual}; load the tower with attn_implementation="eager" and '
                 "call it with output_attentions=True (SDPA returns none), then attentions[layer].mean(1)[:, 0, 1:]"
             )
 

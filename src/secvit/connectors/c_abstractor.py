@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secvit.connectors.base import Connector
+from secvit.connectors.parameters import LearnedTokens
 from secvit.connectors.pixel_shuffle import CLIP_PATCHES
 from secvit.connectors.positions import Grid, pool_to_square, pooling_weights, square_side
-from secvit.connectors.start import LearnedTokens
 
 
 class RegBlock(nn.Module):

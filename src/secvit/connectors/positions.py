@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secvit.connectors.start import StartedLinear
+from secvit.connectors.parameters import InitialisedLinear
 
 Grid = tuple[int, int]
 FREQUENCIES = 4  # periods of 2, 1, 1/2 and 1/4 image sides: 1/24 of a side turns the last by 60 degrees
@@ -95,7 +95,7 @@ class Position(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.embed = StartedLinear(4 + 4 * FREQUENCIES, dim, start="zero")
+        self.embed = InitialisedLinear(4 + 4 * FREQUENCIES, dim, start="zero")
 
     def forward(self, merged: Merged) -> Tensor:
         centred = 2 * merged.coordinates - 1

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from secvit.connectors.attentive import heads_of
 from secvit.connectors.base import Connector
+from secvit.connectors.parameters import InitialisedLinear, LearnedTokens
 from secvit.connectors.positions import Grid, places
-from secvit.connectors.start import LearnedTokens, StartedLinear
 
 
 class CrossBlock(nn.Module):
@@ -22,7 +22,7 @@ class CrossBlock(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm_q, self.norm_kv, self.norm_ffn = (nn.LayerNorm(dim) for _ in range(3))
-        self.q, self.k, self.v, self.o = (StartedLinear(dim, dim) for _ in range(4))
+        self.q, self.k, self.v, self.o = (InitialisedLinear(dim, dim) for _ in range(4))
         self.ffn = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, queries: Tensor, tokens: Tensor, position: Tensor, weigh: bool) -> tuple[Tensor, Tensor | None]:

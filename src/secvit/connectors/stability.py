@@ -23,12 +23,12 @@ class Stability(NamedTuple):
 
 
 @torch.no_grad()
-def stability(connector: Connector, tokens: Tensor, disturbed: Tensor, **given: Any) -> Stability:
+def stability(connector: Connector, tokens: Tensor, disturbed: Tensor, **inputs: Any) -> Stability:
     """Compare what becomes of tokens (B, L, C) and of the same tokens disturbed: by another dtype, by noise.
 
-    given: what else `Connector.forward` needs, the same for both.  One that draws at random belongs in eval mode.
+    inputs: what else `Connector.forward` needs, the same for both.  One that draws at random belongs in eval mode.
     """
-    (out, before), (moved, after) = (connector(x, **given, return_merged=True) for x in (tokens, disturbed))
+    (out, before), (moved, after) = (connector(x, **inputs, return_merged=True) for x in (tokens, disturbed))
     pairs, kept = (_pairs(merged.weights) for merged in (before, after))
     count = int(pairs.sum())
     return Stability(

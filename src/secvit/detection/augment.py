@@ -35,7 +35,7 @@ def cut(image: tv_tensors.Image, target: Target) -> tuple[tv_tensors.Image, Targ
 
 def _span(side: int, scale: float) -> tuple[int, int]:
     """Where a piece begins along a side, and its length, in px of the picture."""
-    whole = round(side / scale)
-    length = int(torch.randint(min(whole, CROP[0]), min(whole, CROP[1]) + 1, ()))
+    scaled = round(side / scale)
+    length = int(torch.randint(min(scaled, CROP[0]), min(scaled, CROP[1]) + 1, ()))
     pixels = min(side, max(1, round(length * scale)))
     return int(torch.randint(side - pixels + 1, ())), pixels

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from secvit.detection.shapes import LIMIT, REAL
 from secvit.detection.source import Content, Source, resolve_all
-from secvit.fields import Entry, Faults, Wrong, flag, identity, number, shown, text, whole
+from secvit.fields import Entry, Faults, Wrong, flag, identity, integer, number, shown, text
 from secvit.images import upright_size
 from secvit.processes import is_first
 from secvit.splits import held_out
@@ -34,7 +34,7 @@ class Categories:
 
 
 @dataclass
-class Pictures:
+class ImageList:
     """Usable images: file_name, file, the file's id, width and height in px of each; `place` of an id among them."""
 
     names: list[str] = field(default_factory=list)
@@ -62,29 +62,29 @@ class Annotations:
 
 def read_categories(entries: Sequence[Any], faults: Faults) -> Categories:
     """Every category has an id and a name of its own."""
-    known: list[tuple[Id, str]] = []
-    for i, given in enumerate(entries):
+    pairs: list[tuple[Id, str]] = []
+    for i, entry in enumerate(entries):
         try:
-            one = Entry(called("category", given, i), given)
-            known.append((one.get("id", identity), one.get("name", _plain)))
+            one = Entry(called("category", entry, i), entry)
+            pairs.append((one.get("id", identity), one.get("name", _plain)))
         except ValueError as error:
             faults.add(error)
-    for what, values in (("id", [id for id, _ in known]), ("name", [name for _, name in known])):
+    for what, values in (("id", [id for id, _ in pairs]), ("name", [name for _, name in pairs])):
         for value, count in Counter(values).items():
             if count > 1:
                 faults.add(f"{count} categories have the {what} {value!r}; give each its own")
-    known.sort(key=lambda pair: (isinstance(pair[0], str), pair[0]))
+    pairs.sort(key=lambda pair: (isinstance(pair[0], str), pair[0]))
     return Categories(
-        tuple(name for _, name in known), tuple(id for id, _ in known), {id: i for i, (id, _) in enumerate(known)}
+        tuple(name for _, name in pairs), tuple(id for id, _ in pairs), {id: i for i, (id, _) in enumerate(pairs)}
     )
 
 
 def without_supercategory(content: Content) -> tuple[list[Any], str]:
     """The categories but for one without objects that only heads the others, as Roboflow writes it, and its name."""
-    known = [(i, one, one["name"]) for i, one in enumerate(content.categories) if type(one) is dict and "name" in one]
+    named = [(i, one, one["name"]) for i, one in enumerate(content.categories) if type(one) is dict and "name" in one]
     used = set(_ids(content.annotations, "category_id"))
-    for i, one, name in known:
-        others = [other for k, other, _ in known if k != i]
+    for i, one, name in named:
+        others = [other for k, other, _ in named if k != i]
         if others and all(other.get("supercategory") == name for other in others):
             with contextlib.suppress(Wrong):
                 if identity(one.get("id")) not in used:
@@ -108,51 +108,51 @@ def _ids(annotations: Sequence[Any], name: str) -> Iterator[Id]:
                 yield identity(value)
 
 
-def read_pictures(content: Content, source: Source, places: Sequence[Path], fatal: Faults, broken: Faults) -> Pictures:
+def read_images(content: Content, source: Source, places: Sequence[Path], fatal: Faults, broken: Faults) -> ImageList:
     """Images whose files are there and of the size that the file says; headers are read, pixels are not."""
-    entries = _picture_entries(content, fatal, broken)
+    entries = _image_entries(content, fatal, broken)
     val = _val_part([name for _, _, name, _ in entries], source.file, broken) if source.part else set()
-    found = Pictures()
+    image_list = ImageList()
     files = None if content.paths else resolve_all([name for _, _, name, _ in entries], places)
     by_path: dict[str, str] = {}
     bar = tqdm(entries, desc=f"checking {source.file.stem}", disable=not is_first() or None, leave=False)
     for k, (one, id, name, i) in enumerate(bar):
-        found.place[id] = BROKEN
+        image_list.place[id] = BROKEN
         file = files[k] if files else None
         path = content.paths[i] if content.paths else file.path if file else None
         if path:  # of the other part, too: the file would be in both
             if (other := by_path.setdefault(os.path.realpath(path), one.where)) != one.where:
                 fatal.add(f"{other} and {one.where} are one file, {path}; put their annotations under one of them")
         if source.part and (k in val) != (source.part == "val"):
-            found.place[id] = ELSEWHERE
+            image_list.place[id] = ELSEWHERE
             continue
         try:
             size = (one.get("width", _pixels), one.get("height", _pixels))
             if path is None:
                 raise ValueError(f"{one.where}: no file {name} in {places[0]}")
             if file and file.dropped:
-                found.shortened.append(name)
+                image_list.shortened.append(name)
             if content.paths is None:
                 _check_size(one.where, path, size)
         except ValueError as error:
             broken.add(error)
             continue
-        found.place[id] = len(found.names)
-        found.names.append(name)
-        found.paths.append(path)
-        found.ids.append(id)
-        found.sizes.append(size)
-    return found
+        image_list.place[id] = len(image_list.names)
+        image_list.names.append(name)
+        image_list.paths.append(path)
+        image_list.ids.append(id)
+        image_list.sizes.append(size)
+    return image_list
 
 
-def _picture_entries(content: Content, fatal: Faults, broken: Faults) -> list[tuple[Entry, Id, str, int]]:
+def _image_entries(content: Content, fatal: Faults, broken: Faults) -> list[tuple[Entry, Id, str, int]]:
     """The complete ones: each entry with its id, its file_name and its place in the list."""
     entries: list[tuple[Entry, Id, str, int]] = []
-    for i, given in enumerate(content.images):
-        where = called("image", given, i)
+    for i, entry in enumerate(content.images):
+        where = called("image", entry, i)
         try:
-            one = Entry(where, given)
-            if lacking := sorted({"id", "file_name", "width", "height"} - set(given)):
+            one = Entry(where, entry)
+            if lacking := sorted({"id", "file_name", "width", "height"} - set(entry)):
                 raise ValueError(f"{where}: entry without {', '.join(lacking)}")
             entries.append((one, one.get("id", identity), one.get("file_name", _plain), i))
         except ValueError as error:
@@ -173,10 +173,10 @@ def _val_part(names: Sequence[str], file: Path, broken: Faults) -> set[int]:
 
 
 def read_annotations(
-    content: Content, categories: Categories, pictures: Pictures, broken: Faults, masks: bool, single: bool
+    content: Content, categories: Categories, image_list: ImageList, broken: Faults, masks: bool, single: bool
 ) -> Annotations:
     """Annotations whose fields are of the right types and refer to what there is.  single: crowds are no crowds."""
-    found = Annotations()
+    annotations = Annotations()
     for i, one in enumerate(content.annotations):
         try:
             if type(one) is not dict:
@@ -184,33 +184,33 @@ def read_annotations(
             if (id := one.get("id")) is not None and type(id) is not int:
                 _typed("id", id, identity)
             image_id = one.get("image_id")
-            image = pictures.place.get(image_id if type(image_id) is int else _typed("image_id", image_id, identity))
+            image = image_list.place.get(image_id if type(image_id) is int else _typed("image_id", image_id, identity))
             if image is None:
                 raise Wrong(f"unknown image_id {shown(image_id)}")
             if image < 0:
-                found.lost += image == BROKEN
-                found.elsewhere += image == ELSEWHERE
+                annotations.lost += image == BROKEN
+                annotations.elsewhere += image == ELSEWHERE
                 continue
             category = one.get("category_id")
-            known = category if type(category) is int else _typed("category_id", category, identity)
-            label = categories.label.get(known)
+            checked = category if type(category) is int else _typed("category_id", category, identity)
+            label = categories.label.get(checked)
             if label is None:
-                raise Wrong(f"of {pictures.names[image]} has unknown category_id {shown(category)}")
+                raise Wrong(f"of {image_list.names[image]} has unknown category_id {shown(category)}")
             box: Any = one.get("bbox")
             if not _is_box(box):
-                raise Wrong(f"of {pictures.names[image]} has no box of four numbers: {shown(box)}")
+                raise Wrong(f"of {image_list.names[image]} has no box of four numbers: {shown(box)}")
             crowd, area = _crowd(one.get("iscrowd")), _area(one.get("area"))
         except Wrong as error:
             broken.add(f"{where(content, i)}: {error}")
             continue
-        found.numbers.append(i)
-        found.images.append(image)
-        found.labels.append(label)
-        found.boxes.append(box)
-        found.crowd.append(crowd and not single)
-        found.areas.append(area)
-        found.segmentations.append(one.get("segmentation") if masks else None)
-    return found
+        annotations.numbers.append(i)
+        annotations.images.append(image)
+        annotations.labels.append(label)
+        annotations.boxes.append(box)
+        annotations.crowd.append(crowd and not single)
+        annotations.areas.append(area)
+        annotations.segmentations.append(one.get("segmentation") if masks else None)
+    return annotations
 
 
 def all_crowd(annotations: Sequence[Any]) -> bool:
@@ -224,9 +224,9 @@ def renumbered(annotations: Sequence[Any]) -> int:
     return len(annotations) - len(set(ids))
 
 
-def called(kind: str, given: Any, i: int) -> str:
+def called(kind: str, entry: Any, i: int) -> str:
     """What an error calls an entry: by its id, else by its place in the list."""
-    id = given.get("id") if isinstance(given, dict) else None
+    id = entry.get("id") if isinstance(entry, dict) else None
     return f"{kind} {shown(id)}" if type(id) in (int, str) else f"{kind} at place {i + 1} of the list"
 
 
@@ -252,7 +252,7 @@ def _plain(value: Any) -> str:
 
 
 def _pixels(value: Any) -> int:
-    size = whole(value)
+    size = integer(value)
     if size < 1:
         raise Wrong("a size of at least 1 px")
     return size
@@ -283,10 +283,10 @@ def _area_of(value: Any) -> float:
     return area
 
 
-def _check_size(where: str, path: Path, said: tuple[int, int]) -> None:
+def _check_size(where: str, path: Path, stated: tuple[int, int]) -> None:
     try:
         size = upright_size(path)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    if size != said:
-        raise ValueError(f"{where}: {path} is {size[0]}x{size[1]} px upright, the entry says {said[0]}x{said[1]}")
+    if size != stated:
+        raise ValueError(f"{where}: {path} is {size[0]}x{size[1]} px upright, the entry says {stated[0]}x{stated[1]}")

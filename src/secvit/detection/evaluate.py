@@ -45,17 +45,17 @@ def detect(model: nn.Module, coco: Coco, batch_size: int = 1) -> list[dict[str, 
     picture has no detections: its objects count as missed, and its name is in the log.
     Of many processes each looks at a share of the images, and all return what all found.
     """
-    mine, numbers = share(len(coco)), range(1, len(coco.classes) + 1)
+    indices, numbers = share(len(coco)), range(1, len(coco.classes) + 1)
     view = View(coco, Image.Image.copy)  # type: ignore[arg-type]
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     title = f"evaluating {coco.file.stem}"
-    for start in tqdm(range(0, len(mine), batch_size), desc=title, disable=not is_first() or None, leave=False):
-        some = mine[start : start + batch_size]
+    for start in tqdm(range(0, len(indices), batch_size), desc=title, disable=not is_first() or None, leave=False):
+        some = indices[start : start + batch_size]
         images = {i: image for i in some if (image := view.open(i)) is not None}
         for i, out in zip(images, predict(model, list(images.values()), score=0.0), strict=True):
-            found += as_results(out, i + 1, numbers)
+            results += as_results(out, i + 1, numbers)
     skipped_in(view)
-    return sorted(of_all_processes(found), key=lambda one: (one["image_id"], -one["score"]))
+    return sorted(of_all_processes(results), key=lambda one: (one["image_id"], -one["score"]))
 
 
 def with_file_ids(coco: Coco, results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -99,22 +99,22 @@ def score(
     categories: Mapping[int | str, str],
     data: str | os.PathLike[str],
     split: str,
-    known_from: str,
+    expected_name: str,
     max_dets: int = 100,
     batch_size: int = 1,
 ) -> dict[str, Any]:
-    """`evaluate_checkpoint` of a loaded detector.  categories: of `load_detector`.  known_from: its name in errors."""
+    """`evaluate_checkpoint` of a loaded detector.  categories: of `load_detector`.  expected_name: the run."""
     coco = load(os.fspath(data), split, has_masks(model), divide=True, learn=False)
     kinds = ("box", "mask")[: 1 + (has_masks(model) and coco.has_masks)]
     try:
-        coco = coco.with_classes(tuple(categories.values()), tuple(categories), known_from)
+        coco = coco.with_classes(tuple(categories.values()), tuple(categories), expected_name)
     except ValueError as error:
-        raise ValueError(f"{coco.file} has other categories than {known_from}: {error}") from None
+        raise ValueError(f"{coco.file} has other categories than {expected_name}: {error}") from None
     results = detect(model, coco, batch_size)
-    found: dict[str, Any] = {"images": len(coco.images)}
+    figures: dict[str, Any] = {"images": len(coco.images)}
     for kind in kinds:
-        found |= {f"{kind}_{name}": value for name, value in average_precision(coco, results, kind, max_dets).items()}
-    return found
+        figures |= {f"{kind}_{name}": value for name, value in average_precision(coco, results, kind, max_dets).items()}
+    return figures
 
 
 def has_masks(model: nn.Module) -> bool:
@@ -140,8 +140,8 @@ def average_precision(
     content = ground_truth(coco)
     truth = COCO(content)
     with contextlib.redirect_stdout(io.StringIO()):
-        found = truth.loadRes(shown) if shown else COCO({**content, "annotations": []})
-        evaluation = COCOeval_faster(truth, found, KINDS[kind])
+        predictions = truth.loadRes(shown) if shown else COCO({**content, "annotations": []})
+        evaluation = COCOeval_faster(truth, predictions, KINDS[kind])
         evaluation.params.maxDets = [1, 10, max_dets]
         evaluation.evaluate()
         evaluation.accumulate()

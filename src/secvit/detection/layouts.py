@@ -14,7 +14,7 @@ from secvit.detection.source import (
     FOLDERS,
     Candidate,
     Content,
-    Found,
+    Listing,
     Source,
     called_val,
     choose,
@@ -46,8 +46,8 @@ LOOKED_FOR = (
 
 def splits(root: str | Path) -> tuple[str, ...]:
     """The splits that are there by name, of a set without val and test those that it is divided into."""
-    found = _found(Path(root))
-    named = found.sources.keys() | found.refused.keys()
+    listing = _list_splits(Path(root))
+    named = listing.sources.keys() | listing.refused.keys()
     return ("train", "val") if named <= {"", "train"} and named else tuple(s for s in SPLITS if s in named)
 
 
@@ -57,20 +57,20 @@ def find(root: str | Path, split: str, divide: bool = False) -> Source:
     divide: hold val out of a train split that has neither val nor test beside it, as of an undivided set.  A split
     that is there by its name and cannot be read is a ValueError as well: nothing takes its place.
     """
-    found = _found(Path(root))
-    source, named = found.sources.get(split), found.sources.keys() | found.refused.keys()
-    if split in found.refused:
-        raise ValueError(found.refused[split])
+    listing = _list_splits(Path(root))
+    source, named = listing.sources.get(split), listing.sources.keys() | listing.refused.keys()
+    if split in listing.refused:
+        raise ValueError(listing.refused[split])
     if source and not (divide and named == {"train"}):
-        return replace(source, notes=(*found.notes, *source.notes))
-    of = "" if "" in found.sources else "train" if divide and named == {"train"} else None
+        return replace(source, notes=(*listing.notes, *source.notes))
+    of = "" if "" in listing.sources else "train" if divide and named == {"train"} else None
     if of is not None and split in ("train", "val"):
-        if found.refused:
-            raise ValueError(next(iter(found.refused.values())))
-        alone = found.sources[of]
-        return replace(alone, part=split, of=of, notes=(*found.notes, *alone.notes))
-    has = ", ".join(f"{name or 'an undivided set'} ({one.file})" for name, one in found.sources.items())
-    more = list(found.refused.values()) + ([f"found {has}"] if has else [])
+        if listing.refused:
+            raise ValueError(next(iter(listing.refused.values())))
+        alone = listing.sources[of]
+        return replace(alone, part=split, of=of, notes=(*listing.notes, *alone.notes))
+    has = ", ".join(f"{name or 'an undivided set'} ({one.file})" for name, one in listing.sources.items())
+    more = list(listing.refused.values()) + ([f"found {has}"] if has else [])
     if not more and (inner := _inner(Path(root))):
         more = [f"the folder {inner} has one: give that"]
     raise ValueError("; ".join([f"{root}: no {split} split; looked for {LOOKED_FOR.format(split=split)}", *more]))
@@ -81,30 +81,30 @@ def _inner(root: Path) -> Path | None:
     some = []
     for child in folders(root):
         with contextlib.suppress(ValueError):
-            some += [child] if _found(child).sources else []
+            some += [child] if _list_splits(child).sources else []
     return some[0] if len(some) == 1 else None
 
 
-def _found(root: Path) -> Found:
+def _list_splits(root: Path) -> Listing:
     """What lies in a folder, in the one format that it has."""
     if not root.is_dir():
         raise ValueError(f"{root}: {'a file' if root.exists() else 'no such data'}; give the folder of a data set")
     coco = _coco_splits(root)
     sure = bool(coco.sources) and all(_is_coco(source.file, 3) for source in coco.sources.values())
-    found = {"COCO": coco} if sure else {}  # beside the others, a JSON may be anything
+    formats = {"COCO": coco} if sure else {}  # beside the others, a JSON may be anything
     with contextlib.suppress(*([ValueError] if sure else [])):
-        found["YOLO"] = yolo_splits(root)
+        formats["YOLO"] = yolo_splits(root)
     with contextlib.suppress(*([ValueError] if sure else [])):
-        found["Pascal VOC"] = voc_splits(root, deep=not sure)
-    found = {name: one for name, one in found.items() if one.sources or one.refused}
-    whole = {name: one for name, one in found.items() if one.sources}
-    if len(whole) > 1:
-        said = " and ".join(f"{name} ({next(iter(one.sources.values())).file})" for name, one in whole.items())
-        raise ValueError(f"{root}: annotations of {said}; keep those of one format and move the others away")
-    chosen = next(iter(whole.values()), coco if coco.sources else next(iter(found.values()), coco))
+        formats["Pascal VOC"] = voc_splits(root, deep=not sure)
+    formats = {name: one for name, one in formats.items() if one.sources or one.refused}
+    usable = {name: one for name, one in formats.items() if one.sources}
+    if len(usable) > 1:
+        names = " and ".join(f"{name} ({next(iter(one.sources.values())).file})" for name, one in usable.items())
+        raise ValueError(f"{root}: annotations of {names}; keep those of one format and move the others away")
+    chosen = next(iter(usable.values()), coco if coco.sources else next(iter(formats.values()), coco))
     if chosen.sources and "val" not in chosen.sources.keys() | chosen.refused.keys():
         if place := called_val(root):
-            what = unreadable(place) or "pictures without annotations"
+            what = unreadable(place) or "images without annotations"
             chosen.refused["val"] = (
                 f"{place}: a val split by its name, but {what}; add its annotations, or move it away to hold a part of "
                 "train out"
@@ -126,8 +126,8 @@ def _labels_an_image(file: Path) -> bool:
 # -- COCO ----------------------------------------------------------------------------------------
 
 
-def _coco_splits(root: Path) -> Found:
-    found = Found()
+def _coco_splits(root: Path) -> Listing:
+    listing = Listing()
     places = [*(child for child in folders(root) if child.name.casefold() == "annotations"), root]
     files = [file for place in places for file in files_in(place, ".json")]
     named = [Candidate(_word(file), str(file), file) for file in files]
@@ -135,31 +135,31 @@ def _coco_splits(root: Path) -> Found:
         inside = [child / name for name in FILES if os.path.lexists(child / name)]
         named += [Candidate(child.name, str(file), file) for file in inside]
     sure = [one for one in named if unreadable(one.value) or _is_coco(one.value)]
-    known = {split_word(one.word) for one in sure}
-    named = [one for one in named if one in sure or split_word(one.word) not in known]  # beside these, anything
+    sure_splits = {split_word(one.word) for one in sure}
+    named = [one for one in named if one in sure or split_word(one.word) not in sure_splits]  # beside these, anything
     if not any(split_word(one.word) for one in named):
         named = _with_more(root, files)
-    for split, one in choose(named, found).items():
+    for split, one in choose(named, listing).items():
         file = one.value
         if why := unreadable(file):
-            found.refused[split] = f"{file}: {why}; restore it, or remove it if there is no {split} split"
+            listing.refused[split] = f"{file}: {why}; restore it, or remove it if there is no {split} split"
             continue
         own = (file.parent, *_nested(file.parent)) if file.parent not in places else _image_folders(root, one.word)
-        found.sources[split] = Source(file, own, functools.partial(_read_coco, file))
-    used = {source.file for source in found.sources.values()}
+        listing.sources[split] = Source(file, own, functools.partial(_read_coco, file))
+    used = {source.file for source in listing.sources.values()}
     others = [f for f in files if f not in used and not f.stem.startswith(OTHER_KINDS) and not split_word(_word(f))]
     others = [file for file in others if not unreadable(file) and _is_coco(file)]
-    if not found.sources and not found.refused:
-        _undivided(root, places, files, others, found)
-        return found
+    if not listing.sources and not listing.refused:
+        _undivided(root, places, files, others, listing)
+        return listing
     for file in others:
         like = speaks_of(_word(file))
-        if like in SPLITS and like not in found.sources and like not in found.refused:
-            found.refused[like] = not_read(file, like, f"instances_{like}.json")
-    said = " ".join(found.notes)
-    if unused := [str(file) for file in others if str(file) not in said]:
-        found.notes.append(f"not used: {', '.join(unused)}")
-    return found
+        if like in SPLITS and like not in listing.sources and like not in listing.refused:
+            listing.refused[like] = not_read(file, like, f"instances_{like}.json")
+    noted = " ".join(listing.notes)
+    if unused := [str(file) for file in others if str(file) not in noted]:
+        listing.notes.append(f"not used: {', '.join(unused)}")
+    return listing
 
 
 def _word(file: Path) -> str:
@@ -184,14 +184,14 @@ def _with_more(root: Path, files: list[Path]) -> list[Candidate]:
     return divided[0] if divided else []
 
 
-def _undivided(root: Path, places: list[Path], files: list[Path], others: list[Path], found: Found) -> None:
+def _undivided(root: Path, places: list[Path], files: list[Path], others: list[Path], listing: Listing) -> None:
     """The one file of a set without splits."""
     words = {f: _word(f) for f in files if f.stem.startswith("instances_") and _word(f).casefold() in UNDIVIDED}
     usual = [*words, *(place / name for place in places for name in FILES if (place / name).is_file())]
     points = [file for file in files if file.stem.startswith(OTHER_KINDS) and not unreadable(file) and _is_coco(file)]
     some = list(dict.fromkeys([*usual, *others, *points]))
     if broken := next(filter(unreadable, usual), None):
-        found.refused |= dict.fromkeys(SPLITS[:2], f"{broken}: {unreadable(broken)}; restore or remove it")
+        listing.refused |= dict.fromkeys(SPLITS[:2], f"{broken}: {unreadable(broken)}; restore or remove it")
         return
     sure = [file for file in some if _is_coco(file, 3)]
     if instances := [file for file in sure if file.stem.startswith("instances_")]:  # captions, keypoints beside it
@@ -202,7 +202,7 @@ def _undivided(root: Path, places: list[Path], files: list[Path], others: list[P
     if some:
         file = (sure or some)[0]
         own = _image_folders(root, words.get(file, ""))
-        found.sources[""] = Source(file, own, functools.partial(_read_coco, file))
+        listing.sources[""] = Source(file, own, functools.partial(_read_coco, file))
 
 
 def _image_folders(root: Path, word: str) -> tuple[Path, ...]:
@@ -225,8 +225,8 @@ def _nested(folder: Path) -> list[Path]:
 def _read_coco(file: Path, _: Faults) -> Content:
     """The three lists of a COCO file."""
     try:
-        whole = Entry("the file", read_json(file))
-        images, annotations, categories = (whole.get(name, items) for name in ("images", "annotations", "categories"))
+        content = Entry("the file", read_json(file))
+        images, annotations, categories = (content.get(name, items) for name in ("images", "annotations", "categories"))
         return Content(images, annotations, categories)
     except ValueError as error:
         raise ValueError(f"{file}: not a readable COCO file ({str(error).removeprefix(f'{file}: ')})") from None

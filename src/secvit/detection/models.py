@@ -112,9 +112,9 @@ def retinanet(
 
 def check_options(detector: type[nn.Module], options: dict[str, Any]) -> None:
     """Refuse what torchvision's constructor would pass over in silence."""
-    known = sorted(set(inspect.signature(detector).parameters) - OURS)
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"{detector.__name__} has no option {', '.join(unknown)}; choose from {', '.join(known)}")
+    names = sorted(set(inspect.signature(detector).parameters) - OURS)
+    if unknown := sorted(set(options) - set(names)):
+        raise ValueError(f"{detector.__name__} has no option {', '.join(unknown)}; choose from {', '.join(names)}")
 
 
 def _two_stage(

@@ -21,12 +21,12 @@ Box = tuple[float, float, float, float]
 
 
 def draw_detections(
-    image: Image.Image, found: Mapping[str, Tensor], classes: Sequence[str] = (), opacity: float = OPACITY
+    image: Image.Image, detections: Mapping[str, Tensor], classes: Sequence[str] = (), opacity: float = OPACITY
 ) -> Image.Image:
     """A photo with masks, boxes, names and scores over it; a small one is enlarged a whole number of times.
 
-    found: boxes (n, 4) as corners in px, labels (n) from 0 on and, if there are any, scores (n) and masks (n, H, W)
-        or (n, 1, H, W): what `secvit.detection.predict` or a torchvision detector returns, or a ground truth.
+    detections: boxes (n, 4) as corners in px, labels (n) from 0 on and, if there are any, scores (n) and masks
+        (n, H, W) or (n, 1, H, W): what `secvit.detection.predict` or a torchvision detector returns, or a ground truth.
     classes: names of the labels; numbers where there are none.
     A class has the same colour in every picture.
     """
@@ -35,13 +35,13 @@ def draw_detections(
     picture = to_rgb(image).resize(size, Image.Resampling.BICUBIC)
     scale = (max(size) / 640) ** 0.8  # large photos are looked at shrunk, but not wholly
     line = max(2, round(2 * scale))
-    boxes = found["boxes"].double() * factor
-    labels = found["labels"].tolist()
-    scores = found["scores"].tolist() if "scores" in found else [None] * len(labels)
+    boxes = detections["boxes"].double() * factor
+    labels = detections["labels"].tolist()
+    scores = detections["scores"].tolist() if "scores" in detections else [None] * len(labels)
     # large ones first: what lies on them stays visible
     order = sorted(range(len(labels)), key=lambda i: -float((boxes[i, 2:] - boxes[i, :2]).prod()))
-    if "masks" in found:
-        masks = found["masks"].reshape(len(labels), image.height, image.width)
+    if "masks" in detections:
+        masks = detections["masks"].reshape(len(labels), image.height, image.width)
         for i in order:
             _lay_mask(picture, (masks[i] > 0.5).cpu().numpy(), class_colour(labels[i]), factor, line, opacity)
     pen = ImageDraw.Draw(picture)

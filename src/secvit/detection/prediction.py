@@ -38,14 +38,14 @@ def predict(model: nn.Module, images: Sequence[Image.Image | Tensor], score: flo
     alike: dict[tuple[int, int], list[int]] = {}
     for i, image in enumerate(images):
         alike.setdefault(seen_size(model, image_size(image)), []).append(i)
-    found: dict[int, dict[str, Tensor]] = {}
+    detections: dict[int, dict[str, Tensor]] = {}
     device = next(model.parameters()).device
     for some in alike.values():
         with masks_in_boxes(model):
             outputs = model([as_pixels(images[i]).to(device) for i in some])
         for i, out in zip(some, outputs, strict=True):
-            found[i] = finished(out, image_size(images[i]), score)
-    return [found[i] for i in range(len(images))]
+            detections[i] = finished(out, image_size(images[i]), score)
+    return [detections[i] for i in range(len(images))]
 
 
 def image_size(image: Image.Image | Tensor) -> tuple[int, int]:
@@ -84,8 +84,8 @@ def masks_in_boxes(model: nn.Module) -> Iterator[None]:
     """
 
     def rename(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        found, losses = output
-        return [{"small" if name == "masks" else name: x for name, x in one.items()} for one in found], losses
+        detections, losses = output
+        return [{"small" if name == "masks" else name: x for name, x in one.items()} for one in detections], losses
 
     heads = getattr(model, "roi_heads", None)
     hook = heads.register_forward_hook(rename) if heads is not None else None
@@ -101,14 +101,14 @@ def finished(out: dict[str, Tensor], size: tuple[int, int], score: float) -> dic
     out = {name: value.cpu() for name, value in out.items()}
     order = out["scores"].argsort(descending=True, stable=True)
     order = order[out["scores"][order] >= score]
-    found = {name: out[name][order] for name in ("boxes", "labels", "scores")}
+    detections = {name: out[name][order] for name in ("boxes", "labels", "scores")}
     if "small" in out:
-        found["masks"] = torch.zeros(len(order), size[1], size[0], dtype=torch.bool)
-        for mask, box, small in zip(found["masks"], found["boxes"], out["small"][order], strict=True):
+        detections["masks"] = torch.zeros(len(order), size[1], size[0], dtype=torch.bool)
+        for mask, box, small in zip(detections["masks"], detections["boxes"], out["small"][order], strict=True):
             lay(mask, box, small)
     # scaled back from the size seen, they may end a rounding error outside
-    found["boxes"] = clip_boxes_to_image(found["boxes"], (size[1], size[0]))
-    return found
+    detections["boxes"] = clip_boxes_to_image(detections["boxes"], (size[1], size[0]))
+    return detections
 
 
 def lay(mask: Tensor, box: Tensor, small: Tensor) -> None:
@@ -122,15 +122,17 @@ def lay(mask: Tensor, box: Tensor, small: Tensor) -> None:
     window.copy_(paste_masks_in_image(small[None], inside[None], tuple(window.shape))[0, 0] > 0.5)
 
 
-def as_results(found: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int | str]) -> list[dict[str, Any]]:
+def as_results(
+    detections: Mapping[str, Tensor], image_id: int, category_ids: Sequence[int | str]
+) -> list[dict[str, Any]]:
     """What `predict` found in one image in COCO's result format: boxes (x, y, w, h), masks as run lengths."""
-    corners = found["boxes"]
+    corners = detections["boxes"]
     boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).tolist()
     entries: list[dict[str, Any]] = [
         {"image_id": image_id, "category_id": category_ids[int(label)], "bbox": box, "score": float(score)}
-        for box, label, score in zip(boxes, found["labels"], found["scores"])
+        for box, label, score in zip(boxes, detections["labels"], detections["scores"])
     ]
-    for entry, mask in zip(entries, found.get("masks", ())):
+    for entry, mask in zip(entries, detections.get("masks", ())):
         entry["segmentation"] = rle.encode(np.asfortranarray(mask.byte().numpy()))
     return entries
 
@@ -141,7 +143,7 @@ def new_coco(categories: Mapping[int | str, str]) -> dict[str, Any]:
     return {"info": {}, "images": [], "categories": entries, "annotations": []}
 
 
-def add_image(coco: dict[str, Any], name: str, size: tuple[int, int], found: Mapping[str, Tensor]) -> None:
+def add_image(coco: dict[str, Any], name: str, size: tuple[int, int], detections: Mapping[str, Tensor]) -> None:
     """Append an image of (width, height) px, and what `predict` found in it, to a COCO file.
 
     Annotations have a score, and masks as compressed run lengths ([] where there are none), so they are results, too:
@@ -151,7 +153,7 @@ def add_image(coco: dict[str, Any], name: str, size: tuple[int, int], found: Map
     """
     image_id = len(coco["images"]) + 1
     coco["images"].append({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
-    for entry in as_results(found, image_id, [category["id"] for category in coco["categories"]]):
+    for entry in as_results(detections, image_id, [category["id"] for category in coco["categories"]]):
         mask, area = entry.get("segmentation", []), entry["bbox"][2] * entry["bbox"][3]
         if mask:
             area = float(rle.area(mask))

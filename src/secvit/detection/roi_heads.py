@@ -133,7 +133,7 @@ class StagedRoIHeads(RoIHeads):
             with torch.no_grad():
                 boxes, matched, labels, goals = self.stages[i].select_training_samples(list(proposals), targets)
             logits, deltas = self._box_stage(i, features, boxes, image_shapes)
-            found = {
+            stage_losses = {
                 "classifier": F.cross_entropy(logits, torch.cat(labels)),
                 "box_reg": self._box_loss(i, deltas, torch.cat(labels), torch.cat(goals), torch.cat(boxes)),
             }
@@ -142,13 +142,15 @@ class StagedRoIHeads(RoIHeads):
                 masked = [box[p] for box, p in zip(boxes, positive)]
                 truth = ([t["masks"] for t in targets], [t["labels"] for t in targets])
                 at = [m[p] for m, p in zip(matched, positive)]
-                found["mask"] = maskrcnn_loss(self._mask_stage(i, features, masked, image_shapes), masked, *truth, at)
+                stage_losses["mask"] = maskrcnn_loss(
+                    self._mask_stage(i, features, masked, image_shapes), masked, *truth, at
+                )
             name = "" if len(self.loss_weights) == 1 else f"_{i + 1}"
-            losses |= {f"loss_{kind}{name}": weight * loss for kind, loss in found.items()}
+            losses |= {f"loss_{kind}{name}": weight * loss for kind, loss in stage_losses.items()}
             if i + 1 < len(self.loss_weights):
                 with torch.no_grad():
-                    known = torch.cat(labels)
-                    classes = torch.where(known > 0, known, logits[:, 1:].argmax(1) + 1)
+                    all_labels = torch.cat(labels)
+                    classes = torch.where(all_labels > 0, all_labels, logits[:, 1:].argmax(1) + 1)
                     refined = self._refined(i, deltas, boxes, classes, image_shapes)
                     # boxes that are a ground truth already teach the next stage nothing
                     proposals = [new[~_among(old, t["boxes"])] for new, old, t in zip(refined, boxes, targets or [])]
@@ -166,10 +168,10 @@ class StagedRoIHeads(RoIHeads):
                 boxes = self._refined(i, deltas, boxes, logits[:, 1:].argmax(1) + 1, image_shapes)
         mean = torch.stack(scores).mean(0)
         # torchvision takes the softmax of what it is given: that of a logarithm is the mean again
-        found = self.postprocess_detections(mean.clamp_min(1e-37).log(), deltas, boxes, image_shapes)
-        result = [{"boxes": b, "scores": s, "labels": c - 1} for b, s, c in zip(*found)]
+        detections = self.postprocess_detections(mean.clamp_min(1e-37).log(), deltas, boxes, image_shapes)
+        result = [{"boxes": b, "scores": s, "labels": c - 1} for b, s, c in zip(*detections)]
         if self.has_mask():
-            where, labels = [r["boxes"] for r in result], found[2]
+            where, labels = [r["boxes"] for r in result], detections[2]
             stages = [self._mask_stage(i, features, where, image_shapes) for i in range(len(self.mask_heads))]
             masks = torch.stack([stage.sigmoid() for stage in stages]).mean(0)
             for r, mask in zip(result, maskrcnn_inference(torch.logit(masks, eps=1e-6), labels)):
@@ -201,13 +203,13 @@ class StagedRoIHeads(RoIHeads):
     def _box_loss(self, i: int, deltas: Tensor, labels: Tensor, goals: Tensor, boxes: Tensor) -> Tensor:
         """Over positive boxes, divided by all sampled ones."""
         positive = torch.where(labels > 0)[0]
-        found, goal = deltas.unflatten(1, (-1, 4))[positive, labels[positive]], goals[positive]
+        predicted, goal = deltas.unflatten(1, (-1, 4))[positive, labels[positive]], goals[positive]
         if self.box_loss == "giou":
             coder = self.stages[i].box_coder
-            pairs = (coder.decode_single(d, boxes[positive]) for d in (found, goal))
+            pairs = (coder.decode_single(d, boxes[positive]) for d in (predicted, goal))
             return 10 * generalized_box_iou_loss(*pairs, reduction="sum") / labels.numel()
         beta = 0.0 if self.box_loss == "l1" else 1 / 9
-        return F.smooth_l1_loss(found, goal, beta=beta, reduction="sum") / labels.numel()
+        return F.smooth_l1_loss(predicted, goal, beta=beta, reduction="sum") / labels.numel()
 
 
 def _among(boxes: Tensor, others: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 
 from secvit.detection import models
 from secvit.detection.config import Model
-from secvit.fields import few
+from secvit.fields import abridged
 from secvit.models.features import start_from
 from secvit.models.saved import device_of, saved_config
 from secvit.weights import load_weights
@@ -27,7 +27,7 @@ def create(chosen: Model, classes: int) -> nn.Module:
     model = make(chosen.backbone, classes, backbone_args=dict(chosen.backbone_args), **options)
     if chosen.init:
         new = start_from(model, chosen.init)
-        logger.info("starting from %s; new: %s", chosen.init, few(new) or "nothing")
+        logger.info("starting from %s; new: %s", chosen.init, abridged(new) or "nothing")
     return model
 
 
@@ -47,11 +47,11 @@ def load_detector(
     config = saved_config(path)
     if not config:
         raise ValueError(f"{path}: no config.yaml beside the weights, so the network is unknown; give a run's folder")
-    known, classes = config.get("model"), config.get("classes")
-    if not isinstance(known, dict) or "detector" not in known or not classes:
+    settings, classes = config.get("model"), config.get("classes")
+    if not isinstance(settings, dict) or "detector" not in settings or not classes:
         raise ValueError(f"{path}: its config.yaml is not that of a detector; give a run of secvit.detection")
     try:
-        chosen = Model(**known)
+        chosen = Model(**settings)
     except TypeError as error:
         raise ValueError(f"{path}: its config.yaml does not fit this version ({error})") from None
     # the run's own weights replace whatever it started from

@@ -11,7 +11,7 @@ import numpy as np
 
 from secvit.detection.masks import encode, measure
 from secvit.detection.objects import Masks, ends
-from secvit.fields import Wrong, shown, whole
+from secvit.fields import Wrong, integer, shown
 
 EDGE = 2.0  # px that a polygon or a box may lie outside its image: annotators round
 SMALLEST = 0.01  # px: a thinner box may have no area in float32 once it is flipped and scaled
@@ -42,16 +42,16 @@ def read_masks(segmentations: Sequence[Any], heights: np.ndarray, widths: np.nda
     faults: dict[int, str] = {}
     polygons: list[list[Any]] = []
     counts, texts = [0] * len(segmentations), [b""] * len(segmentations)
-    for i, given in enumerate(segmentations):
-        if not given and (given is None or given == []):
+    for i, segmentation in enumerate(segmentations):
+        if not segmentation and (segmentation is None or segmentation == []):
             continue
         try:
-            if type(given) is list:
-                parts = _polygons(given)
+            if type(segmentation) is list:
+                parts = _polygons(segmentation)
                 polygons += parts
                 counts[i] = len(parts)
             else:
-                texts[i] = _run_lengths(given, int(heights[i]), int(widths[i]))
+                texts[i] = _run_lengths(segmentation, int(heights[i]), int(widths[i]))
         except Wrong as error:
             faults[i] = str(error)
     points = _points(polygons, counts, faults)
@@ -76,9 +76,9 @@ def read_masks(segmentations: Sequence[Any], heights: np.ndarray, widths: np.nda
     return Shapes(masks, faults, present, areas, boxes)
 
 
-def _polygons(given: list[Any]) -> list[list[Any]]:
+def _polygons(segmentation: list[Any]) -> list[list[Any]]:
     """COCO's list of polygons; a flat list of numbers is one."""
-    parts = [given] if type(given[0]) in REAL else given
+    parts = [segmentation] if type(segmentation[0]) in REAL else segmentation
     for part in parts:
         if type(part) is not list:
             raise Wrong(f"has a polygon {shown(part)}, expected a list of numbers x, y, x, y, ...")
@@ -87,13 +87,13 @@ def _polygons(given: list[Any]) -> list[list[Any]]:
     return parts
 
 
-def _run_lengths(given: Any, height: int, width: int) -> bytes:
+def _run_lengths(segmentation: Any, height: int, width: int) -> bytes:
     """The compressed counts of a COCO mask."""
-    if not isinstance(given, dict):
-        raise Wrong(f"has a mask {shown(given)}, expected polygons or run lengths")
-    size, counts = given.get("size"), given.get("counts")
+    if not isinstance(segmentation, dict):
+        raise Wrong(f"has a mask {shown(segmentation)}, expected polygons or run lengths")
+    size, counts = segmentation.get("size"), segmentation.get("counts")
     try:
-        agrees = isinstance(size, list) and [whole(value) for value in size] == [height, width]
+        agrees = isinstance(size, list) and [integer(value) for value in size] == [height, width]
     except Wrong:
         agrees = False
     if not agrees:
@@ -105,12 +105,12 @@ def _run_lengths(given: Any, height: int, width: int) -> bytes:
     if not isinstance(counts, list) or not counts:
         raise Wrong(f"has a mask of counts {shown(counts)}, expected run lengths")
     try:
-        lengths = counts if set(map(type, counts)) == {int} else [whole(value) for value in counts]
+        lengths = counts if set(map(type, counts)) == {int} else [integer(value) for value in counts]
     except Wrong as error:
         raise Wrong(f"has a mask of counts {shown(counts)}, each expected {error}") from None
     if min(lengths) < 0 or sum(lengths) != height * width:
-        told = f"of {sum(lengths):,} px" if min(lengths) >= 0 else "below 0"
-        raise Wrong(f"has a mask that has run lengths {told} for an image of {height * width:,} px")
+        total = f"of {sum(lengths):,} px" if min(lengths) >= 0 else "below 0"
+        raise Wrong(f"has a mask that has run lengths {total} for an image of {height * width:,} px")
     return encode({"size": [height, width], "counts": lengths}, height, width)["counts"]
 
 

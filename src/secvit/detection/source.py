@@ -46,7 +46,7 @@ class Gathered:
         self.where: list[str] = []
         self.paths: list[Path] = []
 
-    def picture(self, path: Path, name: str, size: tuple[int, int]) -> None:
+    def image(self, path: Path, name: str, size: tuple[int, int]) -> None:
         """An image of a width and height in px; the annotations that follow are its own."""
         number = len(self.images) + 1
         self.images.append({"id": number, "file_name": name, "width": size[0], "height": size[1]})
@@ -80,7 +80,7 @@ class Source:
 
 
 @dataclass
-class Found:
+class Listing:
     """What a folder holds in one format.
 
     sources: by split, "" for a set without splits.  refused: why a split that is there by its name cannot be read.
@@ -109,11 +109,11 @@ def speaks_of(name: str) -> str | None:
     """The split that a longer or another name speaks of: "minival", "seg_val", "eval" -> "val"; None if none."""
     if word := split_word(name):
         return word
-    found = splits_like(name)
-    return BOTH if found == {"train", "val"} else found.pop() if len(found) == 1 else None
+    likely = splits_like(name)
+    return BOTH if likely == {"train", "val"} else likely.pop() if len(likely) == 1 else None
 
 
-def choose(candidates: Sequence[Candidate], found: Found) -> dict[str, Candidate]:
+def choose(candidates: Sequence[Candidate], listing: Listing) -> dict[str, Candidate]:
     """The candidate of each split, all of one year where several have theirs, and BOTH for a train that is not there.
 
     A ValueError names two for one split; what is not used is noted.
@@ -132,19 +132,19 @@ def choose(candidates: Sequence[Candidate], found: Found) -> dict[str, Candidate
         if len(some) > 1:
             raise ValueError(f"{some[0].shown} and {some[1].shown} are both a {split} split; keep one of them")
         chosen[split] = some[0]
-    whole = chosen.pop(BOTH, None)
-    if whole and not {"train", "val"} & (chosen.keys() | found.refused.keys()):
-        chosen["train"] = whole
-        found.notes.append(f"{whole.shown} is read as train")
-    elif whole and ("train" in chosen) != ("val" in chosen):
+    joint = chosen.pop(BOTH, None)
+    if joint and not {"train", "val"} & (chosen.keys() | listing.refused.keys()):
+        chosen["train"] = joint
+        listing.notes.append(f"{joint.shown} is read as train")
+    elif joint and ("train" in chosen) != ("val" in chosen):
         split, other = ("val", "train") if "train" in chosen else ("train", "val")
-        found.refused[split] = (
-            f"{whole.shown}: holds train and val, and only {chosen[other].shown} is beside it; give {split} a list or "
-            f"file of its own, or remove {whole.shown}"
+        listing.refused[split] = (
+            f"{joint.shown}: holds train and val, and only {chosen[other].shown} is beside it; give {split} a list or "
+            f"file of its own, or remove {joint.shown}"
         )
     others = [one for one in candidates if one not in chosen.values()]
     if unused := [one.shown for one in others if split_word(one.word) not in (None, BOTH)]:
-        found.notes.append(f"not used: {', '.join(unused)}")
+        listing.notes.append(f"not used: {', '.join(unused)}")
     return chosen
 
 
@@ -278,14 +278,14 @@ def resolve_all(
     Leading folders are dropped only where no other name keeps more of its own: where b/1.png lies in b, 1.png is not
     the a/1.png that is missing.
     """
-    found = [resolve(name, places, there) for name in names]
+    resolved = [resolve(name, places, there) for name in names]
     most: dict[tuple[str, ...], int] = {}  # parts kept, by what was dropped
-    for one in found:
+    for one in resolved:
         if one:
             most[one.dropped] = max(most.get(one.dropped, 0), one.kept)
 
     def alike(one: Resolved) -> bool:
         return all(one.kept >= kept for dropped, kept in most.items() if dropped != one.dropped)
 
-    right = {(one.dropped, one.kept): not one.dropped or alike(one) for one in found if one}
-    return [one if one and right[one.dropped, one.kept] else None for one in found]
+    right = {(one.dropped, one.kept): not one.dropped or alike(one) for one in resolved if one}
+    return [one if one and right[one.dropped, one.kept] else None for one in resolved]

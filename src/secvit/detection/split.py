@@ -92,9 +92,9 @@ class Coco:
             target["masks"] = tv_tensors.Mask(torch.from_numpy(pixels))
         return target
 
-    def with_classes(self, classes: Sequence[str], category_ids: Sequence[int | str], known_from: str) -> Coco:
+    def with_classes(self, classes: Sequence[str], category_ids: Sequence[int | str], expected_name: str) -> Coco:
         """The same objects with other labels for their classes, by name; a ValueError if one is not among them."""
-        place = match_classes(classes, self.classes, known_from, str(self.file))
+        place = match_classes(classes, self.classes, expected_name, str(self.file))
         labels = frozen(np.array([*place, 0])[self.table.labels], np.int32)
         table = replace(self.table, labels=labels)
         return replace(self, classes=tuple(classes), category_ids=tuple(category_ids), table=table)

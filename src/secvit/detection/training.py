@@ -56,7 +56,7 @@ def prepare(
     """What a recipe and a folder of annotated images make of the loop."""
     check_writable(output)
     masks = recipe.model.detector != "retinanet" and recipe.model.args.get("masks", True)
-    scored = "val" if "val" in (known := splits(data)) or "test" not in known else "test"
+    scored = "val" if "val" in (names := splits(data)) or "test" not in names else "test"
     find(data, scored, divide=True)
     train_split = load(data, "train", masks, recipe.drop_broken, divide=True)
     val_split = load(data, scored, masks, divide=True)
@@ -96,11 +96,11 @@ def prepare(
 def _score(split: Coco, masks: bool, max_dets: int, network: nn.Module) -> dict[str, float]:
     """COCO's figures of boxes and, if there are any, of masks."""
     results = detect(network, split)
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for kind in ("box", "mask")[: 1 + masks]:
         figures = average_precision(split, results, kind, max_dets)
-        found |= {f"{kind}_{name}": value for name, value in figures.items() if name != "per_class"}
-    return found
+        scores |= {f"{kind}_{name}": value for name, value in figures.items() if name != "per_class"}
+    return scores
 
 
 def _report(
@@ -125,8 +125,8 @@ def _report(
 
 def check_overlap(train: Coco, held_out: Coco) -> list[str]:
     """Warn of held-out pictures that are in train as well, compared by path, and return their files."""
-    known = set(map(os.path.realpath, train.names))
-    twice = [name for name in held_out.names if os.path.realpath(name) in known]
+    train_files = set(map(os.path.realpath, train.names))
+    twice = [name for name in held_out.names if os.path.realpath(name) in train_files]
     if twice:
         logger.warning(
             "%d of %d images of %s are in %s as well, so the score will be too good: %s%s",
@@ -138,9 +138,9 @@ def check_overlap(train: Coco, held_out: Coco) -> list[str]:
 
 def check_classes(output: Path, data: Coco) -> None:
     """A run that is resumed learned the classes of the data, in their order; else a ValueError."""
-    known = saved_config(output).get("classes")
-    if known:
-        place = match_classes(known, data.classes, f"the run {output}", str(data.file), all_of_them=True)
+    run_classes = saved_config(output).get("classes")
+    if run_classes:
+        place = match_classes(run_classes, data.classes, f"the run {output}", str(data.file), all_of_them=True)
         if place != list(range(len(place))):
             raise ValueError(f"{data.file} has the classes of the run {output} in another order; give another output")
 

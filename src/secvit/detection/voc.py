@@ -13,8 +13,8 @@ from xml.etree import ElementTree
 from secvit.detection.source import (
     Candidate,
     Content,
-    Found,
     Gathered,
+    Listing,
     Source,
     any_below,
     choose,
@@ -41,70 +41,70 @@ _COLUMN = re.compile(r"\s+(?:-1|0|1)$")  # of a class's list: whether it is ther
 ENCODING = re.compile(rb"""\s*<\?xml[^>]*?\sencoding\s*=\s*["']([\w.:-]+)["']""")
 
 
-def voc_splits(root: Path, deep: bool = True) -> Found:
+def voc_splits(root: Path, deep: bool = True) -> Listing:
     """Splits by ImageSets/Main, or by folders of images with an XML file each; "" is a set without splits.
 
     deep: look two folders deeper, and for XML files beside images, too.
     """
-    found, base = Found(), None
+    listing, base = Listing(), None
     near: dict[str, Path] = {}  # each once, whatever is linked
     for place in [root, *(one for child in folders(root) for one in (child, *folders(child)))] if deep else [root]:
         near.setdefault(os.path.realpath(place), place)
     for place in near.values():
-        annotations, pictures = folder_called(place, "Annotations"), folder_called(place, *FOLDERS)
-        if pictures is None or annotations is None or not any_below(annotations, _is_xml):
+        annotations, images = folder_called(place, "Annotations"), folder_called(place, *FOLDERS)
+        if images is None or annotations is None or not any_below(annotations, _is_xml):
             continue
         if base:
             raise ValueError(f"{base} and {place} are each a Pascal VOC set; give the folder of one")
         base = place
-        _by_lists(place, pictures, annotations, found)
-        if not found.sources and not found.refused:
-            read = functools.partial(_read, None, pictures, annotations)
-            found.sources[""] = Source(annotations, (pictures,), read)
+        _by_lists(place, images, annotations, listing)
+        if not listing.sources and not listing.refused:
+            read = functools.partial(_read, None, images, annotations)
+            listing.sources[""] = Source(annotations, (images,), read)
     if base is None and deep:
         beside = [place for place in (root, folder_called(root, *FOLDERS)) if place]  # XML files and images
         named = [Candidate(child.name, str(child), child) for place in beside for child in folders(place)]
         named = [one for one in named if split_word(one.word) and any(map(_is_xml, one.value.iterdir()))]
-        for split, one in choose(named, found).items():
+        for split, one in choose(named, listing).items():
             read = functools.partial(_read, None, one.value, one.value, above=root)
-            found.sources[split] = Source(one.value, (one.value,), read)
+            listing.sources[split] = Source(one.value, (one.value,), read)
         for place in beside if not named else ():
             if any(map(_is_xml, place.iterdir())) and any(map(is_image, place.iterdir())):
-                found.sources[""] = Source(place, (place,), functools.partial(_read, None, place, place))
-    return found
+                listing.sources[""] = Source(place, (place,), functools.partial(_read, None, place, place))
+    return listing
 
 
-def _by_lists(base: Path, pictures: Path, annotations: Path, found: Found) -> None:
+def _by_lists(base: Path, images: Path, annotations: Path, listing: Listing) -> None:
     """The splits that lists in ImageSets/Main name, or in ImageSets."""
     places = [place for place in (base / "ImageSets" / "Main", base / "ImageSets") if place.is_dir()]
     lists = [file for place in places for file in files_in(place, ".txt") if not _OF_CLASS.search(file.stem)]
-    chosen = {split: one.value for split, one in choose([Candidate(f.stem, str(f), f) for f in lists], found).items()}
+    chosen = {split: one.value for split, one in choose([Candidate(f.stem, str(f), f) for f in lists], listing).items()}
     default = [file for file in lists if file.stem.casefold() in ("default", "all")]
-    if default and not chosen and not found.refused:  # CVAT's list of a set without splits
+    if default and not chosen and not listing.refused:  # CVAT's list of a set without splits
         chosen[""] = default[0]
     if unused := [str(file) for file in lists if not split_word(file.stem) and file not in chosen.values()]:
-        found.notes.append(f"not used: {', '.join(unused)}")
+        listing.notes.append(f"not used: {', '.join(unused)}")
     for split, file in chosen.items():
         if why := unreadable(file):
-            found.refused[split] = f"{file}: {why}; restore it, or remove it if there is no {split} split"
+            listing.refused[split] = f"{file}: {why}; restore it, or remove it if there is no {split} split"
         else:
-            read = functools.partial(_read, file, pictures, annotations)
-            found.sources[split] = Source(file, (pictures,), read)
+            read = functools.partial(_read, file, images, annotations)
+            listing.sources[split] = Source(file, (images,), read)
     for file in lists if "" not in chosen else ():
         like = speaks_of(file.stem)
-        if like in SPLITS and like not in found.sources and like not in found.refused:
-            found.refused[like] = not_read(file, like, f"{like}.txt")
+        if like in SPLITS and like not in listing.sources and like not in listing.refused:
+            listing.refused[like] = not_read(file, like, f"{like}.txt")
 
 
 def _is_xml(path: Path) -> bool:
     return path.suffix.casefold() == ".xml"
 
 
-def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, above: Path | None = None) -> Content:
+def _read(file: Path | None, images: Path, annotations: Path, faults: Faults, above: Path | None = None) -> Content:
     """What the XML files of the images that a file names hold, or of all that have one."""
     by_name: dict[str, list[Path]] = {}
-    for path in image_files(pictures, left_out := LeftOut()):
-        by_name.setdefault(_stem(path, pictures), []).append(path)
+    for path in image_files(images, left_out := LeftOut()):
+        by_name.setdefault(_stem(path, images), []).append(path)
     parsed, broken = _parse_all(above or annotations, faults)
     xmls = {_stem(path, annotations): path for path in [*parsed, *broken] if path.is_relative_to(annotations)}
     # classes are those of all splits, so that each has the same
@@ -114,14 +114,14 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
     shift, without = _first_pixel(parsed.values()), 0
     for where, name in [(name, name) for name in by_name] if file is None else _listed(file, by_name):
         some = by_name.get(name) or [path for path in by_name.get(_cut(name), ()) if path.name == Path(name).name]
-        xml = xmls.get(_stem(some[0], pictures)) if some else None
+        xml = xmls.get(_stem(some[0], images)) if some else None
         if not some:
-            faults.add(f"image {where}: no file of that name in {pictures}")
+            faults.add(f"image {where}: no file of that name in {images}")
         elif len(some) > 1:
             faults.add(f"image {name}: {some[0].name} and {some[1].name} would have one XML file; rename one of them")
         elif xml is None and file is not None:
             faults.add(
-                f"image {where}: no {_stem(some[0], pictures)}.xml in {annotations}; add it (without objects if there "
+                f"image {where}: no {_stem(some[0], images)}.xml in {annotations}; add it (without objects if there "
                 "are none), or remove the line"
             )
         elif xml is None:
@@ -132,7 +132,7 @@ def _read(file: Path | None, pictures: Path, annotations: Path, faults: Faults, 
             except ValueError as error:
                 faults.add(f"image {name}: {error}")
                 continue
-            gathered.picture(some[0], some[0].relative_to(pictures).as_posix(), size)
+            gathered.image(some[0], some[0].relative_to(images).as_posix(), size)
             _add_objects(gathered, xml, parsed[xml], ids, shift, faults)
     notes = []
     if lone := sorted(path for stem, path in xmls.items() if stem not in by_name):
@@ -188,18 +188,18 @@ def _cut(name: str) -> str:
     return os.path.splitext(name)[0] if is_image(name) else name
 
 
-def _listed(file: Path, known: Container[str]) -> list[tuple[str, str]]:
+def _listed(file: Path, present: Container[str]) -> list[tuple[str, str]]:
     """What errors call each image of a list, and its name: a line, without quotes and the -1, 0 or 1 of a class.
 
-    known: names that are there; "photo 1" is one of them, or all lines have such a column.
+    present: names that are there; "photo 1" is one of them, or all lines have such a column.
     """
     lines = [(i, _unquoted(line)) for i, line in enumerate(read_text(file).splitlines(), 1) if line.strip()]
-    columns = all(_COLUMN.search(line) for _, line in lines) and not all(_cut(line) in known for _, line in lines)
-    found: dict[str, str] = {}
+    columns = all(_COLUMN.search(line) for _, line in lines) and not all(_cut(line) in present for _, line in lines)
+    places: dict[str, str] = {}
     for i, line in lines:
         name = _unquoted(_COLUMN.sub("", line)) if columns else line
-        found.setdefault(name, f"{name} ({file.name} line {i})")
-    return [(where, name) for name, where in found.items()]
+        places.setdefault(name, f"{name} ({file.name} line {i})")
+    return [(where, name) for name, where in places.items()]
 
 
 def _unquoted(line: str) -> str:
@@ -208,11 +208,11 @@ def _unquoted(line: str) -> str:
 
 
 def _difficult(one: ElementTree.Element) -> bool:
-    given = (one.findtext("difficult") or "0").strip()
+    value = (one.findtext("difficult") or "0").strip()
     try:
-        return flag(given or 0)
+        return flag(value or 0)
     except Wrong as error:
-        raise Wrong(f"difficult is {shown(given)}, expected {error}") from None
+        raise Wrong(f"difficult is {shown(value)}, expected {error}") from None
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -244,12 +244,12 @@ def _decoded(path: Path) -> str:
 
 def _other_size(root: ElementTree.Element, width: int, height: int) -> str:
     """What is wrong with the size that an XML file says; "" if it is the picture's, 0 or missing."""
-    found = [(root.findtext(f"size/{name}") or "").strip() for name in ("width", "height")]
+    stated = [(root.findtext(f"size/{name}") or "").strip() for name in ("width", "height")]
     try:
-        wrong = any(text and number(text) not in (0, size) for text, size in zip(found, (width, height), strict=True))
+        wrong = any(text and number(text) not in (0, size) for text, size in zip(stated, (width, height), strict=True))
     except Wrong as error:
-        return f"size is {shown(found)}, expected two numbers ({error})"
-    return f"the picture is {width}x{height} px upright, size says {'x'.join(found)}" if wrong else ""
+        return f"size is {shown(stated)}, expected two numbers ({error})"
+    return f"the picture is {width}x{height} px upright, size says {'x'.join(stated)}" if wrong else ""
 
 
 def _name(one: ElementTree.Element) -> str:
@@ -261,13 +261,13 @@ def _corners(one: ElementTree.Element) -> list[float]:
     box = one.find("bndbox")
     if box is None:
         raise Wrong("no bndbox")
-    found = [(box.findtext(name) or "").strip() for name in ("xmin", "ymin", "xmax", "ymax")]
+    texts = [(box.findtext(name) or "").strip() for name in ("xmin", "ymin", "xmax", "ymax")]
     try:
-        corners = [number(value) for value in found]
+        corners = [number(value) for value in texts]
     except Wrong as error:
-        raise Wrong(f"bndbox is {shown(found)}, expected four numbers ({error})") from None
+        raise Wrong(f"bndbox is {shown(texts)}, expected four numbers ({error})") from None
     if corners[2] < corners[0] or corners[3] < corners[1]:
-        raise Wrong(f"bndbox is {shown(found)}, expected xmin <= xmax and ymin <= ymax")
+        raise Wrong(f"bndbox is {shown(texts)}, expected xmin <= xmax and ymin <= ymax")
     return corners
 
 

@@ -13,8 +13,8 @@ from secvit.detection.source import (
     BOTH,
     Candidate,
     Content,
-    Found,
     Gathered,
+    Listing,
     Source,
     any_below,
     choose,
@@ -27,7 +27,7 @@ from secvit.detection.source import (
     unreadable,
     unreadable_images,
 )
-from secvit.fields import Faults, Wrong, number, read_text, read_yaml, shown, text, whole
+from secvit.fields import Faults, Wrong, integer, number, read_text, read_yaml, shown, text
 from secvit.images.files import LeftOut, image_files, is_image
 from secvit.images.read import upright_size
 
@@ -36,22 +36,22 @@ _DARKNET = re.compile(r"obj_(.+)_data")  # CVAT's folder of a split
 SLACK = 0.02  # of the image, by which a rounded number may lie outside
 
 
-def yolo_splits(root: Path) -> Found:
+def yolo_splits(root: Path) -> Listing:
     """Splits by data.yaml or obj.data, or by a list of classes with folders of images; "" is a set without splits."""
-    found = Found()
+    listing = Listing()
     file = _listing(root)
     if file is None:
-        return found
+        return listing
     config = _config(file)
     if others := [str(one) for one in sorted(root.glob("*.y*ml")) if one != file and _names_classes(one)]:
-        found.notes.append(f"not used: {', '.join(others)}")
-    places = _places_by_split(root, file, config, found)
-    known = {*places, *found.refused}
-    known |= {BOTH} if known & {"train", "val"} else set()
-    by_name = [one for one in _folders(root) if split_word(one.word) not in known]
-    places |= {split: (one.value,) for split, one in choose(by_name, found).items() if split not in places}
+        listing.notes.append(f"not used: {', '.join(others)}")
+    places = _places_by_split(root, file, config, listing)
+    taken = {*places, *listing.refused}
+    taken |= {BOTH} if taken & {"train", "val"} else set()
+    by_name = [one for one in _folders(root) if split_word(one.word) not in taken]
+    places |= {split: (one.value,) for split, one in choose(by_name, listing).items() if split not in places}
     labelled = {split for split, some in places.items() if any(map(_has_labels, some))}
-    if not places and not found.refused:
+    if not places and not listing.refused:
         whole_set = folder_called(root, "images", "obj_train_data")
         if whole_set and _has_labels(whole_set):
             places[""] = (whole_set,)
@@ -59,30 +59,30 @@ def yolo_splits(root: Path) -> Found:
             places[""] = (root,)
         labelled = set(places)
     for split in places.keys() - labelled:
-        found.refused[split] = (
+        listing.refused[split] = (
             f"{file}: {split}: no label file for {places.pop(split)[0]}; put one for each image below a folder labels "
             "beside images, or beside the images"
         )
     for split, some in places.items():
-        found.sources[split] = Source(file, some, functools.partial(_read, file, root, some))
-    return found
+        listing.sources[split] = Source(file, some, functools.partial(_read, file, root, some))
+    return listing
 
 
-def _places_by_split(root: Path, file: Path, config: dict[Any, Any], found: Found) -> dict[str, tuple[Path, ...]]:
+def _places_by_split(root: Path, file: Path, config: dict[Any, Any], listing: Listing) -> dict[str, tuple[Path, ...]]:
     """The folders and lists of images that a file's entries name, or lists called like splits."""
     places: dict[str, tuple[Path, ...]] = {}
-    for split, one in choose(_named(file, config) or _lists(root), found).items():
+    for split, one in choose(_named(file, config) or _lists(root), listing).items():
         if not all(isinstance(name, str) for name in one.value):
-            found.refused[split] = f"{one.shown}: {shown(one.value)}, expected the path of a folder or of a list"
+            listing.refused[split] = f"{one.shown}: {shown(one.value)}, expected the path of a folder or of a list"
             continue
-        given = dict(zip(one.value, _places(root, config.get("path"), one.value), strict=True))
-        if missing := [name for name, place in given.items() if place is None]:
-            found.refused[split] = (
+        resolved = dict(zip(one.value, _places(root, config.get("path"), one.value), strict=True))
+        if missing := [name for name, place in resolved.items() if place is None]:
+            listing.refused[split] = (
                 f"{one.shown}: {missing[0]} is not there, neither beside the file nor below its path; correct it, or "
                 "remove the line to do without"
             )
         else:
-            places[split] = tuple(place for place in given.values() if place)
+            places[split] = tuple(place for place in resolved.values() if place)
     return places
 
 
@@ -130,8 +130,8 @@ def _listing(root: Path) -> Path | None:
     rank = {file: _rank(file) for file in files}
     best = [file for file in files if rank[file] == min(rank.values())]
     if len(best) > 1:
-        said = [(_by_number(config["names"]), _split_entries(config)) for config in map(_config, best)]
-        if any(one != said[0] for one in said):
+        contents = [(_by_number(config["names"]), _split_entries(config)) for config in map(_config, best)]
+        if any(one != contents[0] for one in contents):
             names = ", ".join(file.name for file in best)
             raise ValueError(f"{root}: {names} have other names of classes or splits; keep one of them")
     if best:
@@ -147,11 +147,11 @@ def _check_same_names(file: Path, others: Sequence[Path]) -> None:
     own = _config(file).get("names")
     for other in others:
         for number_, name in enumerate(_config(other)["names"]):
-            known = _by_number(own).get(number_) if isinstance(own, (list, dict)) else None
-            if known is not None and str(known).strip() != name:
+            other_name = _by_number(own).get(number_) if isinstance(own, (list, dict)) else None
+            if other_name is not None and str(other_name).strip() != name:
                 raise ValueError(
-                    f"{file} and {other} have other names for class {number_}, {known!r} and {name!r}; keep the right "
-                    "one and remove the other"
+                    f"{file} and {other} have other names for class {number_}, {other_name!r} and {name!r}; keep the "
+                    "right one and remove the other"
                 )
 
 
@@ -190,8 +190,8 @@ def _config(file: Path) -> dict[Any, Any]:
         if blank := next((i for i, line in enumerate(lines, 1) if not line.strip()), 0):
             raise ValueError(f"{file}: line {blank} is blank, and classes count by lines; give it a name or remove it")
         return {**_darknet(file.parent / "obj.data"), "names": [line.strip() for line in lines]}
-    found = read_yaml(file)
-    return found if isinstance(found, dict) else {}
+    content = read_yaml(file)
+    return content if isinstance(content, dict) else {}
 
 
 def _darknet(file: Path) -> dict[str, str]:
@@ -202,16 +202,16 @@ def _darknet(file: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in pairs if split_word(key)}
 
 
-def _places(root: Path, base: Any, given: Sequence[str]) -> list[Path | None]:
+def _places(root: Path, base: Any, names: Sequence[str]) -> list[Path | None]:
     """The folders of images, or the lists of them, that a YAML means: beside it, or below its `path`.
 
     Exports say ../train/images for train/images, and `path` is that of another machine.
     """
-    found = resolve_all(given, [root], os.path.exists)
-    below = [root / base / one for one in given] if isinstance(base, str) else [root / one for one in given]
+    resolved = resolve_all(names, [root], os.path.exists)
+    below = [root / base / one for one in names] if isinstance(base, str) else [root / one for one in names]
     return [
         one.path if one and not one.dropped else other if other.exists() else one.path if one else None
-        for one, other in zip(found, below, strict=True)
+        for one, other in zip(resolved, below, strict=True)
     ]
 
 
@@ -274,7 +274,7 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
     config = _config(file)
     classes = _classes(file, config)
     gathered = Gathered([{"id": number_, "name": name} for number_, name in classes.items()])
-    known, points = set(classes), "kpt_shape" in config
+    numbers, points = set(classes), "kpt_shape" in config
     labels, used, seen = _Labels(), {}, set()  # type: tuple[_Labels, dict[Path, Path], set[Path]]
     unlabelled, left_out = [], LeftOut()
     for where, image in (pair for place in places for pair in _images(place, root, left_out)):
@@ -294,9 +294,9 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
         except ValueError as error:
             faults.add(f"image {where}: {str(error).removeprefix(f'{image}: ')}")
             continue
-        gathered.picture(image, _inside(image, root), size)
+        gathered.image(image, _inside(image, root), size)
         if label:
-            _add_objects(gathered, _inside(label, root), lines, size, known, points, faults)
+            _add_objects(gathered, _inside(label, root), lines, size, numbers, points, faults)
         else:
             unlabelled.append(image)
     if unlabelled and len(unlabelled) == len(gathered.images):
@@ -309,7 +309,7 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
 
 
 def _add_objects(
-    gathered: Gathered, label: str, lines: Sequence[str], size: tuple[int, int], known: set[int], points: bool,
+    gathered: Gathered, label: str, lines: Sequence[str], size: tuple[int, int], numbers: set[int], points: bool,
     faults: Faults,
 ) -> None:  # fmt: skip
     """The objects of the last image, in px.  label: what errors call its label file."""
@@ -317,7 +317,7 @@ def _add_objects(
         if not words.strip():
             continue
         try:
-            one = _object(words.split(), known, points)
+            one = _object(words.split(), numbers, points)
         except ValueError as error:
             faults.add(f"{label} line {i}: {error}")
             continue
@@ -347,29 +347,29 @@ def _classes(file: Path, config: dict[Any, Any]) -> dict[int, str]:
     pairs = list(names.items() if isinstance(names, dict) else enumerate(names) if isinstance(names, list) else [])
     if not pairs:
         raise ValueError(f"{file}: names is {shown(names)}, expected a list of classes; {remedy}")
-    found: dict[int, str] = {}
+    classes: dict[int, str] = {}
     for key, name in pairs:
         try:
-            found[whole(key)] = text(name)
+            classes[integer(key)] = text(name)
         except Wrong as error:
             why = ": YAML reads yes, no, on and off as true and false" if isinstance(name, bool) else ""
             mend = f"put it in quotes{why}" if isinstance(name, (bool, float)) else remedy
             raise ValueError(f"{file}: class {shown(key)} is {shown(name)}, expected {error}; {mend}") from None
-    count = config.get("nc", len(found))
-    if str(count) not in (str(len(found)), str(max(found) + 1)):
-        raise ValueError(f"{file}: nc is {shown(count)}, but names has {len(found)}; correct the wrong one")
-    return found
+    count = config.get("nc", len(classes))
+    if str(count) not in (str(len(classes)), str(max(classes) + 1)):
+        raise ValueError(f"{file}: nc is {shown(count)}, but names has {len(classes)}; correct the wrong one")
+    return classes
 
 
-def _object(words: Sequence[str], known: set[int], points: bool) -> dict[str, Any]:
+def _object(words: Sequence[str], numbers: set[int], points: bool) -> dict[str, Any]:
     """One line as category, box and polygons in shares of the image.  points: keypoints follow the box."""
     try:
         values = [number(word) for word in words]
-        category = whole(words[0])
+        category = integer(words[0])
     except Wrong as error:
         raise ValueError(f"{shown(' '.join(words))}, expected numbers ({error})") from None
-    if category not in known:
-        raise ValueError(f"class {category}, expected one of {', '.join(map(str, sorted(known)[:8]))}")
+    if category not in numbers:
+        raise ValueError(f"class {category}, expected one of {', '.join(map(str, sorted(numbers)[:8]))}")
     rest = values[1:5] if points else values[1:]
     if len(rest) != 4 and (len(rest) < 6 or len(rest) % 2):
         raise ValueError(f"{len(words)} numbers, expected a class and a box of 4, or a polygon of at least 3 points")

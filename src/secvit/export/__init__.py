@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from secvit.export.comparison import at_own_precision, compare
+from secvit.export.exported import Exported
 from secvit.export.files import described, described_input, put
 from secvit.export.int8 import quantise
-from secvit.export.made import Made
 from secvit.export.onnx import write_onnx
 from secvit.export.openvino import write_openvino
 from secvit.export.pt2 import write_pt2
 from secvit.export.request import ENDINGS, LAYOUTS, NO_DETECTOR, Format, Request, Task, check_logits, pair
 from secvit.export.tracing import size_step, trace
 
-__all__ = ["ENDINGS", "NO_DETECTOR", "WRITERS", "Made", "export"]
+__all__ = ["ENDINGS", "NO_DETECTOR", "WRITERS", "Exported", "export"]
 
 logger = logging.getLogger(__name__)
 
-WRITERS: dict[str, Callable[[ExportedProgram, Path, int | None], Made]] = {
+WRITERS: dict[str, Callable[[ExportedProgram, Path, int | None], Exported]] = {
     "onnx": write_onnx, "openvino": write_openvino, "pt2": write_pt2,
 }  # fmt: skip
 

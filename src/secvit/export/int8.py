@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from secvit.export.comparison import same_class
-from secvit.export.made import Made, Run, quiet
+from secvit.export.exported import Exported, Run, quiet
 from secvit.export.onnx import open_session
-from secvit.export.tracing import random_pictures
+from secvit.export.tracing import random_images
 
 logger = logging.getLogger(__name__)
 # below these int8 is not worth its error: of the float file's size, and of the classes that stay the same
@@ -25,7 +25,7 @@ SMALLER, SAME_CLASS = 0.8, 0.9
 
 @torch.no_grad()
 def quantise(
-    path: Path, network: nn.Module, made: Made, images: Tensor | None, sides: tuple[int, int]
+    path: Path, network: nn.Module, made: Exported, images: Tensor | None, sides: tuple[int, int]
 ) -> dict[str, Any]:
     """Put weights of linear layers in 8 bits, in place, and say what that does; a ValueError where it is no use."""
     import onnx
@@ -44,15 +44,15 @@ def quantise(
             path, smaller, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
             use_external_data_format=len(files) > 1,
         )  # fmt: skip
-    sample = random_pictures(32, sides) if images is None else images.float().cpu()
+    sample = random_images(32, sides) if images is None else images.float().cpu()
     run = open_session(smaller)
-    found, expected = (torch.cat([one(part) for part in sample.split(4)]) for one in (run, network))
+    logits, expected = (torch.cat([one(part) for part in sample.split(4)]) for one in (run, network))
     report: dict[str, Any] = {
         "layers": "weights of linear layers in 8 bits, the rest in float32",
         "size": _bytes(smaller.parent.iterdir()) / _bytes(files),
         "time": _relative_time(run, made.run, sample[:1]),
-        "same_class": same_class(found, expected),
-        "rms_difference": ((found - expected).square().mean() / expected.square().mean()).sqrt().item(),
+        "same_class": same_class(logits, expected),
+        "rms_difference": ((logits - expected).square().mean() / expected.square().mean()).sqrt().item(),
         "judged_on": f"{len(sample)} {'random pictures, which say little' if images is None else 'given images'}",
     }
     logger.info(

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from secvit.export.made import Made, Run, first_line, quiet
+from secvit.export.exported import Exported, Run, first_line, quiet
 
 ONE_FILE = 1_500_000_000  # bytes of weights; an ONNX file holds less than 2 GiB, so more of them lie beside it
 
 
-def write_onnx(program: ExportedProgram, path: Path, opset: int | None) -> Made:
+def write_onnx(program: ExportedProgram, path: Path, opset: int | None) -> Exported:
     import onnxruntime
 
     weights = sum(value.numel() * value.element_size() for value in program.state_dict.values())
@@ -31,7 +31,7 @@ def write_onnx(program: ExportedProgram, path: Path, opset: int | None) -> Made:
         raise
     except Exception as error:  # an operator that ONNX or its runtime lacks, an opset that is too old
         raise ValueError(f"this network cannot be written as ONNX: {first_line(error)}") from error
-    return Made(f"ONNX Runtime {onnxruntime.__version__}", session, {"opset": _opset(path)})
+    return Exported(f"ONNX Runtime {onnxruntime.__version__}", session, {"opset": _opset(path)})
 
 
 def _pooled(x: Tensor, size: Sequence[int]) -> Tensor:

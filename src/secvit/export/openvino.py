@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from secvit.export.made import Made, Run, first_line, quiet
+from secvit.export.exported import Exported, Run, first_line, quiet
 from secvit.export.onnx import write_onnx
 
 
-def write_openvino(program: ExportedProgram, path: Path, opset: int | None) -> Made:
+def write_openvino(program: ExportedProgram, path: Path, opset: int | None) -> Exported:
     import openvino
     from openvino.frontend import OpConversionFailure
 
@@ -32,7 +32,7 @@ def write_openvino(program: ExportedProgram, path: Path, opset: int | None) -> M
     def runner(compiled: Any) -> Run:
         return lambda images: torch.from_numpy(compiled(images.numpy())[0].copy())
 
-    return Made(
+    return Exported(
         f"OpenVINO {openvino.__version__.split('-')[0]}", runner(exact), versions,
         (precision, runner(own)) if precision != "f32" else None,
     )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from secvit.export.tracing import random_pictures
+from secvit.export.tracing import random_images
 from secvit.extras import needs
 
 Format = Literal["onnx", "openvino", "pt2"]
@@ -99,7 +99,7 @@ class Request:
 @torch.no_grad()
 def check_logits(network: nn.Module, sides: tuple[int, int], task: str, classes: Sequence[str]) -> None:
     """Refuse a network that does not give what its task gives."""
-    logits = network(random_pictures(1, sides))
+    logits = network(random_images(1, sides))
     name, layout = type(network).__name__, LAYOUTS[task]
     if not isinstance(logits, Tensor):
         raise ValueError(f"{name} gives a {type(logits).__name__}; export takes networks that give logits, one tensor")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
-from secvit.export.made import first_line, quiet
+from secvit.export.exported import first_line, quiet
 
 STEPS = (1, 2, 4, 7, 8, 14, 16, 28, 32, 64)  # what networks want heights and widths to be multiples of
 
@@ -23,7 +23,7 @@ def size_step(network: nn.Module, sides: tuple[int, int]) -> int:
         if height % step or width % step:
             continue
         with contextlib.suppress(Exception):  # networks refuse sizes in many ways
-            network(random_pictures(1, (height + step, width + 2 * step)))
+            network(random_images(1, (height + step, width + 2 * step)))
             return step
     raise ValueError(
         f"{type(network).__name__} takes images of {height} x {width} px alone, as a ViT with a table of positions "
@@ -43,7 +43,7 @@ def trace(network: nn.Module, sides: tuple[int, int], step: int | None) -> Expor
         width += step * (1 + (width + step == height))
     try:
         with quiet():  # a batch of two: one would be taken for "always one"
-            sample = (random_pictures(2, (height, width)),)
+            sample = (random_images(2, (height, width)),)
             return torch.export.export(network, sample, dynamic_shapes=(shape,), strict=False)
     except Exception as error:  # the tracer raises whatever the network's code does not survive
         other = " of any size; export without dynamic" if step is not None else ""
@@ -52,7 +52,7 @@ def trace(network: nn.Module, sides: tuple[int, int], step: int | None) -> Expor
         ) from error
 
 
-def random_pictures(count: int, sides: tuple[int, int]) -> Tensor:
+def random_images(count: int, sides: tuple[int, int]) -> Tensor:
     """Random pictures as normalised images, always the same: blobs of colour with some noise.  (count, 3, H, W)"""
     random = torch.Generator().manual_seed(0)
     blobs = F.interpolate(torch.randn(count, 3, 5, 5, generator=random), sides, mode="bilinear")

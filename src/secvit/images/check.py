@@ -44,10 +44,10 @@ def describe(images: Images) -> str:
     counts = images.labels.bincount(minlength=len(images.classes)).tolist()
     rare, often = counts.index(min(counts)), counts.index(max(counts))
     least, most = counts[rare], counts[often]
-    few = [images.classes[i] for i, count in enumerate(counts) if count < 2]
-    if few:
-        names = f"{', '.join(few[:3])}{', ...' if len(few) > 3 else ''}"
-        logger.warning("%s: %d classes with fewer than two images: %s", images.name, len(few), names)
+    lonely = [images.classes[i] for i, count in enumerate(counts) if count < 2]
+    if lonely:
+        names = f"{', '.join(lonely[:3])}{', ...' if len(lonely) > 3 else ''}"
+        logger.warning("%s: %d classes with fewer than two images: %s", images.name, len(lonely), names)
     if most > 100 * least:
         logger.warning(
             "%s: %s has %s images, %s only %s; top-1 will say little about the rare classes, macro does",
@@ -95,8 +95,8 @@ def check_overlap(train: Images, held_out: Images) -> list[str]:
     Compared by bytes in memory or in up to 5,000 files, otherwise by name.
     """
     if train.pixels is not None or held_out.pixels is not None or _few(train, held_out):
-        known = set(_contents(train))
-        twice = [name for name, key in zip(held_out.names, _contents(held_out), strict=True) if key in known]
+        train_contents = set(_contents(train))
+        twice = [name for name, key in zip(held_out.names, _contents(held_out), strict=True) if key in train_contents]
     else:  # a set of all names of train would be as large as all names
         theirs, ours = (np.fromiter(map(hash, images.names), np.int64, len(images)) for images in (held_out, train))
         alike = Names.of(held_out.names).select(np.isin(theirs, ours).nonzero()[0].tolist())

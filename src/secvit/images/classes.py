@@ -9,16 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 
-from secvit.fields import few
+from secvit.fields import abridged
 
 logger = logging.getLogger(__name__)
 
 
 def class_names(labels: Iterable[str]) -> tuple[str, ...]:
     """The different labels in the order that every kind of data set uses: numbers by value, else names by alphabet."""
-    found = set(labels)
-    numbers = all(label.isascii() and label.isdecimal() for label in found)
-    return tuple(sorted(found, key=(lambda x: (int(x), x)) if numbers else None))
+    names = set(labels)
+    numbers = all(label.isascii() and label.isdecimal() for label in names)
+    return tuple(sorted(names, key=(lambda x: (int(x), x)) if numbers else None))
 
 
 _INVISIBLE = dict.fromkeys([0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF])  # soft hyphen, zero-width spaces and joiners
@@ -47,8 +47,8 @@ def check_names(names: Sequence[str], where: object) -> None:
 def _alike(names: Iterable[str], key: Callable[[str], object]) -> list[tuple[str, str]]:
     """Pairs of names that have one key; those without a key (None) are different."""
     first: dict[object, str] = {}
-    found = [(first.setdefault(same, name), name) for name in names if (same := key(name)) is not None]
-    return [(one, other) for one, other in found if one != other]
+    pairs = [(first.setdefault(same, name), name) for name in names if (same := key(name)) is not None]
+    return [(one, other) for one, other in pairs if one != other]
 
 
 def _seen(name: str) -> str:
@@ -67,30 +67,30 @@ def _whole(name: str) -> Decimal | None:
 def _pairs(same: Sequence[tuple[str, str]], most: int = 5) -> str:
     """The pairs; names that look the same as ASCII, which shows how they differ."""
     shown = [(ascii if _seen(one) == _seen(other) else repr, one, other) for one, other in same]
-    return few([f"{show(one)} and {show(other)}" for show, one, other in shown], most)
+    return abridged([f"{show(one)} and {show(other)}" for show, one, other in shown], most)
 
 
 def match_classes(
-    known: Sequence[str], given: Sequence[str], known_from: str, given_from: str, *, all_of_them: bool = False
+    expected: Sequence[str], actual: Sequence[str], expected_name: str, actual_name: str, *, all_of_them: bool = False
 ) -> list[int]:
-    """Where each of the classes `given` stands among those `known`, by name.
+    """Where each of the classes `actual` stands among those `expected`, by name.
 
-    known_from, given_from: what the error calls the two ("the run runs/a", "the data DIR").
-    all_of_them: `given` must also have every known class.
-    Raises ValueError if `given` has a class that is not known, or a name twice.
+    expected_name, actual_name: what the error calls the two ("the run runs/a", "the data DIR").
+    all_of_them: `actual` must also have every known class.
+    Raises ValueError if `actual` has a class that is not known, or a name twice.
     """
-    for names, where in ((known, known_from), (given, given_from)):
+    for names, where in ((expected, expected_name), (actual, actual_name)):
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise ValueError(f"{where}: class {twice[0]!r} occurs twice; give each class its own name")
-    place = {name: i for i, name in enumerate(known)}
-    new = [name for name in given if name not in place]
-    there = set(given)
-    lacking = [name for name in known if name not in there]
+    place = {name: i for i, name in enumerate(expected)}
+    new = [name for name in actual if name not in place]
+    there = set(actual)
+    lacking = [name for name in expected if name not in there]
     if new or (all_of_them and lacking):
         raise ValueError(
-            f"{given_from} and {known_from} have other classes ({len(given)} and {len(known)})"
-            + (f"; only in {given_from}: {few(new, 5, repr)}" if new else "")
-            + (f"; only in {known_from}: {few(lacking, 5, repr)}" if lacking else "")
+            f"{actual_name} and {expected_name} have other classes ({len(actual)} and {len(expected)})"
+            + (f"; only in {actual_name}: {abridged(new, 5, repr)}" if new else "")
+            + (f"; only in {expected_name}: {abridged(lacking, 5, repr)}" if lacking else "")
             + "; classes are compared by name"
         )
-    return [place[name] for name in given]
+    return [place[name] for name in actual]

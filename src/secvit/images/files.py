@@ -76,13 +76,13 @@ def image_files(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
 def image_names(folder: str | os.PathLike[str], left_out: LeftOut | None = None) -> list[str]:
     """The same as text, which of millions is faster."""
     left_out = LeftOut() if left_out is None else left_out
-    found = []
+    paths = []
     for path in _walk(os.fspath(folder), left_out, _above(folder)):
         if is_image(path):
-            found.append(path)
+            paths.append(path)
         else:
             left_out.add(f"of another ending ({os.path.splitext(path)[1].lower() or 'none'})")
-    return sorted(found, key=lambda path: path.split(os.sep))
+    return sorted(paths, key=lambda path: path.split(os.sep))
 
 
 def _above(folder: str | os.PathLike[str]) -> frozenset[tuple[int, int]]:

@@ -20,21 +20,21 @@ from secvit.splits import split_inside, split_of
 SOLUTION = "LOC_val_solution.csv"
 
 
-def read_folder(path: Path, name: str, known: tuple[str, ...] | None = None) -> Images:
-    """The images below a folder of class folders.  known: train's classes for another split, which may lack some."""
+def read_folder(path: Path, name: str, train_classes: tuple[str, ...] | None = None) -> Images:
+    """The images below a folder of class folders.  train_classes: for another split, which may lack some of them."""
     left_out = LeftOut()
-    classes = folder_classes(path, left_out, least=1 if known else 2)
+    classes = folder_classes(path, left_out, least=1 if train_classes else 2)
     names: list[str] = []
     counts = []
     for folder in classes:
-        found = image_names(path / folder, left_out)
-        if not found:
+        files = image_names(path / folder, left_out)
+        if not files:
             raise ValueError(
                 f"{path / folder}: class folder without images ({' '.join(EXTENSIONS)}); "
                 "add images or remove the folder"
             )
-        names += found
-        counts.append(len(found))
+        names += files
+        counts.append(len(files))
     left_out.tell(str(path), len(names))
     labels = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
     return Images(name, classes, labels, None, Names.of(names), root=str(path))
@@ -106,7 +106,7 @@ def _splits_with_more(path: Path, folders: Sequence[str]) -> dict[str, str]:
 
     They speak of different splits, and their names have the same rest or they hold the same folders.
     """
-    inside = {folder: found for folder in folders if (found := split_inside(folder))}
+    inside = {folder: split for folder in folders if (split := split_inside(folder))}
     named = {folder: split for folder, (split, _) in inside.items()}
     words = set(named.values())
     if len(words) < 2 or ("train" not in words and len(named) < len(folders)):
@@ -140,14 +140,14 @@ def is_flat(path: Path) -> bool:
 def solution_of(path: Path) -> Path:
     """The file with the classes of ImageNet's flat val: in it, beside it, or at the root of Kaggle's archive."""
     places = [path, *list(path.absolute().parents)[:4]]
-    found = next((place / SOLUTION for place in places if os.path.lexists(place / SOLUTION)), None)
-    if found is None:
+    file = next((place / SOLUTION for place in places if os.path.lexists(place / SOLUTION)), None)
+    if file is None:
         raise ValueError(
             f"{path}: images without class folders, so their classes are unknown; if this is ImageNet's val, put "
             f"{SOLUTION} (it comes with Kaggle's archive of ILSVRC) beside {path.name}; else sort the images into a "
             f"folder for each class, or, if they have no labels, move {path.name} out of {path.parent}"
         )
-    return found
+    return file
 
 
 def flat_classes(path: Path) -> tuple[str, ...]:
@@ -157,27 +157,27 @@ def flat_classes(path: Path) -> tuple[str, ...]:
 def read_flat(path: Path, name: str, classes: tuple[str, ...] | None) -> Images:
     """The images of ImageNet's flat val, by the solution file; train's classes are given."""
     solution, left_out = solution_of(path), LeftOut()
-    known = _solutions(solution)
+    solutions = _solutions(solution)
     names = image_names(path, left_out)
     stems = [os.path.splitext(os.path.basename(name))[0] for name in names]
-    lacking = [stem for stem in stems if stem not in known]
+    lacking = [stem for stem in stems if stem not in solutions]
     if lacking:
         raise ValueError(
             f"{solution}: no line for {lacking[0]} ({len(lacking)} such images of {len(names)} in {path}); "
             "remove them or take the file that belongs to them"
         )
-    left_out.add(f"named in {SOLUTION}, but not there", len(known.keys() - set(stems)))
+    left_out.add(f"named in {SOLUTION}, but not there", len(solutions.keys() - set(stems)))
     left_out.tell(str(path), len(names))
-    entries = [known[stem] for stem in stems]
-    found, labels = number_labels(
+    entries = [solutions[stem] for stem in stems]
+    all_classes, labels = number_labels(
         [label for _, label in entries], classes, lambda i: f"{solution}, line {entries[i][0]}"
     )
-    return Images(name, found, labels, None, Names.of(names), root=str(path))
+    return Images(name, all_classes, labels, None, Names.of(names), root=str(path))
 
 
 def _solutions(path: Path) -> dict[str, tuple[int, str]]:
     """Line and class of each image: ImageId,PredictionString, the latter "n03995372 85 1 499 272 ..."."""
-    found: dict[str, tuple[int, str]] = {}
+    solutions: dict[str, tuple[int, str]] = {}
     try:
         rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
         header = next(rows, [])
@@ -189,7 +189,7 @@ def _solutions(path: Path) -> dict[str, tuple[int, str]]:
                 raise ValueError(
                     f"{path}, line {rows.line_num}: {','.join(row)[:80]!r}; expected an image and its class"
                 )
-            line, other = found.setdefault(row[0].strip(), (rows.line_num, label[0]))
+            line, other = solutions.setdefault(row[0].strip(), (rows.line_num, label[0]))
             if other != label[0]:
                 raise ValueError(
                     f"{path}: {row[0].strip()} is {other} in line {line} and {label[0]} in line {rows.line_num}; "
@@ -197,4 +197,4 @@ def _solutions(path: Path) -> dict[str, tuple[int, str]]:
                 )
     except csv.Error as error:
         raise ValueError(f"{path}: not a table of text ({error})") from None
-    return found
+    return solutions

@@ -79,8 +79,8 @@ def _check_parquet(folder: str) -> None:
     first: dict[str, tuple[str, list[str]]] = {}
     for file in sorted(map(str, Path(folder).rglob("*.parquet"))):
         try:
-            said = json.loads((pyarrow.parquet.read_schema(file).metadata or {}).get(b"huggingface", b"{}"))
-            features = said.get("info", {}).get("features", {})
+            metadata = json.loads((pyarrow.parquet.read_schema(file).metadata or {}).get(b"huggingface", b"{}"))
+            features = metadata.get("info", {}).get("features", {})
             named = {column: list(kind["names"]) for column, kind in features.items() if "names" in kind}
         except (OSError, ValueError, TypeError, AttributeError, pyarrow.ArrowException):
             continue  # `datasets` says what is wrong with it
@@ -157,8 +157,8 @@ def _read(name: str, split: str, ours: str, classes: tuple[str, ...] | None) -> 
     own = getattr(rows.features[column], "names", None)
     if not own:
         labels = [_label(value, names[i]) for i, value in enumerate(values)]
-        known, numbers = number_labels(labels, classes, names.__getitem__)
-        return Images(ours, known, numbers, None, names, read=read, root=root)
+        all_classes, numbers = number_labels(labels, classes, names.__getitem__)
+        return Images(ours, all_classes, numbers, None, names, read=read, root=root)
     outside = [i for i, v in enumerate(values) if v is None or not 0 <= v < len(own)]
     if outside:
         i = outside[0]

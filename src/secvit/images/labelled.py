@@ -59,23 +59,25 @@ class Images:
             names=Names.of(self.names).select(chosen.tolist()),
         )
 
-    def numbered_as(self, known: Sequence[str], known_from: str, given_from: str) -> Images:
+    def numbered_as(self, classes: Sequence[str], expected_name: str, actual_name: str) -> Images:
         """The same images with the classes, and their numbers, of somebody else, compared by name.
 
-        known_from, given_from: what messages call the two ("the run runs/a", "the data DIR").
+        expected_name, actual_name: what messages call the two ("the run runs/a", "the data DIR").
         Says where the images lack some of these classes; ValueError if they have others.
         """
-        if tuple(known) == self.classes:
+        if tuple(classes) == self.classes:
             return self
-        places = match_classes(known, self.classes, known_from, given_from)
-        if len(places) < len(known):
+        places = match_classes(classes, self.classes, expected_name, actual_name)
+        if len(places) < len(classes):
             logger.warning(
                 "%s has %d of the %d classes of %s; the numbers are those of %s",
-                *(given_from, len(places), len(known), known_from, known_from),
+                *(actual_name, len(places), len(classes), expected_name, expected_name),
             )
         elif places != sorted(places):
-            logger.info("%s has the classes of %s in another order; they are matched by name", given_from, known_from)
-        return replace(self, classes=tuple(known), labels=torch.tensor(places)[self.labels])
+            logger.info(
+                "%s has the classes of %s in another order; they are matched by name", actual_name, expected_name
+            )
+        return replace(self, classes=tuple(classes), labels=torch.tensor(places)[self.labels])
 
     @property
     def majority(self) -> float:
@@ -97,20 +99,20 @@ def number_labels(
 
     `where` names an entry for errors.
     """
-    known = classes or class_names(labels)
+    names = classes or class_names(labels)
     for i, label in enumerate(labels):
         if re.fullmatch(r"-\d+", label):
             raise ValueError(f"{where(i)}: label {label}, but classes count from 0; leave unlabelled images out")
-    if len(known) < 2:
-        raise ValueError(f"{where(0)}: all {len(labels)} images are of class {known[0]!r}; expected at least two")
-    number = {name: i for i, name in enumerate(known)}
+    if len(names) < 2:
+        raise ValueError(f"{where(0)}: all {len(labels)} images are of class {names[0]!r}; expected at least two")
+    number = {name: i for i, name in enumerate(names)}
     new = [i for i, label in enumerate(labels) if label not in number]
     if new:
         raise ValueError(
             f"{where(new[0])}: class {labels[new[0]]!r}, which train lacks ({len(new)} such entries of {len(labels)}); "
             "add it to train or remove it here"
         )
-    return known, torch.tensor([number[label] for label in labels])
+    return names, torch.tensor([number[label] for label in labels])
 
 
 def check_skipped(skipped: Sequence[str], total: int) -> None:

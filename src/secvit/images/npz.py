@@ -29,13 +29,17 @@ SMALL = 2**24  # bytes of an array that may be packed better than that
 
 def read_npz(path: Path, name: str) -> Images:
     """All images of an npz, decoded into memory; they share one size."""
-    found = _open(path, (*KEYS, "name"))
-    data, label, offset = found["jpeg"], _whole(path, "label", found["label"]), _whole(path, "offset", found["offset"])
-    classes, entries = _classes(path, found["classes"]), None
+    arrays = _open(path, (*KEYS, "name"))
+    data, label, offset = (
+        arrays["jpeg"],
+        _whole(path, "label", arrays["label"]),
+        _whole(path, "offset", arrays["offset"]),
+    )
+    classes, entries = _classes(path, arrays["classes"]), None
     if data.dtype != np.uint8:
         raise ValueError(f"{path}: `jpeg` has the type {data.dtype}; expected the bytes of all images as uint8")
-    if "name" in found:
-        entries = _names(path, found["name"], len(label))
+    if "name" in arrays:
+        entries = _names(path, arrays["name"], len(label))
     _check_offsets(path, offset, len(label), len(data))
     _check_labels(path, label, classes)
     kept: list[int] = []
@@ -181,9 +185,9 @@ def _text(path: Path, key: str, values: np.ndarray) -> list[str]:
     """Names, of which numbers become their digits."""
     read: dict[str, Callable[[np.ndarray], list[str]]] = {
         "U": np.ndarray.tolist,
-        "S": lambda found: [name.decode("utf-8") for name in found.tolist()],
-        "i": lambda found: [str(name) for name in found.tolist()],
-        "u": lambda found: [str(name) for name in found.tolist()],
+        "S": lambda array: [name.decode("utf-8") for name in array.tolist()],
+        "i": lambda array: [str(name) for name in array.tolist()],
+        "u": lambda array: [str(name) for name in array.tolist()],
     }
     if values.dtype.kind not in read:
         raise ValueError(f"{path}: `{key}` has the type {values.dtype}; expected names")

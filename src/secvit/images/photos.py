@@ -31,12 +31,12 @@ class Made:
 
     def add(self, path: Path, content: bytes | Callable[[Path], Any]) -> None:
         """Write a file, whole or not at all; or have it written so by a function."""
-        known = self.replaced if path.exists() else self.written
+        files = self.replaced if path.exists() else self.written
         if isinstance(content, bytes):
             write_atomically(path, content)
         else:
             content(path)
-        known.append(path)
+        files.append(path)
 
 
 def opened(
@@ -75,7 +75,7 @@ def listed(photos: Photos, output: Path | None = None) -> list[Path]:
 
     A ValueError where there is none, or where a folder of photos is also the one for the pictures (output).
     """
-    found: dict[Path, None] = {}
+    paths: dict[Path, None] = {}
     for photo in map(Path, photos):
         inside = [photo]
         if photo.is_dir():
@@ -84,10 +84,10 @@ def listed(photos: Photos, output: Path | None = None) -> list[Path]:
             inside = sorted(f for f in photo.iterdir() if is_image(f) and not is_stray(f.name) and f.is_file())
             if not inside:
                 raise ValueError(f"{photo}: folder without images ({' '.join(EXTENSIONS)})")
-        found |= dict.fromkeys(Path(os.path.abspath(file)) for file in inside)
-    if not found:
+        paths |= dict.fromkeys(Path(os.path.abspath(file)) for file in inside)
+    if not paths:
         raise ValueError("no photo; name files, or folders of them")
-    return list(found)
+    return list(paths)
 
 
 def picture_names(

@@ -157,7 +157,7 @@ def _beginning(path: str) -> bytes:
 
 def _kind(content: bytes) -> str:
     """What a file is that is none of FORMATS, "" if nobody knows."""
-    known = next(
+    other = next(
         (kind for start, kind in _OTHERS.items() if start in (content[: len(start)], content[4 : 4 + len(start)])), ""
     )
     for name, (_, accept) in Image.OPEN.items():
@@ -166,4 +166,4 @@ def _kind(content: bytes) -> str:
                 return "PostScript (EPS)" if name == "EPS" else name
         except Exception:  # it is too short for that format to look at
             continue
-    return known
+    return other

@@ -63,10 +63,10 @@ def shard_sources(where: str) -> dict[str, Source]:
         if len(words) > 1:
             first, second = list(words)[:2]
             raise ValueError(f"wds/{where}: {second} is a second {split}; keep one of them ({first}, {second})")
-    found = {split: next(iter(words.values())) for split, words in parts.items()}
-    if None in found:
-        return {"train": _source("shards", found[None])}
-    return {split: _source(split, found[split]) for split in SPLITS if split in found}
+    by_split = {split: next(iter(words.values())) for split, words in parts.items()}
+    if None in by_split:
+        return {"train": _source("shards", by_split[None])}
+    return {split: _source(split, by_split[split]) for split in SPLITS if split in by_split}
 
 
 def _source(split: str, shards: Sequence[Path]) -> Source:
@@ -76,20 +76,20 @@ def _source(split: str, shards: Sequence[Path]) -> Source:
 def _shards(where: str) -> list[Path]:
     """The files that a folder or a pattern stands for."""
     if os.path.isdir(where):
-        found = _in_folder(Path(where))
-        if not found:
+        shards = _in_folder(Path(where))
+        if not shards:
             raise ValueError(
                 f"wds/{where}: no .tar file there or in {'/, '.join(SPLITS)}/; compressed ones do not count"
             )
-        return found
-    found = [Path(path) for path in expand(where)]
-    missing = [path for path in found if not os.path.isfile(path)]
+        return shards
+    shards = [Path(path) for path in expand(where)]
+    missing = [path for path in shards if not os.path.isfile(path)]
     if missing:
-        raise ValueError(f"wds/{where}: {len(missing)} of {len(found)} shards do not exist, the first: {missing[0]}")
-    wrong = [path for path in found if path.suffix.lower() != ".tar"]
+        raise ValueError(f"wds/{where}: {len(missing)} of {len(shards)} shards do not exist, the first: {missing[0]}")
+    wrong = [path for path in shards if path.suffix.lower() != ".tar"]
     if wrong:
         raise ValueError(f"wds/{where}: {wrong[0].name} is not a plain .tar file; unpack it first")
-    return found
+    return shards
 
 
 def _in_folder(where: Path) -> list[Path]:
@@ -97,18 +97,18 @@ def _in_folder(where: Path) -> list[Path]:
     left_out = LeftOut()
     folders, files = contents(where, left_out)
     _check_links(where)
-    found = [where / file for file in files if file.lower().endswith(".tar")]
+    shards = [where / file for file in files if file.lower().endswith(".tar")]
     for folder in (folder for folder in folders if split_of(folder)):
         _check_links(where / folder)
         inside = [where / folder / f for f in contents(where / folder, left_out)[1] if f.lower().endswith(".tar")]
-        if inside and found and found[0].parent == where:
+        if inside and shards and shards[0].parent == where:
             left_out.add(f"in {folder}/, as shards lie above it", len(inside))
         else:
-            found += inside
+            shards += inside
     packed = [file for file in files if re.search(r"\.(tar\.\w+|tgz)$", file, re.IGNORECASE)]
     left_out.add("compressed", len(packed))
-    left_out.tell(f"wds/{where}", len(found), "shards")
-    return found
+    left_out.tell(f"wds/{where}", len(shards), "shards")
+    return shards
 
 
 def _check_links(folder: Path) -> None:
@@ -142,10 +142,10 @@ def expand(pattern: str) -> list[str]:
 def _split(shard: Path, where: Path) -> tuple[str | None, str]:
     """The split that a shard's name, or its folder below `where`, speaks of, and the word; None and "" for none."""
     words = [*re.findall(r"[A-Za-z]+", shard.stem), *([shard.parent.name] if shard.parent != where else [])]
-    found = {split: word.casefold() for word in words if (split := split_of(word))}
-    if len(found) > 1:
-        raise ValueError(f"{shard}: names {' and '.join(found)}; put one split into the name of a shard")
-    return next(iter(found.items()), (None, ""))
+    splits = {split: word.casefold() for word in words if (split := split_of(word))}
+    if len(splits) > 1:
+        raise ValueError(f"{shard}: names {' and '.join(splits)}; put one split into the name of a shard")
+    return next(iter(splits.items()), (None, ""))
 
 
 def _classes(shards: Sequence[Path]) -> tuple[str, ...]:
@@ -157,7 +157,7 @@ def _listed_classes(shards: Sequence[Path]) -> tuple[str, ...]:
 
     A ValueError for two lists that differ.
     """
-    folder, said = shards[0].parent, dict[Path, tuple[str, ...]]()
+    folder, lists = shards[0].parent, dict[Path, tuple[str, ...]]()
     for place in (folder, folder.parent) if split_of(folder.name) else (folder,):
         for path in (place / name for name in ("classes.txt", *INFO) if os.path.lexists(place / name)):
             names = _lines(path) if path.suffix == ".txt" else _info_classes(path)
@@ -165,11 +165,11 @@ def _listed_classes(shards: Sequence[Path]) -> tuple[str, ...]:
                 twice = next(name for i, name in enumerate(names) if name in names[:i])
                 raise ValueError(f"{path}: class {twice!r} occurs twice; give each class its own name")
             if names or path.suffix == ".txt":
-                said[path] = names
-    for path, names in said.items():
-        if names != (first := next(iter(said.items())))[1]:
+                lists[path] = names
+    for path, names in lists.items():
+        if names != (first := next(iter(lists.items())))[1]:
             raise ValueError(f"{first[0]} and {path} list other classes ({shown(first[1])}; {shown(names)}); keep one")
-    return next(iter(said.values()), ())
+    return next(iter(lists.values()), ())
 
 
 def _lines(path: Path) -> tuple[str, ...]:
@@ -182,9 +182,9 @@ def _lines(path: Path) -> tuple[str, ...]:
 
 def _info_classes(path: Path) -> tuple[str, ...]:
     entry = Entry(str(path), read_json(path))
-    found = entry.get("classes", items, [])
+    classes = entry.get("classes", items, [])
     try:
-        return tuple(text(name) for name in found)
+        return tuple(text(name) for name in classes)
     except Wrong as error:
         raise ValueError(f"{path}: classes holds what is no name, expected a list of {error}") from None
 
@@ -203,9 +203,9 @@ def _read(split: str, shards: Sequence[Path], classes: tuple[str, ...] | None) -
     bar = tqdm(shards, desc=f"listing {split}", disable=None, leave=False)
     names = Names.of(name for shard in bar for name in names_in(shard))
     left_out.tell(split, len(names), "images")
-    known, numbers = number_labels(labels, classes or listed, names.__getitem__)
+    all_classes, numbers = number_labels(labels, classes or listed, names.__getitem__)
     root = os.path.commonpath([shard.parent for shard in shards])
-    return Images(split, known, numbers, None, names, read=read_member, root=root)
+    return Images(split, all_classes, numbers, None, names, read=read_member, root=root)
 
 
 def _named(sample: Sample, listed: tuple[str, ...]) -> str:
@@ -244,7 +244,7 @@ def read_member(name: str) -> Image.Image:
 
 
 # the labels of each shard, by its path, size and time: a run asks for train's classes again with each other split
-_known: dict[tuple[str, int, int], tuple[str, ...]] = {}
+_read_classes: dict[tuple[str, int, int], tuple[str, ...]] = {}
 
 
 def _key(shard: Path) -> tuple[str, int, int]:
@@ -253,9 +253,9 @@ def _key(shard: Path) -> tuple[str, int, int]:
 
 
 def _labels(shard: Path) -> tuple[str, ...]:
-    if _key(shard) not in _known:
+    if _key(shard) not in _read_classes:
         _list(shard, LeftOut())
-    return _known[_key(shard)]
+    return _read_classes[_key(shard)]
 
 
 class _Listing:
@@ -312,13 +312,13 @@ class _Listing:
 
 def _list(shard: Path, left_out: LeftOut) -> list[Sample]:
     """The samples of a shard in the order of its images; whatever is wrong is a ValueError that names it."""
-    found, size = _Listing(shard), shard.stat().st_size
+    listing, size = _Listing(shard), shard.stat().st_size
     try:
         with tarfile.open(shard, "r:") as tar:
             end = 0
             for member in tar:
                 end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
-                found.enter(member, left_out)
+                listing.enter(member, left_out)
                 tar.members = []  # type: ignore[attr-defined]  # which would keep all of them
     except (tarfile.TarError, EOFError, OSError, OverflowError) as error:
         raise ValueError(_no_tar(shard) or f"{shard}: not a whole tar file ({error}); copy it again") from None
@@ -327,26 +327,27 @@ def _list(shard: Path, left_out: LeftOut) -> list[Sample]:
         # tarfile takes a header cut in half, or none, for the end; the true end is a block of zeros
         if file.read(BLOCK) != bytes(BLOCK):
             raise ValueError(f"{shard}: damaged or cut off at byte {end} of {size}; copy it again")
-        labels = _read_labels(found, file)
-    without = next((key for key in found.images if key not in labels), None)
+        labels = _read_labels(listing, file)
+    without = next((key for key in listing.images if key not in labels), None)
     if without is not None:
         raise ValueError(f'{shard}: {without} has an image but no label; add {without}.cls, or "label" to its .json')
-    if not found.images:
+    if not listing.images:
         dots = "".join(
-            f"; {len(found.further):,} {FURTHER_DOT} ({name}): a sample's name ends at the first dot, "
+            f"; {len(listing.further):,} {FURTHER_DOT} ({name}): a sample's name ends at the first dot, "
             "so put another character there, in the names of the labels, too"
-            for _, name in found.further[:1]
+            for _, name in listing.further[:1]
         )
         raise ValueError(f"{shard}: no image ({' '.join(EXTENSIONS)}) with a label (.cls or .json){dots}")
-    extra = sum(key in found.images for key, _ in found.further)  # 0.seg.png beside 0.png
+    extra = sum(key in listing.images for key, _ in listing.further)  # 0.seg.png beside 0.png
     left_out.add(f"further {FURTHER_DOT}, beside the sample's own", extra)
     left_out.harmless.add(f"further {FURTHER_DOT}, beside the sample's own")
-    left_out.add(FURTHER_DOT, len(found.further) - extra)
-    left_out.add("that have a label but no image", len(labels.keys() - found.images.keys()))
-    places = {name: found.place(name) for name in found.images.values()}
-    _known[_key(shard)] = tuple(set(labels[key] for key in found.images))
+    left_out.add(FURTHER_DOT, len(listing.further) - extra)
+    left_out.add("that have a label but no image", len(labels.keys() - listing.images.keys()))
+    places = {name: listing.place(name) for name in listing.images.values()}
+    _read_classes[_key(shard)] = tuple(set(labels[key] for key in listing.images))
     return [
-        Sample(f"{shard}@{places[name][0]}+{places[name][1]}/{name}", labels[key]) for key, name in found.images.items()
+        Sample(f"{shard}@{places[name][0]}+{places[name][1]}/{name}", labels[key])
+        for key, name in listing.images.items()
     ]
 
 
@@ -363,12 +364,12 @@ def _no_tar(shard: Path) -> str:
     return f"{shard}: compressed with {kind}, though it is called .tar; unpack it first" if kind else ""
 
 
-def _read_labels(found: _Listing, file: BinaryIO) -> dict[str, str]:
+def _read_labels(listing: _Listing, file: BinaryIO) -> dict[str, str]:
     """The label of each sample that has one; .cls before .json, which may not say another number or name."""
     labels: dict[str, str] = {}
-    for (key, kind), name in sorted(found.labels.items(), key=lambda item: item[0][1]):
-        start, size = found.place(name)
-        where = f"{found.shard}/{name}"
+    for (key, kind), name in sorted(listing.labels.items(), key=lambda item: item[0][1]):
+        start, size = listing.place(name)
+        where = f"{listing.shard}/{name}"
         if size > LABEL_BYTES:
             raise ValueError(f"{where}: {size:,} bytes, too many for a label")
         file.seek(start)
@@ -384,14 +385,14 @@ def _read_labels(found: _Listing, file: BinaryIO) -> dict[str, str]:
 def _label(content: bytes, kind: str, name: str) -> str | None:
     """What a .cls says, or "label" of a .json; None if a .json has none."""
     try:
-        found = content.decode("utf-8-sig") if kind == "cls" else json.loads(content, object_pairs_hook=once)
+        label = content.decode("utf-8-sig") if kind == "cls" else json.loads(content, object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name}: cannot be read ({error})") from None
     if kind == "json":
-        found = found.get("label") if isinstance(found, dict) else None
-    if found is None:
+        label = label.get("label") if isinstance(label, dict) else None
+    if label is None:
         return None
     try:
-        return text(found).strip()
+        return text(label).strip()
     except Wrong:
-        raise ValueError(f"{name}: label {found!r}; expected a class number or a name") from None
+        raise ValueError(f"{name}: label {label!r}; expected a class number or a name") from None

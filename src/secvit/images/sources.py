@@ -47,20 +47,20 @@ def load_split(data: str | Path, split: str = "train", classes: tuple[str, ...] 
     Where only "train" or an undivided set is given, "val" is a fixed stratified 15 % of it.
     classes: those of a network, by which another split can be read where there is no "train".
     """
-    found = _sources(data)
-    if classes and "train" not in found and split in found:
-        return found[split].read(classes)
-    _check_train(found, data)
-    if split == "train" or (len(found) == 1 and split == "val"):
-        images = found["train"].read(None)
+    sources = _sources(data)
+    if classes and "train" not in sources and split in sources:
+        return sources[split].read(classes)
+    _check_train(sources, data)
+    if split == "train" or (len(sources) == 1 and split == "val"):
+        images = sources["train"].read(None)
         if split == "train":
             check_names(images.classes, data)
-        return _held_out(images, split, data) if len(found) == 1 else images
-    if split in found:
-        known = found["train"].classes()
-        images = found[split].read(known)
+        return _held_out(images, split, data) if len(sources) == 1 else images
+    if split in sources:
+        train_classes = sources["train"].classes()
+        images = sources[split].read(train_classes)
         try:
-            return images.numbered_as(known, "train", split)
+            return images.numbered_as(train_classes, "train", split)
         except ValueError as error:
             raise ValueError(f"{data}: {error}") from None
     raise ValueError(f"{data}: has no split {split!r}, only {', '.join(splits(data))}")
@@ -78,14 +78,14 @@ def place_of(data: str | Path) -> str:
 
 def splits(data: str | Path) -> tuple[str, ...]:
     """The splits that `load_split` can give."""
-    found = _sources(data)
-    _check_train(found, data)
-    return tuple(found) if len(found) > 1 else ("train", "val")
+    sources = _sources(data)
+    _check_train(sources, data)
+    return tuple(sources) if len(sources) > 1 else ("train", "val")
 
 
-def _check_train(found: dict[str, Source], data: str | Path) -> None:
-    if "train" not in found:
-        raise ValueError(f"{data}: has {', '.join(found)} but no train; add it")
+def _check_train(sources: dict[str, Source], data: str | Path) -> None:
+    if "train" not in sources:
+        raise ValueError(f"{data}: has {', '.join(sources)} but no train; add it")
 
 
 def _sources(data: str | Path) -> dict[str, Source]:
@@ -155,20 +155,20 @@ def _in_folder(path: Path) -> dict[str, Source]:
     if joint := words.pop("both", None):
         if joint_is_train(_chosen(path, "train", joint).name, words, path):
             words["train"] = joint
-    found = {split: _chosen(path, split, words[split]) for split in SPLITS if split in words}
+    places = {split: _chosen(path, split, words[split]) for split in SPLITS if split in words}
     others = [folder for folder in folders if not (split_of(folder) or is_joint(folder))]
-    if others and found and all(place.is_dir() and not contents(place)[0] for place in found.values()):
+    if others and places and all(place.is_dir() and not contents(place)[0] for place in places.values()):
         logger.warning(
             "%s: %s hold no class folders, and %s is beside them; each is read as a class",
-            *(path, ", ".join(place.name for place in found.values()), others[0]),
+            *(path, ", ".join(place.name for place in places.values()), others[0]),
         )
         return {}
-    check_like(names, found, path)
-    listing = any(place.suffix.lower() in SUFFIXES for place in found.values())  # a table's images lie anywhere
-    if others and found and not listing:
+    check_like(names, places, path)
+    listing = any(place.suffix.lower() in SUFFIXES for place in places.values())  # a table's images lie anywhere
+    if others and places and not listing:
         logger.warning("%s: folders that are no split and not used: %s", path, ", ".join(others[:5]))
-    check_labels([place for place in found.values() if place.suffix.lower() in SUFFIXES and not place.is_dir()])
-    return {split: _place(place, split) for split, place in found.items()}
+    check_labels([place for place in places.values() if place.suffix.lower() in SUFFIXES and not place.is_dir()])
+    return {split: _place(place, split) for split, place in places.items()}
 
 
 def _is_table(name: str) -> bool:

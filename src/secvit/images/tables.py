@@ -104,8 +104,8 @@ def _read(path: Path, name: str, rows: Sequence[Row], classes: tuple[str, ...] |
     left_out.add("that name a file again", len(rows) - len(once))
     left_out.tell(f"{path}, {name}", len(once), "lines")
     _tell_other_folders(path, once)
-    known, labels = number_labels([row.label for row in once], classes, lambda i: f"{path}, line {once[i].line}")
-    return Images(name, known, labels, None, [row.file for row in once], root=str(path.parent))
+    names, labels = number_labels([row.label for row in once], classes, lambda i: f"{path}, line {once[i].line}")
+    return Images(name, names, labels, None, [row.file for row in once], root=str(path.parent))
 
 
 def _tell_other_folders(path: Path, rows: Sequence[Row]) -> None:
@@ -140,12 +140,12 @@ def _files_in(folder: str) -> frozenset[str]:
 
 def _rows(path: Path) -> dict[str | None, list[Row]]:
     """The rows by split; by None where there is no column `split`."""
-    found: dict[str | None, list[Row]] = {}
+    rows: dict[str | None, list[Row]] = {}
     for split, row in _lines(path, read_text(path)):
-        found.setdefault(split, []).append(row)
-    if not found:
+        rows.setdefault(split, []).append(row)
+    if not rows:
         raise ValueError(f"{path}: no rows; expected a line for each image below the header")
-    return found
+    return rows
 
 
 class _Cells:
@@ -176,11 +176,11 @@ def _open(path: Path, content: str) -> tuple[_Cells, list[str]]:
     The sign between cells is the one that finds path and label in the first line; Excel's "sep=;" may say it above.
     """
     first, _, rest = content.partition("\n")
-    said = re.fullmatch(r'"?sep=(.)"?,*;*', first.strip(), re.IGNORECASE) or re.fullmatch(r"sep=(\t)\r?", first)
+    declared = re.fullmatch(r'"?sep=(.)"?,*;*', first.strip(), re.IGNORECASE) or re.fullmatch(r"sep=(\t)\r?", first)
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     tried = {}
-    for delimiter in (said[1],) if said else (usual, *(sign for sign in SIGNS if sign != usual)):
-        cells = _Cells(path, rest if said else content, 1 if said else 0, delimiter)
+    for delimiter in (declared[1],) if declared else (usual, *(sign for sign in SIGNS if sign != usual)):
+        cells = _Cells(path, rest if declared else content, 1 if declared else 0, delimiter)
         columns = [name.strip() for name in next(iter(cells), [])]
         tried[delimiter] = (cells, columns)
         if not [column for column in ("path", "label") if not _called(column, columns)]:
@@ -197,7 +197,7 @@ def _called(column: str, columns: Sequence[str]) -> list[int]:
 def _lines(path: Path, content: str) -> Iterator[tuple[str | None, Row]]:
     table, columns = _open(path, content)
     sign = SIGNS.get(table.delimiter, repr(table.delimiter))
-    place = {column: found[0] for column in COLUMNS if (found := _called(column, columns))}
+    place = {column: matches[0] for column in COLUMNS if (matches := _called(column, columns))}
     for column in ("path", "label"):
         if column not in place:
             raise ValueError(
@@ -206,8 +206,8 @@ def _lines(path: Path, content: str) -> Iterator[tuple[str | None, Row]]:
                 f"split, separated by {sign}s"
             )
     for column in place:
-        if len(found := _called(column, columns)) > 1:
-            raise ValueError(f"{path}, line {table.line}: {len(found)} columns are called {column!r}; keep one")
+        if len(matches := _called(column, columns)) > 1:
+            raise ValueError(f"{path}, line {table.line}: {len(matches)} columns are called {column!r}; keep one")
     words: dict[str, str] = {}  # the word that each split is called by
     width, folder = len(columns), path.parent
     for cells in table:

@@ -54,8 +54,8 @@ class View:
 
         In the end all know what any of them found broken, so each has to come to the end.
         """
-        mine = share(len(self))
-        keys = [mine[at : at + batch_size] for at in range(0, len(mine), batch_size)]
+        indices = share(len(self))
+        keys = [indices[at : at + batch_size] for at in range(0, len(indices), batch_size)]
         silent = None if is_first() else True
         with contextlib.closing(read(self, keys, workers, self.images.names)) as batches:
             for batch in tqdm(batches, f"evaluating {self.images.name}", len(keys), disable=silent, leave=False):

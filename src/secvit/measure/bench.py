@@ -16,6 +16,7 @@ import torch
 
 from secvit.draw.picture import check_output
 from secvit.measure.bench_picture import draw_speeds
+from secvit.measure.bench_results import BenchResult, PartShares
 from secvit.measure.parts import forward_parts
 from secvit.measure.report import report
 from secvit.measure.results import head, save_result, using_threads
@@ -28,7 +29,7 @@ from secvit.measure.speed import (
     compiler,
     find_literal,
     is_ours,
-    pictures,
+    made_up_images,
 )
 
 __all__ = ["bench_attention", "bench_models", "bench_operation", "bench_parts", "report", "run"]
@@ -53,7 +54,7 @@ def run(
     json: str | None = None,
     plot: str | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> BenchResult:
     """Compare models, say where their time goes, and time the clustering alone; on the CPU, in this process.
 
     Args:
@@ -82,39 +83,37 @@ def run(
         check_output(plot)
     result = _measured(recipe, find_literal(literal), progress)
     if json is not None:
-        save_result(result, json)
+        save_result(result.written(), json)
     if plot is not None:
         draw_speeds(result, plot)
     return result
 
 
-def _measured(recipe: Mapping[str, Any], twins: ModuleType | None, progress: bool) -> dict[str, Any]:
+def _measured(recipe: Mapping[str, Any], twins: ModuleType | None, progress: bool) -> BenchResult:
     """The result of `run` with the arguments that a recipe holds by name."""
     threads, rounds, lengths = recipe["threads"], recipe["rounds"], recipe["lengths"]
-    result: dict[str, Any] = {
-        **head("secvit bench", recipe, threads), "load_before": os.getloadavg()[0], "clock": clock_name(threads),
-        "notes": [] if twins else ["no literal twins: no benchmarks/literal.py under the current folder (--literal)"],
-        "models": [], "parts": [], "operation": [], "attention": [],
-    }  # fmt: skip
+    result = BenchResult(head("secvit bench", recipe, threads), os.getloadavg()[0], clock_name(threads))
+    if not twins:
+        result.notes.append("no literal twins: no benchmarks/literal.py under the current folder (--literal)")
     with using_threads(threads):
-        for mode, dtype, compiled in _settings(recipe, result["notes"]):
-            found = bench_models(
+        for mode, dtype, compiled in _settings(recipe, result.notes):
+            speeds = bench_models(
                 recipe["models"], recipe["base"], mode, dtype, compiled, recipe["batch_size"], recipe["image_size"],
                 rounds, threads, twins, progress,
             )  # fmt: skip
-            result["models"].append(found)
+            result.models.append(speeds)
         if recipe["parts"]:
             square, (height, width) = (recipe["image_size"], recipe["image_size"]), recipe["large"]
             for size, batch, cluster_size in ((square, recipe["batch_size"], None), ((height, width), 1, 98)):
                 for name in filter(is_ours, recipe["models"]):
-                    result["parts"].append(bench_parts(name, size, batch, cluster_size, rounds, threads, progress))
+                    result.parts.append(bench_parts(name, size, batch, cluster_size, rounds, threads, progress))
         if recipe["operation"]:
-            result["operation"] = [bench_operation(length, rounds, threads, progress) for length in lengths]
+            result.operation = [bench_operation(length, rounds, threads, progress) for length in lengths]
         if recipe["attention"]:
-            result["attention"] = [
+            result.attention = [
                 bench_attention(length, rounds=rounds, threads=threads, progress=progress) for length in lengths
             ]
-    result["load_after"] = os.getloadavg()[0]
+    result.load_after = os.getloadavg()[0]
     return result
 
 
@@ -140,10 +139,10 @@ def bench_parts(
     rounds: int = 7,
     threads: int = 1,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> PartShares:
     """Share of a float32 eager forward pass spent on each part of SEC attention.  size: (height, width) in pixels."""
     torch.manual_seed(0)
     model = timm.create_model(name, cluster_size=cluster_size).eval()
     title = f"shares of {name} at {size[0]}x{size[1]}" if progress else None
-    shares = forward_parts(model, pictures(batch_size, size), rounds, clock_for(threads), title)
-    return {"name": name, "size": size, "batch_size": batch_size, "cluster_size": cluster_size, "shares": shares}
+    shares = forward_parts(model, made_up_images(batch_size, size), rounds, clock_for(threads), title)
+    return PartShares(name, size, batch_size, cluster_size, shares)

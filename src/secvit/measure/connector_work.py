@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +36,24 @@ class Shape:
     @property
     def patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class Work:
+    """What `tokens` image tokens cost; work in multiply-accumulates, memory in bytes of two-byte numbers.
+
+    connector: the one that gives so many.  prompt: image and text tokens.  parameters: of the connector.
+    macs: of "vision", "connector", "prefill" and "decode".  kv_bytes: keys and values at the answer's end.
+    step_bytes: what a decoding step reads, by batch size.
+    """
+
+    tokens: int
+    connector: str
+    prompt: int
+    parameters: int
+    macs: dict[str, int]
+    kv_bytes: int
+    step_bytes: dict[int, int]
 
 
 SHAPES = {
@@ -144,7 +161,7 @@ def connect(connector: connectors.Connector, features: Tensor) -> Tensor:
 
 def work(
     shape: Shape, name: str, tokens: Sequence[int], extra_token: str | None, text: int, new: int
-) -> tuple[list[dict[str, Any]], list[str]]:
+) -> tuple[list[Work], list[str]]:
     """A row for each number of tokens; and what a connector cannot do, in its own words."""
     rows, notes = [], []
     for count in tokens:
@@ -155,14 +172,12 @@ def work(
             notes.append(f"{name} at {count}: {error}")
             continue
         length = text + connector.num_output_tokens(shape.patches)
-        rows.append({
-            "tokens": count, "connector": connector.name, "prompt": length,
-            "parameters": sum(p.numel() for p in connector.parameters()),
-            "macs": {
-                "vision": vision_macs(shape), "connector": connector_macs(shape, connector),
-                "prefill": prefill_macs(shape, length), "decode": decode_macs(shape, length, new),
-            },
-            "kv_bytes": kv_bytes(shape, length + new - 1),
-            "step_bytes": {batch: step_bytes(shape, length, batch) for batch in (1, 32)},
-        })  # fmt: skip
+        macs = {
+            "vision": vision_macs(shape), "connector": connector_macs(shape, connector),
+            "prefill": prefill_macs(shape, length), "decode": decode_macs(shape, length, new),
+        }  # fmt: skip
+        parameters = sum(p.numel() for p in connector.parameters())
+        reads = {batch: step_bytes(shape, length, batch) for batch in (1, 32)}
+        cached = kv_bytes(shape, length + new - 1)
+        rows.append(Work(count, connector.name, length, parameters, macs, cached, reads))
     return rows, notes

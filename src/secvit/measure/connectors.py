@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor
 
 from secvit import connectors
+from secvit.measure.connector_results import ConnectorReport, ModelWork, Times
 from secvit.measure.connector_work import Shape, connect, connector_of, shape_of, work
 from secvit.measure.results import head, save_result, using_threads
-from secvit.measure.rounds import NULL, clock_for, clock_name, interleave, is_quiet, speed_ratio
+from secvit.measure.rounds import Speeds, clock_for, clock_name, interleave
 from secvit.measure.speed import DTYPES, check_settings
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Timed:
 def times(
     shape: Shape, name: str, tokens: Sequence[int], extra_token: str | None, text: int, new: int, rounds: int,
     threads: int, dtype: str, device: str, progress: bool,
-) -> dict[str, Any]:  # fmt: skip
+) -> Times:  # fmt: skip
     """Speed of the first token, of the later ones and of the whole answer, for each number of tokens; most = 1."""
     timed = Timed(shape, text, new, dtype, device)
     ready = {str(count): timed.connector(name, count, extra_token) for count in tokens}
@@ -98,17 +98,12 @@ def times(
     }
     calls["first token"]["vision"] = timed.features
     clock = clock_for(threads, device)
-    found: dict[str, Any] = {"shape": asdict(shape), "base": base, "dtype": dtype, "parts": {}}
-    found["clock"] = clock_name(threads, device)
+    result = Times(shape, base, dtype, {}, clock_name(threads, device))
     for part, candidates in calls.items():
         title = f"{part}, {shape.name}" if progress else None
         seconds = interleave(candidates, base, rounds, clock, title=title)
-        found["parts"][part] = {
-            "speeds": {count: vars(speed_ratio(seconds, count, base)) for count in candidates},
-            "null": vars(speed_ratio(seconds, base + NULL, base)), "quiet": is_quiet(seconds, base),
-            "seconds": seconds,
-        }  # fmt: skip
-    return found
+        result.parts[part] = Speeds.of(seconds, candidates, base, base)
+    return result
 
 
 # -- the report ----------------------------------------------------------------------------------------
@@ -128,7 +123,7 @@ def connector_report(
     device: str = "cpu",
     json: str | None = None,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> ConnectorReport:
     """Tables 7 to 9, the columns of tokens and speed: work, memory and time by the number of image tokens.
 
     Args:
@@ -155,22 +150,19 @@ def connector_report(
         "models": [shape.name for shape in shapes], "connector": connector, "tokens": counts,
         "extra_token": extra, "text": text, "new": new, "rounds": rounds, "threads": threads, "dtype": dtype,
     }  # fmt: skip
-    about = head("secvit bench connector", recipe, threads, device)
-    result: dict[str, Any] = {**about, "models": [], "timed": None, "notes": []}
+    report = ConnectorReport(head("secvit bench connector", recipe, threads, device))
     for shape in shapes:
         rows, notes = work(shape, connector, counts, extra, text, new)
-        result["models"].append({"shape": asdict(shape), "rows": rows})
-        result["notes"] += [note for note in notes if note not in result["notes"]]
+        report.models.append(ModelWork(shape, rows))
+        report.notes += [note for note in notes if note not in report.notes]
     if timed != "none":
         shape = shape_of(timed)
-        possible = [row["tokens"] for row in work(shape, connector, counts, extra, text, new)[0]]
+        possible = [row.tokens for row in work(shape, connector, counts, extra, text, new)[0]]
         with using_threads(threads):
-            result["timed"] = times(
-                shape, connector, possible, extra, text, new, rounds, threads, dtype, device, progress
-            )
+            report.timed = times(shape, connector, possible, extra, text, new, rounds, threads, dtype, device, progress)
     if json is not None:
-        save_result(result, json)
-    return result
+        save_result(report.written(), json)
+    return report
 
 
 def _check(connector: str, tokens: Sequence[int], text: int, new: int, rounds: int) -> None:

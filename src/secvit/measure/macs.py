@@ -64,10 +64,10 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int] = (3, 224, 224
     finally:
         for module, training in modes:
             module.training = training
-    found = {"conv": 0, "linear": 0, "matmul": 0, "norm": 0}
+    counts = {"conv": 0, "linear": 0, "matmul": 0, "norm": 0}
     for operator, flops in counter.get_flop_counts()["Global"].items():
-        found[_kind(str(operator))] += flops // 2
-    return Macs(scores=sum(scores), **found)
+        counts[_kind(str(operator))] += flops // 2
+    return Macs(scores=sum(scores), **counts)
 
 
 def _kind(operator: str) -> str:

@@ -32,7 +32,7 @@ SPENT_IN = {
     ),
     "attention": (
         *(f"secvit.ops.{room}:softmax_attention" for room in ("attention", "rows", "slots")),
-        "secvit.ops.rows:_prefix_attention",
+        "secvit.ops.rows:prefix_attention",
     ),
 }
 
@@ -87,6 +87,6 @@ def forward_parts(
                 total = clock() - start
             for part in PARTS:
                 shares[part].append(parts[part] / total)
-    found = {part: median(values) for part, values in shares.items()}
+    medians = {part: median(values) for part, values in shares.items()}
     partition = [sum(values) for values in zip(*(shares[part] for part in PARTS if part != "attention"))]
-    return {**found, "partition": median(partition)}
+    return {**medians, "partition": median(partition)}

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secvit.measure.speed import DTYPES, inference, pictures
+from secvit.measure.speed import DTYPES, inference, made_up_images
 from secvit.measure.variants import variant
 
 # blocks of 64 KiB and more come from the kernel and go back to it, so that none is counted after it was freed
@@ -87,7 +87,7 @@ def prepared(
 ) -> Callable[[], object]:  # fmt: skip
     """The call that `peak_memory` measures."""
     network = variant(model, name, size, options).to(device)
-    images = pictures(batch_size, size).to(device)
+    images = made_up_images(batch_size, size).to(device)
     return (training if mode == "training" else inference)(network, images, dtype)
 
 

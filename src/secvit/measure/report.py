@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
+from secvit.measure.bench_results import BenchResult, LengthTimes, ModelSpeeds, PartShares
 from secvit.measure.parts import PARTS
 from secvit.measure.results import environment_lines, made_with, shown_ratio, table
 from secvit.measure.rounds import NULL
@@ -21,82 +22,82 @@ THROUGHPUT = {
 }  # fmt: skip
 
 
-def report(result: dict[str, Any]) -> str:
+def report(result: BenchResult) -> str:
     """What `secvit.measure.bench.run` returned, as Markdown."""
     lines = [
-        made_with(result),
-        f"{result['recipe']['rounds']} rounds, {result['clock']}; "
+        made_with(result.made),
+        f"{result.made['recipe']['rounds']} rounds, {result.clock}; "
         "median (least .. greatest) of the ratios within a round.",
-        *environment_lines(result),
-        *result["notes"],
+        *environment_lines(result.made),
+        *result.notes,
     ]
     blocks = ["\n".join(lines)]
-    blocks += [_models(found) for found in result["models"]]
-    if result["parts"]:
-        blocks.append(_parts(result["parts"]))
-    if result["operation"]:
-        blocks.append(_scaling("### The clustering alone: time, SEC's scores and order = 1", result["operation"]))
-    if result.get("attention"):
+    blocks += [_models(speeds) for speeds in result.models]
+    if result.parts:
+        blocks.append(_parts(result.parts))
+    if result.operation:
+        blocks.append(_scaling("### The clustering alone: time, SEC's scores and order = 1", result.operation))
+    if result.attention:
         title = "### Attention alone: time, clusters of 98 = 1 (scores, order, gathers and return included)"
-        blocks.append(_scaling(title, result["attention"]))
+        blocks.append(_scaling(title, result.attention))
     return "\n\n".join(blocks) + "\n"
 
 
-def _models(found: dict[str, Any]) -> str:
-    mode = "training step" if found["mode"] == "training" else "inference"
-    how = ", compiled" if found["compiled"] else ""
-    title = f"### {mode}, {found['dtype']}{how}, batch {found['batch_size']}, {found['image_size']} px"
-    columns = ["model", "GMAC", f"speed, {found['base']} = 1", "paper, A100", "speed, literal twin = 1"]
-    with_rate = any("of_matrix_rate" in row for row in found["rows"])
+def _models(speeds: ModelSpeeds) -> str:
+    mode = "training step" if speeds.mode == "training" else "inference"
+    how = ", compiled" if speeds.compiled else ""
+    title = f"### {mode}, {speeds.dtype}{how}, batch {speeds.batch_size}, {speeds.image_size} px"
+    columns = ["model", "GMAC", f"speed, {speeds.base} = 1", "paper, A100", "speed, literal twin = 1"]
+    with_rate = any(row.of_matrix_rate is not None for row in speeds.rows)
     rows = []
-    once = [row for row in found["rows"] if not row["name"].endswith(NULL)]
-    for row in sorted(once, key=lambda row: -row["vs_base"]["median"]):
-        twin = row.get("vs_literal")
-        speed = "1" if row["name"] == found["base"] else shown_ratio(row["vs_base"])
-        paper = THROUGHPUT.get(row["name"].removeprefix(FUSED), 0) / THROUGHPUT.get(found["base"], 1)
-        printed = f"{paper:.2f}" if paper and found["base"] in THROUGHPUT and found["mode"] != "training" else ""
-        cells = [row["name"], f"{row['macs'] / 1e9:.2f}", speed, printed, shown_ratio(twin) if twin else ""]
-        rows.append(cells + ([f"{100 * row['of_matrix_rate']:.0f} %"] if with_rate else []))
+    once = [row for row in speeds.rows if not row.name.endswith(NULL)]
+    for row in sorted(once, key=lambda row: -row.vs_base.median):
+        twin = row.vs_literal
+        speed = "1" if row.name == speeds.base else shown_ratio(row.vs_base)
+        paper = THROUGHPUT.get(row.name.removeprefix(FUSED), 0) / THROUGHPUT.get(speeds.base, 1)
+        printed = f"{paper:.2f}" if paper and speeds.base in THROUGHPUT and speeds.mode != "training" else ""
+        cells = [row.name, f"{row.macs / 1e9:.2f}", speed, printed, shown_ratio(twin) if twin else ""]
+        rows.append(cells + ([f"{100 * row.of_matrix_rate:.0f} %"] if row.of_matrix_rate is not None else []))
     lines = [title, "", *table(columns + (["of the matrix product's rate"] if with_rate else []), rows), ""]
-    null = next(row for row in found["rows"] if row["name"].endswith(NULL))
-    verdict = "" if found["quiet"] else ": **too noisy to quote**"
-    lines.append(f"Null pair ({found['base']} twice): {shown_ratio(null['vs_base'])}{verdict}.")
-    for name, off in found["differences"].items():
+    null = next(row for row in speeds.rows if row.name.endswith(NULL))
+    verdict = "" if speeds.quiet else ": **too noisy to quote**"
+    lines.append(f"Null pair ({speeds.base} twice): {shown_ratio(null.vs_base)}{verdict}.")
+    for name, off in speeds.differences.items():
         lines.append(
             f"{name} and its twin, max |dlogit| / max |logit|: {off['float64']:.0e} in float64; from that, "
-            f"in {found['dtype']}: {off['ours']:.0e} ours, {off['literal']:.0e} literal."
+            f"in {speeds.dtype}: {off['ours']:.0e} ours, {off['literal']:.0e} literal."
         )
-    lines += [f"{name}: {reason}." for name, reason in found["skipped"].items()]
+    lines += [f"{name}: {reason}." for name, reason in speeds.skipped.items()]
     return "\n".join(lines)
 
 
-def _parts(parts: list[dict[str, Any]]) -> str:
+def _parts(parts: Sequence[PartShares]) -> str:
     columns = ["model", "image", "clusters", "all but the attention", *PARTS]
     rows = []
-    for found in parts:
-        height, width = found["size"]
-        clusters = "32/8/2" if found["cluster_size"] is None else f"of {found['cluster_size']}"
-        shares = [f"{100 * found['shares'][part]:.1f} %" for part in ("partition", *PARTS)]
-        rows.append([found["name"], f"{found['batch_size']} x {height}x{width}", clusters, *shares])
+    for part_shares in parts:
+        height, width = part_shares.size
+        clusters = "32/8/2" if part_shares.cluster_size is None else f"of {part_shares.cluster_size}"
+        shares = [f"{100 * part_shares.shares[part]:.1f} %" for part in ("partition", *PARTS)]
+        rows.append([part_shares.name, f"{part_shares.batch_size} x {height}x{width}", clusters, *shares])
     title = "### Share of a forward pass, float32, eager"
     return "\n".join([title, "", *table(columns, rows)])
 
 
-def _scaling(title: str, found: list[dict[str, Any]]) -> str:
+def _scaling(title: str, lengths: Sequence[LengthTimes]) -> str:
     """A row for each number of tokens, a last one with the exponents of growth."""
-    names = [name for name in max((one["times_sec"] for one in found), key=len) if name != "sec"]
-    memory = {name: None for one in found for name in one.get("peak_bytes", {})}
+    names = [name for name in max((one.times_sec for one in lengths), key=len) if name != "sec"]
+    memory = {name: None for one in lengths for name in one.peak_bytes or ()}
     rows = []
-    for one in found:
-        cells = [shown_ratio(one["times_sec"][name]) if name in one["times_sec"] else "not run" for name in names]
-        peaks = [_mebibytes(one["peak_bytes"].get(name)) for name in memory]
-        clusters = f" ({one['num_clusters']})" if "num_clusters" in one else ""
-        rows.append([f"{one['length']:,}{clusters}", *cells, *peaks])
-    exponents = growth(found)
+    for one in lengths:
+        cells = [shown_ratio(one.times_sec[name]) if name in one.times_sec else "not run" for name in names]
+        peaks = [_mebibytes((one.peak_bytes or {}).get(name)) for name in memory]
+        clusters = f" ({one.num_clusters})" if one.num_clusters is not None else ""
+        rows.append([f"{one.length:,}{clusters}", *cells, *peaks])
+    exponents = growth(lengths)
     if exponents:
         cells = [f"{exponents[name]:.2f}" if name in exponents else "" for name in names]
         rows.append([f"time ~ L^e, sec: e = {exponents['sec']:.2f}", *cells, *("" for _ in memory)])
-    length = "L (M)" if "num_clusters" in found[0] else "L"
+    length = "L (M)" if lengths[0].num_clusters is not None else "L"
     columns = [length, *names, *(f"{name}, peak" for name in memory)]
     return "\n".join([title, "", *table(columns, rows)])
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from secvit.files import write_atomically
+from secvit.measure.rounds import Ratio
 from secvit.provenance import cpu_name, hardware, provenance
 
 MATTERS = ("MALLOC_", "OMP_", "MKL_", "KMP_")  # prefixes of variables that change speed
@@ -67,10 +68,12 @@ def environment_lines(result: Mapping[str, Any]) -> list[str]:
     return [f"Environment: {environment}."] if environment else []
 
 
-def shown_ratio(ratio: Mapping[str, float]) -> str:
+def shown_ratio(ratio: Mapping[str, float] | Ratio) -> str:
     """The median, and the least and greatest of the rounds: "1.25 (1.20 .. 1.31)"."""
-    values = (ratio[key] for key in ("low", "median", "high"))
-    low, middle, high = (f"{value:.2f}" if value < 100 else f"{value:.0f}" for value in values)
+    ratio = ratio if isinstance(ratio, Ratio) else Ratio(**ratio)
+    low, middle, high = (
+        f"{value:.2f}" if value < 100 else f"{value:.0f}" for value in (ratio.low, ratio.median, ratio.high)
+    )
     return f"{middle} ({low} .. {high})"
 
 

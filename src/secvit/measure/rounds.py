@@ -8,9 +8,10 @@ the ratio of its two times, which is 1 but for noise, says how much the others c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -100,3 +101,29 @@ def speed_ratio(seconds: Seconds, name: str, base: str) -> Ratio:
 def is_quiet(seconds: Seconds, base: str) -> bool:
     """Whether the null pair agrees with 1 well enough for the ratios to be quoted."""
     return abs(speed_ratio(seconds, base + NULL, base).median - 1) <= NULL_TOLERANCE
+
+
+@dataclass
+class Speeds:
+    """Speeds of candidates over that of a base.
+
+    null: the ratio of the null pair.  quiet: whether that is near enough to 1 for the others to be quoted.
+    seconds: a call's, one entry a round.
+    """
+
+    speeds: dict[str, Ratio]
+    null: Ratio
+    quiet: bool
+    seconds: Seconds
+
+    @classmethod
+    def of(cls, seconds: Seconds, names: Iterable[str], base: str, again: str) -> Speeds:
+        """again: the candidate that was timed twice."""
+        ratios = {name: speed_ratio(seconds, name, base) for name in names}
+        return cls(ratios, speed_ratio(seconds, again + NULL, again), is_quiet(seconds, again), seconds)
+
+    @classmethod
+    def read(cls, entries: Mapping[str, Any]) -> Speeds:
+        """Of a JSON file's entries."""
+        ratios = {name: Ratio(**ratio) for name, ratio in entries["speeds"].items()}
+        return cls(ratios, Ratio(**entries["null"]), entries["quiet"], entries["seconds"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secvit.connectors.tome import merge_groups
+from secvit.measure.bench_results import LengthTimes
 from secvit.measure.peak import peak_bytes
 from secvit.measure.rounds import NULL, clock_for, interleave, is_quiet, speed_ratio
-from secvit.measure.speed import pictures
+from secvit.measure.speed import made_up_images
 from secvit.ops import cluster, sec_attention
 
 CLUSTER_SIZE, HEADS, DIM = 98, 8, 32
@@ -31,7 +31,7 @@ LONGEST = {
 SLOW, FEW = 20000, 2  # tokens from which on global attention makes rounds last minutes, and the rounds then
 
 
-def bench_operation(length: int, rounds: int = 7, threads: int = 1, progress: bool = False) -> dict[str, Any]:
+def bench_operation(length: int, rounds: int = 7, threads: int = 1, progress: bool = False) -> LengthTimes:
     """Time of each way to group L tokens, 8 heads of 32 channels, as a multiple of SEC's scores and order.
 
     SEC, k-means and balanced k-means go from keys to clusters of 98 for each head.  ToMe's matching (Bolya et al.,
@@ -53,12 +53,14 @@ def bench_operation(length: int, rounds: int = 7, threads: int = 1, progress: bo
         "ToMe matching, each head": lambda: merge_groups(k, length - length // 2),
         "scikit-learn's KMeans": lambda: _scikit_kmeans(k.numpy(), num_clusters),
     }
-    return {"num_clusters": num_clusters, **_compare("clustering", length, candidates, rounds, threads, progress)}
+    times = _compare("clustering", length, candidates, rounds, threads, progress)
+    times.num_clusters = num_clusters
+    return times
 
 
 def bench_attention(
     length: int, heads: int = 2, rounds: int = 7, threads: int = 1, memory: bool = True, progress: bool = False
-) -> dict[str, Any]:
+) -> LengthTimes:
     """Time of attention over L tokens of an image, float32, as a multiple of SEC's with clusters of 98.
 
     SEC's time holds all of it: scores, order, gathers, attention, the way back.  "windows" is Swin's, of 7x7 or 8x8
@@ -67,14 +69,14 @@ def bench_attention(
     """
     calls = {name: attention_call(name, length, heads) for name in ("sec", "windows", "global")}
     rounds = rounds if length < SLOW else min(rounds, FEW)
-    found = _compare("attention", length, calls, rounds, threads, progress)
+    times = _compare("attention", length, calls, rounds, threads, progress)
     if memory:
         make, warm = "secvit.measure.scaling:attention_call", {"length": 196, "heads": heads}
-        found["peak_bytes"] = {
+        times.peak_bytes = {
             name: peak_bytes(make, {"name": name, "length": length, "heads": heads}, {"name": name, **warm}, threads)
             for name in ("sec", "windows", *(["global"] if length < SLOW else []))
         }
-    return found
+    return times
 
 
 def attention_call(name: str, length: int, heads: int = 2) -> Callable[[], Tensor]:
@@ -106,11 +108,11 @@ def windows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.reshape(batch, heads, length, dim)
 
 
-def growth(found: Sequence[Mapping[str, Any]], last: int = 3) -> dict[str, float]:
+def growth(measured: Sequence[LengthTimes], last: int = 3) -> dict[str, float]:
     """Exponent e of time ~ L^e for each candidate: the slope of log time over its `last` largest numbers of tokens."""
     exponents = {}
-    for name in dict.fromkeys(name for one in found for name in one["seconds"] if not name.endswith(NULL)):
-        points = [(one["length"], median(one["seconds"][name])) for one in found if name in one["seconds"]]
+    for name in dict.fromkeys(name for one in measured for name in one.seconds if not name.endswith(NULL)):
+        points = [(one.length, median(one.seconds[name])) for one in measured if name in one.seconds]
         if len(points) >= 3:
             lengths, times = np.log(np.array(sorted(points)[-last:])).T
             exponents[name] = float(np.polyfit(lengths, times, 1)[0])
@@ -119,7 +121,7 @@ def growth(found: Sequence[Mapping[str, Any]], last: int = 3) -> dict[str, float
 
 def tokens(length: int, count: int) -> list[Tensor]:
     """Random projections of an image's patches: `count` times (1, 8, L, 32)."""
-    patches = torch.nn.functional.pixel_unshuffle(pictures(1, 4 * _side(length)), 4).flatten(2).mT
+    patches = torch.nn.functional.pixel_unshuffle(made_up_images(1, 4 * _side(length)), 4).flatten(2).mT
     random = torch.Generator().manual_seed(0)
     weights = [torch.randn(patches.shape[-1], HEADS * DIM, generator=random) for _ in range(count)]
     return [(patches @ weight).unflatten(-1, (HEADS, DIM)).transpose(1, 2).contiguous() for weight in weights]
@@ -127,15 +129,15 @@ def tokens(length: int, count: int) -> list[Tensor]:
 
 def _compare(
     what: str, length: int, candidates: Mapping[str, Callable[[], object]], rounds: int, threads: int, progress: bool
-) -> dict[str, Any]:
+) -> LengthTimes:
     """Times of the candidates that so many tokens allow, and what they are in SEC's."""
     possible = {name: call for name, call in candidates.items() if length <= LONGEST.get(name, length)}
     if "scikit-learn's KMeans" in possible and not _has_scikit():
         del possible["scikit-learn's KMeans"]
     title = f"{what} of {length} tokens" if progress else None
     seconds = interleave(possible, "sec", rounds, clock_for(threads), title=title)
-    times = {name: vars(speed_ratio(seconds, "sec", name)) for name in seconds}
-    return {"length": length, "quiet": is_quiet(seconds, "sec"), "times_sec": times, "seconds": seconds}
+    times = {name: speed_ratio(seconds, "sec", name) for name in seconds}
+    return LengthTimes(length, is_quiet(seconds, "sec"), times, seconds)
 
 
 def _side(length: int) -> int:

@@ -24,6 +24,7 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from secvit.measure.bench_results import ModelRow, ModelSpeeds
 from secvit.measure.macs import count_macs
 from secvit.measure.rounds import NULL, Seconds, clock_for, interleave, is_quiet, speed_ratio
 from secvit.models import SECViT
@@ -53,7 +54,7 @@ def bench_models(
     literal: ModuleType | None = None,
     progress: bool = False,
     compile_seconds: float = 900,
-) -> dict[str, Any]:
+) -> ModelSpeeds:
     """Speed of each model as a ratio to `base`, and of ours to their literal twins.
 
     mode: "inference" or "training".  literal: the module with `like(model)`, or None for no twins.
@@ -62,7 +63,7 @@ def bench_models(
     where a model and its twin disagree, both before anything is timed.
     """
     base = base or (SWIN if SWIN in models else models[0])
-    images = pictures(batch_size, image_size)
+    images = made_up_images(batch_size, image_size)
     networks, differences, skipped = _networks(models, images, mode, dtype, compiled, literal)
     clock = clock_for(threads)
     candidates: dict[str, Callable[[], object]] = {}
@@ -83,12 +84,9 @@ def bench_models(
     title = f"{mode} {dtype}{' compiled' if compiled else ''}" if progress else None
     seconds = interleave(candidates, base, rounds, clock, title=title)
     macs = {name: count_macs(build(name, image_size, "meta"), (3, image_size, image_size)).total for name in models}
-    return {
-        "mode": mode, "dtype": dtype, "compiled": compiled, "batch_size": batch_size, "image_size": image_size,
-        "base": base, "quiet": is_quiet(seconds, base), "skipped": skipped, "differences": differences,
-        "rows": [_row(name, seconds, base, batch_size, macs) for name in seconds if name != MATRIX],
-        "seconds": seconds,
-    }  # fmt: skip
+    rows = [_row(name, seconds, base, batch_size, macs) for name in seconds if name != MATRIX]
+    quiet = is_quiet(seconds, base)
+    return ModelSpeeds(mode, dtype, compiled, batch_size, image_size, base, quiet, skipped, differences, rows, seconds)
 
 
 def _networks(
@@ -115,17 +113,18 @@ def _networks(
     return networks, differences, skipped
 
 
-def _row(name: str, seconds: Seconds, base: str, batch_size: int, macs: dict[str, int]) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "vs_base": vars(speed_ratio(seconds, name, base))}
+def _row(name: str, seconds: Seconds, base: str, batch_size: int, macs: dict[str, int]) -> ModelRow:
     plain = name.removeprefix(FUSED)
-    if TWIN + plain in seconds:
-        row["vs_literal"] = vars(speed_ratio(seconds, name, TWIN + plain))
+    twin = TWIN + plain
     count = macs[plain.removeprefix(TWIN).removesuffix(NULL)]
-    row["macs"] = count
-    if MATRIX in seconds:
-        work = count * batch_size / 1024**3
-        row["of_matrix_rate"] = work * speed_ratio(seconds, name, MATRIX).median
-    return row
+    work = count * batch_size / 1024**3
+    return ModelRow(
+        name,
+        speed_ratio(seconds, name, base),
+        speed_ratio(seconds, name, twin) if twin in seconds else None,
+        count,
+        work * speed_ratio(seconds, name, MATRIX).median if MATRIX in seconds else None,
+    )
 
 
 def check_settings(dtypes: Sequence[str], device: str = "cpu", json: str | None = None) -> None:
@@ -153,7 +152,7 @@ def is_ours(name: str) -> bool:
     return name.startswith("secvit")
 
 
-def pictures(batch_size: int, size: int | tuple[int, int]) -> Tensor:
+def made_up_images(batch_size: int, size: int | tuple[int, int]) -> Tensor:
     """Random images with something to cluster: squares of one colour, and noise.  (B, 3, H, W)"""
     height, width = (size, size) if isinstance(size, int) else size
     random = torch.Generator().manual_seed(0)
@@ -217,18 +216,18 @@ def check_twin(name: str, model: nn.Module, twin: nn.Module, images: Tensor, dty
             return copy.deepcopy(network).eval().to(dtype)(images.to(dtype))
 
     truth = logits(twin, torch.float64)
-    found = {
+    errors = {
         "float64": distance(logits(model, torch.float64), truth),
         "ours": distance(logits(model, DTYPES[dtype]), truth),
         "literal": distance(logits(twin, DTYPES[dtype]), truth),
     }
-    allowed = ROUNDED if dtype == "float32" else 2 * found["literal"]  # bfloat16 is no exact science for either
-    if not (found["float64"] <= EXACT and found["ours"] <= allowed):
+    allowed = ROUNDED if dtype == "float32" else 2 * errors["literal"]  # bfloat16 is no exact science for either
+    if not (errors["float64"] <= EXACT and errors["ours"] <= allowed):
         raise ArithmeticError(
-            f"{name} and its literal twin differ by {found['float64']:.1e} of the largest logit in float64 and are "
-            f"{found['ours']:.1e} and {found['literal']:.1e} off in {dtype}; no speed is given while outputs differ"
+            f"{name} and its literal twin differ by {errors['float64']:.1e} of the largest logit in float64 and are "
+            f"{errors['ours']:.1e} and {errors['literal']:.1e} off in {dtype}; no speed is given while outputs differ"
         )
-    return found
+    return errors
 
 
 def check_fused(name: str, model: Any, images: Tensor) -> nn.Module:
@@ -241,8 +240,8 @@ def check_fused(name: str, model: Any, images: Tensor) -> nn.Module:
     return copy.deepcopy(model).fuse()
 
 
-def distance(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).abs().max() / expected.double().abs().max())
+def distance(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())
 
 
 # -- the literal twins -------------------------------------------------------------------------
@@ -345,4 +344,4 @@ def call_factory(factory: Callable[..., nn.Module]) -> nn.Module:
 def compiler() -> str | None:
     """The C++ compiler that torch.compile would use on a CPU."""
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    return next((path for name in names if name and (path := shutil.which(name))), None)

@@ -80,8 +80,11 @@ def _load_tower(folder: Path) -> tuple[nn.Module, str]:
 def _tower(model: nn.Module, folder: Path | None) -> Tower:
     """The vision tower alone where a text tower stands beside it."""
     settings = folder / "preprocessor_config.json" if folder else None
-    known = json.loads(settings.read_text()) if settings and settings.is_file() else {}
-    mean, std = known.get("image_mean", IMAGENET_DEFAULT_MEAN), known.get("image_std", IMAGENET_DEFAULT_STD)
+    preprocessing = json.loads(settings.read_text()) if settings and settings.is_file() else {}
+    mean, std = (
+        preprocessing.get("image_mean", IMAGENET_DEFAULT_MEAN),
+        preprocessing.get("image_std", IMAGENET_DEFAULT_STD),
+    )
     return Tower(getattr(model, "vision_model", model), mean, std)
 
 
@@ -141,8 +144,8 @@ def features(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
 
 def photographs(paths: Sequence[str], size: int, model: nn.Module) -> Tensor:
     """Photos as the model wants them, the largest square of each.  (B, 3, size, size)"""
-    known = resolve_data_config({}, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
+    data_config = resolve_data_config({}, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
     transform = create_transform(
-        (3, size, size), mean=known["mean"], std=known["std"], interpolation="bicubic", crop_pct=1.0
+        (3, size, size), mean=data_config["mean"], std=data_config["std"], interpolation="bicubic", crop_pct=1.0
     )
     return torch.stack([transform(read_image(path)) for path in paths])

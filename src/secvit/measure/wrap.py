@@ -13,14 +13,14 @@ Function = Callable[..., Any]
 @contextmanager
 def wrapped(wrapper: Callable[[Function], Function], *places: str) -> Iterator[None]:
     """Replace the function at each place, "module:name" or "module:Class.name", by wrapper(function); undone after."""
-    found = [_owner_and_name(place) for place in places]
-    originals = [getattr(module, name) for module, name in found]
+    targets = [_owner_and_name(place) for place in places]
+    originals = [getattr(module, name) for module, name in targets]
     try:
-        for (module, name), original in zip(found, originals):
+        for (module, name), original in zip(targets, originals):
             setattr(module, name, wrapper(original))
         yield
     finally:
-        for (module, name), original in zip(found, originals):
+        for (module, name), original in zip(targets, originals):
             setattr(module, name, original)
 
 

@@ -171,8 +171,8 @@ def convert(source: str | os.PathLike[str], target: str | os.PathLike[str], mode
 def check_name(name: str) -> None:
     """A ValueError with the nearest names for a model that timm does not know."""
     if not timm.is_model(name):
-        known = [*timm.list_models("sec*"), *timm.list_models()]
-        near = difflib.get_close_matches(name, known, 5, 0.5) or timm.list_models("secvit_*")
+        names = [*timm.list_models("sec*"), *timm.list_models()]
+        near = difflib.get_close_matches(name, names, 5, 0.5) or timm.list_models("secvit_*")
         raise ValueError(f"no model {name!r} in timm or secvit; near it: {', '.join(near)}")
 
 

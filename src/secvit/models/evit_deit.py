@@ -16,7 +16,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from secvit.models.secvit import _cfg
+from secvit.models.secvit import preset_cfg
 
 __all__ = ["EViTDeiT"]
 
@@ -80,7 +80,11 @@ class EViTDeiT(VisionTransformer):
 
 
 default_cfgs = generate_default_cfgs(
-    {"evit_deit_small": _cfg(first_conv="patch_embed.proj", classifier="head", pool_size=None, fixed_input_size=True)}
+    {
+        "evit_deit_small": preset_cfg(
+            first_conv="patch_embed.proj", classifier="head", pool_size=None, fixed_input_size=True
+        )
+    }
 )
 
 

@@ -10,7 +10,7 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secvit.fields import few
+from secvit.fields import abridged
 from secvit.models import plain_pyramid
 from secvit.models.saved import check_name, fetching
 from secvit.weights import misfit, read_weights
@@ -115,6 +115,8 @@ def start_from(model: nn.Module, source: str | os.PathLike[str]) -> list[str]:
         raise ValueError(f"{source} does not fit the backbone: {report}")
     new = [key for key in wanted if key not in fitting]
     if missing := [key.removeprefix(BODY) for key in new if key.startswith(BODY)]:
-        raise ValueError(f"{source} does not fit the backbone: it lacks {few(missing)}; give its name and arguments")
+        raise ValueError(
+            f"{source} does not fit the backbone: it lacks {abridged(missing)}; give its name and arguments"
+        )
     model.load_state_dict(fitting, strict=False)
     return new

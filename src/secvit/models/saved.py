@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from secvit.adapt import patch
-from secvit.fields import Entry, Wrong, few, items, mapping, number, read_yaml, text, whole
+from secvit.fields import Entry, Wrong, abridged, integer, items, mapping, number, read_yaml, text
 from secvit.hub import hub
 from secvit.models.convert import check_name, fitting_models
 from secvit.weights import misfit, read_weights
@@ -137,51 +137,51 @@ def load_model(
             return create(name, 1000 if classes is None else classes, {"pretrained": shipped is not None}).eval()
     path = Path(checkpoint)
     state, config = read_weights(path), saved_config(path)
-    known = config.get("model") or {}
-    names = config.get("classes") if known else None
+    settings = config.get("model") or {}
+    names = config.get("classes") if settings else None
     if num_classes is None:
         num_classes = len(names) if names else classes_in(state, name)
-    with naming(config_beside(path)) if known else contextlib.nullcontext():
-        network: Any = create(name, num_classes, known.get("args"))
+    with naming(config_beside(path)) if settings else contextlib.nullcontext():
+        network: Any = create(name, num_classes, settings.get("args"))
     try:
         state = in_our_layout(state, network)
     except Exception as error:  # the filters of timm and of ours trust shapes
         raise ValueError(f"{path} does not fit {name}: {error}") from None
     if report := misfit(state, network.state_dict()):
-        fits = known.get("name") or ", ".join(fitting_models(state)) or "none known"
+        fits = settings.get("name") or ", ".join(fitting_models(state)) or "none known"
         raise ValueError(
             f"{path} does not fit {name} with {num_classes} classes; models that it fits: {fits}.  It has {report}"
         )
     network.load_state_dict(state)
     with naming(config_beside(path)):
-        patched(network, known.get("patch") or {})
+        patched(network, settings.get("patch") or {})
     # what timm.data.resolve_data_config and whoever names the classes go by; without a config.yaml nobody knows names
     seen: dict[str, Any] = {"label_names": names}
-    if known:
-        size = known.get("image_size") or network.pretrained_cfg["input_size"][-1]
-        seen |= {"input_size": (3, size, size), "crop_pct": known.get("crop_pct", 1.0)}
+    if settings:
+        size = settings.get("image_size") or network.pretrained_cfg["input_size"][-1]
+        seen |= {"input_size": (3, size, size), "crop_pct": settings.get("crop_pct", 1.0)}
     network.pretrained_cfg = {**network.pretrained_cfg, **seen}
     return network.eval()
 
 
-def name_of(checkpoint: str | os.PathLike[str] | None, given: str | None = None) -> str:
+def name_of(checkpoint: str | os.PathLike[str] | None, name: str | None = None) -> str:
     """The network of saved weights: what their config.yaml says, which a given name must not contradict.
 
     Tags, as in secvit_nano.cifar10, say which weights a network began with, and are not compared.
     """
-    known = (saved_config(checkpoint).get("model") or {}) if checkpoint is not None else {}
-    saved = known.get("name")
-    if saved is None and (made := known.get("backbone")):
+    settings = (saved_config(checkpoint).get("model") or {}) if checkpoint is not None else {}
+    saved = settings.get("name")
+    if saved is None and (made := settings.get("backbone")):
         raise ValueError(
-            f"{checkpoint} is a run of {known.get('detector') or known.get('head')} on {made}, no classifier"
+            f"{checkpoint} is a run of {settings.get('detector') or settings.get('head')} on {made}, no classifier"
         )
-    if given is None and saved is None:
+    if name is None and saved is None:
         raise ValueError(f"{checkpoint}: no config.yaml beside the weights, so the network is unknown; give its name")
-    if given is not None:
-        check_name(given)
-    if saved is not None and given is not None and saved.partition(".")[0] != given.partition(".")[0]:
-        raise ValueError(f"{checkpoint} is a run of {saved}, not of {given}; leave out the name")
-    return saved or given  # type: ignore[return-value]
+    if name is not None:
+        check_name(name)
+    if saved is not None and name is not None and saved.partition(".")[0] != name.partition(".")[0]:
+        raise ValueError(f"{checkpoint} is a run of {saved}, not of {name}; leave out the name")
+    return saved or name  # type: ignore[return-value]
 
 
 def classes_in(state: Mapping[str, Tensor], name: str) -> int:
@@ -230,7 +230,7 @@ class Loaded:
             "new, of another shape in the source": self.reshaped, "unused": self.unused,
         }  # fmt: skip
         lines = [f"{self.source}: {len(self.loaded)} tensors loaded"]
-        return "; ".join(lines + [f"{len(names)} {kind} ({few(names)})" for kind, names in kinds.items() if names])
+        return "; ".join(lines + [f"{len(names)} {kind} ({abridged(names)})" for kind, names in kinds.items() if names])
 
 
 def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> Loaded:
@@ -243,25 +243,25 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> Loaded:
     """
     name = str(source).removeprefix("timm/")
     if Path(source).exists() or not timm.is_model(name):
-        found = read_weights(source)
+        weights = read_weights(source)
     else:
-        found = create(name, None, {"pretrained": True}).state_dict()
+        weights = create(name, None, {"pretrained": True}).state_dict()
     wanted = model.state_dict()
     try:
-        found = in_our_layout(found, model)
+        weights = in_our_layout(weights, model)
     except Exception as error:  # position tables that belong to other prefix tokens, DeiT's distilled ones for one
         raise ValueError(f"{source} does not fit {type(model).__name__}: {error}") from None
-    fits = {key: value for key, value in found.items() if key in wanted and value.shape == wanted[key].shape}
+    fits = {key: value for key, value in weights.items() if key in wanted and value.shape == wanted[key].shape}
     if not any(key.endswith(".weight") for key in fits):
-        raise ValueError(f"{source} does not fit {type(model).__name__}: it has {misfit(found, wanted)}")
+        raise ValueError(f"{source} does not fit {type(model).__name__}: it has {misfit(weights, wanted)}")
     if report := misfit(fits, {key: wanted[key] for key in fits}):
         raise ValueError(f"{source} does not fit {type(model).__name__}: {report}")
-    zeroed = {key: torch.zeros_like(wanted[key]) for key in wanted if ".lepe." in key and key not in found}
+    zeroed = {key: torch.zeros_like(wanted[key]) for key in wanted if ".lepe." in key and key not in weights}
     model.load_state_dict({**fits, **zeroed}, strict=False)
-    reshaped = tuple(key for key in wanted if key in found and key not in fits)
+    reshaped = tuple(key for key in wanted if key in weights and key not in fits)
     return Loaded(
-        str(source), tuple(fits), tuple(key for key in wanted if key not in {**found, **zeroed}), tuple(zeroed),
-        reshaped, tuple(key for key in found if key not in wanted),
+        str(source), tuple(fits), tuple(key for key in wanted if key not in {**weights, **zeroed}), tuple(zeroed),
+        reshaped, tuple(key for key in weights if key not in wanted),
     )  # fmt: skip
 
 
@@ -276,19 +276,19 @@ def saved_config(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     beside = config_beside(checkpoint)
     if not beside.is_file():
         return {}
-    found = read_yaml(beside)
-    if found is None:
+    content = read_yaml(beside)
+    if content is None:
         return {}
-    entry = Entry(str(beside), found)
-    known = Entry(f"{beside}: model", entry.get("model", mapping, {}))
+    entry = Entry(str(beside), content)
+    settings = Entry(f"{beside}: model", entry.get("model", mapping, {}))
     typed = {
-        "name": known.get("name", text, None), "args": known.get("args", mapping, None),
-        "patch": known.get("patch", mapping, None), "image_size": known.get("image_size", _size, None),
-        "crop_pct": known.get("crop_pct", _part, None),
+        "name": settings.get("name", text, None), "args": settings.get("args", mapping, None),
+        "patch": settings.get("patch", mapping, None), "image_size": settings.get("image_size", _size, None),
+        "crop_pct": settings.get("crop_pct", _part, None),
     }  # fmt: skip
-    model = {**known.fields, **{key: value for key, value in typed.items() if value is not None}}
+    model = {**settings.fields, **{key: value for key, value in typed.items() if value is not None}}
     classes = entry.get("classes", _names, None)
-    return {**found, **({"model": model} if model else {}), **({"classes": classes} if classes else {})}
+    return {**content, **({"model": model} if model else {}), **({"classes": classes} if classes else {})}
 
 
 def config_beside(checkpoint: str | os.PathLike[str]) -> Path:
@@ -297,7 +297,7 @@ def config_beside(checkpoint: str | os.PathLike[str]) -> Path:
 
 
 def _size(value: Any) -> int:
-    size = whole(value)
+    size = integer(value)
     if not 1 <= size <= 2**16:
         raise Wrong("px of the side of an image")
     return size

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_
 from torch import Tensor, nn
 
 from secvit.adapt.attend import attend, scored
-from secvit.models.secvit import _cfg
+from secvit.models.secvit import preset_cfg
 from secvit.ops import Clustering, Keys, Partition, Plan
 
 __all__ = ["SECDeiT"]
@@ -202,17 +202,17 @@ class SECDeiT(VisionTransformer):
         if output_fmt == "NCHW":
             maps = [y.transpose(1, 2).unflatten(2, grid).contiguous() for y in maps]
         if output_dict:
-            found: dict[str, Any] = {"image_intermediates": maps}
+            outputs: dict[str, Any] = {"image_intermediates": maps}
             if return_prefix_tokens:
-                found["image_intermediates_prefix"] = prefix
-            return found if intermediates_only else {**found, "image_features": self.norm(x)}
+                outputs["image_intermediates_prefix"] = prefix
+            return outputs if intermediates_only else {**outputs, "image_features": self.norm(x)}
         features = list(zip(maps, prefix)) if return_prefix_tokens else maps
         return features if intermediates_only else (self.norm(x), features)
 
 
 default_cfgs = generate_default_cfgs(
     {
-        name: _cfg(first_conv="patch_embed.proj", classifier="head", pool_size=None)
+        name: preset_cfg(first_conv="patch_embed.proj", classifier="head", pool_size=None)
         for name in ("sec_deit_small", "sec_deit_base")
     }
 )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from secvit.models.blocks import SECAttention, stage_clusterings
 from secvit.models.convert import to_packed_rows
 from secvit.models.rotary import RotaryTable
-from secvit.models.secvit import _cfg
+from secvit.models.secvit import preset_cfg
 from secvit.ops import Clustering, Partition
 
 __all__ = ["SECSwin"]
@@ -146,7 +146,7 @@ def checkpoint_filter_fn(state: Mapping[str, Tensor], model: nn.Module) -> dict[
 
 default_cfgs = generate_default_cfgs(
     {
-        name: _cfg(first_conv="patch_embed.proj", classifier="head.fc")
+        name: preset_cfg(first_conv="patch_embed.proj", classifier="head.fc")
         for name in ("sec_swin_tiny", "sec_swin_small", "sec_swin_base")
     }
 )

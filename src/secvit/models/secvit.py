@@ -215,7 +215,7 @@ class SECViT(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _cfg(**kwargs: Any) -> dict[str, Any]:
+def preset_cfg(**kwargs: Any) -> dict[str, Any]:
     return {
         "url": "", "num_classes": 1000, "input_size": (3, 224, 224), "pool_size": (7, 7), "crop_pct": 0.9,
         "interpolation": "bicubic", "fixed_input_size": False,
@@ -228,7 +228,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
 def _shipped(tag: str, size: int, crop_pct: float, classes: tuple[str, ...]) -> dict[str, Any]:
     """Weights of secvit_nano that come with the package; each folder's README.md says how they were made."""
     folder = Path(__file__).parents[1] / "pretrained" / f"secvit_nano.{tag}"
-    return _cfg(
+    return preset_cfg(
         file=str(folder / "model.safetensors"), num_classes=len(classes), label_names=classes,
         input_size=(3, size, size), pool_size=(2, 2) if size == 32 else (3, 3), crop_pct=crop_pct,
     )  # fmt: skip
@@ -248,14 +248,14 @@ default_cfgs = generate_default_cfgs(
             0.9,
             ("dress", "hat", "longsleeve", "outwear", "pants", "shirt", "shoes", "shorts", "skirt", "t-shirt"),
         ),
-        "secvit_tiny": _cfg(),
-        "secvit_small": _cfg(),
-        "secvit_base": _cfg(),
-        "secvit_large": _cfg(),
-        "secvit_xlarge": _cfg(),
-        "secvit_small_release": _cfg(),
-        "secvit_base_release": _cfg(),
-        "secvit_large_release": _cfg(),
+        "secvit_tiny": preset_cfg(),
+        "secvit_small": preset_cfg(),
+        "secvit_base": preset_cfg(),
+        "secvit_large": preset_cfg(),
+        "secvit_xlarge": preset_cfg(),
+        "secvit_small_release": preset_cfg(),
+        "secvit_base_release": preset_cfg(),
+        "secvit_large_release": preset_cfg(),
     }
 )
 

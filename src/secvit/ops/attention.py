@@ -53,7 +53,7 @@ def sec_attention(
     num_clusters | cluster_size: M clusters, or as many as keep each at `cluster_size` tokens or fewer.
     mask (B, L): True for real tokens.  Padded tokens enter no centre and no cluster, are attended to by
         none, and come out as zeros.
-    scale: default D ** -0.5.
+    scale: default D ** -0.5.  dropout_p: dropout of the attention weights.
     backend: "sdpa", "math" (softmax of a product), "triton" (fused kernels on a GPU, for float32, bfloat16 and
         float16 up to D = 128; no prefix, dropout or second derivatives), "reference" (loops),
         or "auto": as the device likes it; triton where clusters hold at most `TRITON_SIZE` tokens, none as yet.
@@ -62,19 +62,16 @@ def sec_attention(
     num_prefix_tokens: the first P tokens ([cls], registers) are outside the partition: keys and
         values in every cluster, and their own queries attend to all tokens.  Counts, sizes and plans
         speak of the other L - P tokens; a mask (B, L) covers all and is True for the prefix.
-    dropout_p: dropout of the attention weights.
     partition, grid: as in `secvit.cluster`, made from the keys; "tree" from queries and keys.
     near, far: beside the paper.  Each cluster attends to the `near` clusters that weigh most for its mean query,
         itself among them, and with far=True to one summary of every other cluster (`secvit.ops.near_far`).
         near=1 and far=False is the paper; near=M is full attention.
-    No gradient flows through scores or order.  Causal attention is refused: the centre and every
-    rank depend on later tokens.
+    No gradient flows through scores or order.  Causal attention is refused: every rank depends on later tokens.
     """
     check_qkv(q, k, v)
-    check_near(near, far)
-    _check(q, backend, is_causal, num_prefix_tokens)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     options = Options(scale, backend, num_prefix_tokens, dropout_p, near, far)
+    _check(q, options, is_causal)
     if plan is not None:
         _check_plan(num_clusters, cluster_size, mask, shared, backend, partition)
         _check_near(near, plan.num_clusters)
@@ -88,11 +85,17 @@ def sec_attention(
         if takes_triton(options, q, k, v, num_clusters, largest_size(k.shape[2], num_clusters)):
             order = torch.ops.secvit.order_tokens(k.detach())
             return triton_attention(q, k, v, Plan.equal(order, num_clusters), options.scale)
-    real = None if mask is None else mask[:, 0, num_prefix_tokens:]
-    queries, keys = (x[:, :, num_prefix_tokens:] for x in (q, k))
-    ranked = [x.transpose(1, 2).flatten(2) for x in (queries, keys)] if shared else [queries, keys]
-    plan = Clustering(num_clusters, partition=partition).plan(Keys(ranked[1], grid, queries=ranked[0]), real)
-    return _planned(q, k, v, plan.per_head(keys), options, mask)
+    clustering = Clustering(num_clusters, num_prefix_tokens=num_prefix_tokens, partition=partition, shared=shared)
+    return _planned(q, k, v, _plan(q, k, clustering, grid, mask), options, mask)
+
+
+def _plan(q: Tensor, k: Tensor, clustering: Clustering, grid: Grid | None, mask: Tensor | None) -> Plan:
+    """Eqs. 1 to 3, per head; where all heads share one, by those of all side by side.  mask (B, 1, P + L)"""
+    prefix = clustering.num_prefix_tokens
+    queries, keys = (x[:, :, prefix:] for x in (q, k))
+    real = None if mask is None else mask[:, 0, prefix:]
+    scored = [x.transpose(1, 2).flatten(2) for x in (queries, keys)] if clustering.shared else [queries, keys]
+    return clustering.plan(Keys(scored[1], grid, queries=scored[0]), real).per_head(keys)
 
 
 def _planned(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask: Tensor | None = None) -> Tensor:
@@ -204,7 +207,9 @@ def _shapes(*tensors: Tensor) -> str:
     return ", ".join(str(tuple(x.shape)) for x in tensors)
 
 
-def _check(q: Tensor, backend: str, is_causal: bool, num_prefix_tokens: int) -> None:
+def _check(q: Tensor, options: Options, is_causal: bool) -> None:
+    backend, num_prefix_tokens = options.backend, options.num_prefix_tokens
+    check_near(options.near, options.far)
     if is_causal:
         raise ValueError(
             "SEC cannot be causal: the centre and every token's rank depend on later tokens; "

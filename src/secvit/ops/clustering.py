@@ -74,9 +74,9 @@ class Clustering:
 
     def __post_init__(self) -> None:
         resolve_num_clusters(max(self.num_clusters or 1, 1), self.num_clusters, self.cluster_size)
-        for name, known in (("score", SCORES), ("centre", CENTRES), ("backend", BACKENDS)):
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name}={value!r}; choose one of {', '.join(known)}")
+        for name, choices in (("score", SCORES), ("centre", CENTRES), ("backend", BACKENDS)):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name}={value!r}; choose one of {', '.join(choices)}")
         check_partition(self.partition)
         check_near(self.near, self.far)
         if self.num_prefix_tokens < 0:

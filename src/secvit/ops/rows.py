@@ -77,13 +77,13 @@ def slice_attention(
     """Eq. 4 on sorted tokens.  q (S, P + L, D), keys and values from `slice_clusters` -> (S, P + L, D)."""
     prefix = options.num_prefix_tokens
     groups = slice_clusters(q[:, prefix:], num_clusters)
-    outs = [_prefix_attention(q[:, :prefix], keys, values, options)] if prefix else []
+    outs = [prefix_attention(q[:, :prefix], keys, values, options)] if prefix else []
     for group, key, value in zip(groups, keys, values):
         outs.append(softmax_attention(group, key, value, options).flatten(1, 2))
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 
-def _prefix_attention(q: Tensor, keys: list[Tensor], values: list[Tensor], options: Options) -> Tensor:
+def prefix_attention(q: Tensor, keys: list[Tensor], values: list[Tensor], options: Options) -> Tensor:
     """Attention of prefix tokens to all tokens, over keys that are grouped already: no second copy of them is kept.
 
     q (S, P, D), keys values (S, m, P + N, D) -> (S, P, D).  Of the prefix's copies, one a cluster, the first counts.

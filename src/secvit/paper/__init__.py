@@ -52,14 +52,14 @@ def tables() -> dict[str, Table]:
 
 def number(cell: str) -> float | None:
     """The number in a cell, without the difference that may be marked beside it; None where there is none."""
-    found = re.match(r"-?\d+(\.\d+)?", cell)
-    return float(found[0]) if found else None
+    match = re.match(r"-?\d+(\.\d+)?", cell)
+    return float(match[0]) if match else None
 
 
 def marked(cell: str) -> float | None:
     """The difference that a cell marks in brackets, "80.5 (+0.7)" -> 0.7; None where there is none."""
-    found = re.search(r"\(([+-]\d+(\.\d+)?)\)", cell)
-    return float(found[1]) if found else None
+    match = re.search(r"\(([+-]\d+(\.\d+)?)\)", cell)
+    return float(match[1]) if match else None
 
 
 def _table(name: str, written: dict) -> Table:

@@ -180,9 +180,9 @@ def _task(where: Path | str, model: str | None) -> str:
 
 def _untold_task(config: Mapping[str, Any]) -> str:
     """The task of a run of a version that did not write it."""
-    known = config.get("model") or {}
+    model = config.get("model") or {}
     for entry, task in (("detector", "detection"), ("head", "segmentation"), ("connector", "vlm")):
-        if entry in known:
+        if entry in model:
             return task
     return "simmim" if "masking" in config else "classification"
 

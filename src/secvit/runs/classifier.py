@@ -17,7 +17,7 @@ from secvit.classification.scoring import accuracy_by_class, answers, figures, s
 from secvit.files import check_target, write_atomically
 from secvit.images.photos import listed, opened
 from secvit.models.saved import class_names_of, device_of, load_model
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, check_pictures, pictures
+from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, check_pictures, open_photos
 
 WRONG = 24  # pictures on the page of the most wrong ones
 MATRIX = 200  # classes up to which result files hold the whole confusion
@@ -55,7 +55,7 @@ class Classifier(Trained):
 
     def predict(self, images: Picture | Sequence[Picture], top: int = 3) -> list[list[tuple[str, float]]]:
         """The `top` likeliest classes of each picture and their probabilities, the likeliest first."""
-        return predict_all(self.model, pictures(images), top, self.size)
+        return predict_all(self.model, open_photos(images), top, self.size)
 
     def export_view(self) -> dict[str, Any]:
         size, mean, std, crop = seen_by(self.model, self.size)
@@ -83,13 +83,13 @@ class Classifier(Trained):
         check_pictures(confusion, wrong)
         data = self.data_of(data)
         view = split_view(self.model, data, split, f"the run {self.path}", self.size)
-        said = answers(self.model, view, batch_size, next(self.model.parameters()).device, workers)
+        outcome = answers(self.model, view, batch_size, next(self.model.parameters()).device, workers)
         names = list(view.images.classes)
-        matrix = said.confusion(len(names)) if confusion or len(names) <= MATRIX else None
-        per_class = dict(zip(names, accuracy_by_class(said, len(names)), strict=True))
-        found: dict[str, Any] = {"data": str(data), "split": split, **figures(said, view), "per_class": per_class}
+        matrix = outcome.confusion(len(names)) if confusion or len(names) <= MATRIX else None
+        per_class = dict(zip(names, accuracy_by_class(outcome, len(names)), strict=True))
+        result: dict[str, Any] = {"data": str(data), "split": split, **figures(outcome, view), "per_class": per_class}
         if matrix is not None and len(names) <= MATRIX:
-            found["confusion"] = matrix.tolist()
+            result["confusion"] = matrix.tolist()
         if confusion:
             from secvit.draw.confusion import draw_confusion
 
@@ -97,14 +97,19 @@ class Classifier(Trained):
         if wrong:
             from secvit.classification.pictures import draw_wrong
 
-            rows = said.most_wrong(WRONG)
+            rows = outcome.most_wrong(WRONG)
             shown = [
-                (view.images.image(int(said.index[r])), names[said.target[r]], names[said.predicted[r]], said.share[r])
+                (
+                    view.images.image(int(outcome.index[r])),
+                    names[outcome.target[r]],
+                    names[outcome.predicted[r]],
+                    outcome.share[r],
+                )
                 for r in rows
             ]
-            mistakes = int((said.predicted != said.target).sum())
-            draw_wrong(shown, f"{len(rows)} of {mistakes} mistakes among {len(said.index)} images of {data}", wrong)
-        return found
+            mistakes = int((outcome.predicted != outcome.target).sum())
+            draw_wrong(shown, f"{len(rows)} of {mistakes} mistakes among {len(outcome.index)} images of {data}", wrong)
+        return result
 
     def photos(
         self,
@@ -129,9 +134,9 @@ class Classifier(Trained):
         made = Made()
         try:
             for batch in opened(listed(photos), made, batch_size, "predicting"):
-                for path, said in zip(batch, self.predict(list(batch.values()), top), strict=True):
-                    made.rows.append({"photo": str(path), "classes": said})
-                    tell(f"{path}: " + ", ".join(f"{label} {100 * share:.1f} %" for label, share in said))
+                for path, classes in zip(batch, self.predict(list(batch.values()), top), strict=True):
+                    made.rows.append({"photo": str(path), "classes": classes})
+                    tell(f"{path}: " + ", ".join(f"{label} {100 * share:.1f} %" for label, share in classes))
         finally:  # what was found until then is not lost
             if json and made.rows:
                 write_atomically(Path(json), as_json(self.title, made.rows))
@@ -141,11 +146,11 @@ class Classifier(Trained):
 
 
 def as_json(title: str, rows: Sequence[dict[str, Any]]) -> bytes:
-    found = [
+    photos = [
         {"photo": row["photo"], "classes": [{"class": name, "probability": share} for name, share in row["classes"]]}
         for row in rows
     ]
-    return json_format.dumps({"weights": title, "photos": found}, indent=2, ensure_ascii=False).encode()
+    return json_format.dumps({"weights": title, "photos": photos}, indent=2, ensure_ascii=False).encode()
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> bytes:

@@ -17,7 +17,7 @@ from secvit.detection.prediction import add_image, as_pixels, new_coco, predict,
 from secvit.detection.saved import load_detector
 from secvit.files import check_target, check_writable
 from secvit.images.photos import listed, opened, picture_names
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, pictures
+from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, open_photos
 
 
 class Detector(Trained):
@@ -49,7 +49,7 @@ class Detector(Trained):
 
     def predict(self, images: Picture | Sequence[Picture], score: float = 0.5) -> list[dict[str, Tensor]]:
         """The objects in each picture, the surest first.  score: the least one kept, 0.05 or more."""
-        return predict(self.model, pictures(images), score)
+        return predict(self.model, open_photos(images), score)
 
     def export_view(self) -> dict[str, Any]:
         from secvit.export import NO_DETECTOR
@@ -68,8 +68,8 @@ class Detector(Trained):
         """
         data = self.data_of(data)
         dets = max_dets or self.config.get("max_dets", 100)
-        found = score(self.model, self.categories, data, split, f"the run {self.path}", dets, batch_size)
-        return {"data": str(data), "split": split, **found}
+        figures = score(self.model, self.categories, data, split, f"the run {self.path}", dets, batch_size)
+        return {"data": str(data), "split": split, **figures}
 
     def photos(
         self,
@@ -105,15 +105,17 @@ class Detector(Trained):
         coco["info"] = {"description": "secvit predict", "weights": str(self.path), "score": score}
         try:
             for batch in opened(paths, made, batch_size, "detecting", lambda image: seen_size(self.model, image.size)):
-                for (path, image), found in zip(batch.items(), self.predict(list(batch.values()), score), strict=True):
+                for (path, image), detections in zip(
+                    batch.items(), self.predict(list(batch.values()), score), strict=True
+                ):
                     name = path.relative_to(root).as_posix()
-                    add_image(coco, name, image.size, found)
+                    add_image(coco, name, image.size, detections)
                     content = io.BytesIO()
-                    drawn = draw_detections(image, found, self.classes)
+                    drawn = draw_detections(image, detections, self.classes)
                     drawn.save(content, "JPEG", quality=95, subsampling=0)
                     made.add(names[path][0], content.getvalue())
-                    counts = _counted([self.classes[label] for label in found["labels"].tolist()])
-                    made.rows.append({"photo": str(path), "objects": len(found["labels"])})
+                    counts = _counted([self.classes[label] for label in detections["labels"].tolist()])
+                    made.rows.append({"photo": str(path), "objects": len(detections["labels"])})
                     tell(f"{path}: {counts}; wrote {names[path][0]}")
         finally:  # what was found until then is not lost
             if coco["images"]:

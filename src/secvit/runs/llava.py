@@ -14,7 +14,7 @@ from torch import nn
 from secvit.files import check_target, write_atomically
 from secvit.images.photos import listed, opened
 from secvit.models.saved import device_of
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, pictures
+from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, open_photos
 from secvit.vlm.asking import ask, load_trained
 from secvit.vlm.chat import Chat
 from secvit.vlm.chat import prepare as for_training
@@ -51,7 +51,7 @@ class Llava(Trained):
         self, images: Picture | Sequence[Picture], question: str = "What is in the picture?", max_new_tokens: int = 256
     ) -> list[str]:
         """The answer to a question about each picture by itself; for one about several, `secvit.vlm.ask`."""
-        return [ask(self.model, self.processor, one, question, max_new_tokens) for one in pictures(images)]  # type: ignore[arg-type]
+        return [ask(self.model, self.processor, one, question, max_new_tokens) for one in open_photos(images)]  # type: ignore[arg-type]
 
     def export_view(self) -> dict[str, Any]:
         raise ValueError(
@@ -138,9 +138,9 @@ class Llava(Trained):
         try:
             for batch in opened(listed(photos), made, 1, "asking"):
                 for path, image in batch.items():
-                    said = self.predict(image, question, max_new_tokens)[0]
-                    made.rows.append({"photo": str(path), "question": question, "answer": said})
-                    tell(f"{path}: {said}")
+                    answer = self.predict(image, question, max_new_tokens)[0]
+                    made.rows.append({"photo": str(path), "question": question, "answer": answer})
+                    tell(f"{path}: {answer}")
         finally:
             if json and made.rows:
                 write_atomically(Path(json), json_format.dumps(made.rows, indent=2, ensure_ascii=False).encode())

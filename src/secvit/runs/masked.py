@@ -16,7 +16,7 @@ from secvit.files import check_writable
 from secvit.images import Images, load_split, middle
 from secvit.images.photos import listed, opened, picture_names
 from secvit.models.saved import device_of, load_model, naming
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, pictures
+from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, open_photos
 from secvit.simmim.data import EvalView, Masking
 from secvit.simmim.scoring import evaluate, reconstructions
 from secvit.simmim.training import load_task
@@ -52,7 +52,7 @@ class Masked(Trained):
 
     def predict(self, images: Picture | Sequence[Picture]) -> list[Image.Image]:
         """Each picture's middle square, its hidden patches filled in."""
-        return [row[2] for row in self._filled(pictures(images))]
+        return [row[2] for row in self._filled(open_photos(images))]
 
     def export_view(self) -> dict[str, Any]:
         raise ValueError(
@@ -85,10 +85,10 @@ class Masked(Trained):
         for batch in opened(paths, made, 1, "filling in"):
             for path, image in batch.items():
                 content, row = io.BytesIO(), self._filled([image])[0]
-                whole = Image.new("RGB", (sum(p.width for p in row), row[0].height))
+                joined = Image.new("RGB", (sum(p.width for p in row), row[0].height))
                 for i, picture in enumerate(row):
-                    whole.paste(picture, (i * row[0].width, 0))
-                whole.save(content, "PNG")
+                    joined.paste(picture, (i * row[0].width, 0))
+                joined.save(content, "PNG")
                 made.add(names[path][0], content.getvalue())
                 made.rows.append({"photo": str(path)})
                 tell(f"{path}: wrote {names[path][0]}")

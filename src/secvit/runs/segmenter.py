@@ -17,7 +17,7 @@ from secvit.files import check_writable
 from secvit.images import middle
 from secvit.images.photos import listed, opened, picture_names
 from secvit.runs.detector import refuse_other
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, check_pictures, pictures
+from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, check_pictures, open_photos
 from secvit.segmentation.prediction import label_picture, load_trained, shrunk
 from secvit.segmentation.scoring import score
 
@@ -67,7 +67,7 @@ class Segmenter(Trained):
 
     def predict(self, images: Picture | Sequence[Picture]) -> list[np.ndarray]:
         """The class of each pixel of each picture, (H, W) uint8."""
-        return [label_picture(self.model, image, self.look) for image in pictures(images)]  # type: ignore[arg-type]
+        return [label_picture(self.model, image, self.look) for image in open_photos(images)]  # type: ignore[arg-type]
 
     def export_view(self) -> dict[str, Any]:
         mean, std = self.model.backbone.normalization()  # type: ignore[union-attr, operator]
@@ -96,12 +96,12 @@ class Segmenter(Trained):
         """
         check_pictures(confusion)
         data = self.data_of(data)
-        found = score(self.model, self.classes, self.look, data, split, f"the run {self.path}", workers)  # type: ignore[arg-type]
+        figures = score(self.model, self.classes, self.look, data, split, f"the run {self.path}", workers)  # type: ignore[arg-type]
         if confusion:
             from secvit.draw.confusion import draw_confusion
 
-            draw_confusion(found["confusion"], self.classes, confusion, list(found["per_class"].values()))
-        return {"data": str(data), "split": split, **found}
+            draw_confusion(figures["confusion"], self.classes, confusion, list(figures["per_class"].values()))
+        return {"data": str(data), "split": split, **figures}
 
     def photos(self, photos: Photos, output: str = "segments", *, tell: Tell = len) -> Made:
         """PHOTO.png, the numbers of the masks that the run learned from, in colours, and PHOTO_overlay.jpg to look at.

@@ -19,7 +19,7 @@ Picture = Image.Image | str | os.PathLike[str]
 Photos = Iterable[str | os.PathLike[str]]
 Tell = Callable[[str], Any]
 
-__all__ = ["Made", "Photos", "Picture", "Tell", "Trained", "check_pictures", "pictures"]
+__all__ = ["Made", "Photos", "Picture", "Tell", "Trained", "check_pictures", "open_photos"]
 
 
 class Trained:
@@ -124,11 +124,11 @@ class Trained:
         return self.model
 
 
-def pictures(given: Picture | Sequence[Picture]) -> list[Image.Image]:
+def open_photos(photos: Picture | Sequence[Picture]) -> list[Image.Image]:
     """One or more pictures, opened or as files, upright RGB."""
-    if isinstance(given, Image.Image | str | os.PathLike):
-        return [read_image(given)]
-    return [read_image(one) for one in given]
+    if isinstance(photos, Image.Image | str | os.PathLike):
+        return [read_image(photos)]
+    return [read_image(one) for one in photos]
 
 
 def check_pictures(*files: str | None) -> None:

@@ -34,11 +34,11 @@ def training_view(
         image, target = image.flip(-1), target[:, ::-1]
     if augment.distort:
         image = distort(image)
-    whole = torch.zeros(3, augment.crop, augment.crop)
+    padded = torch.zeros(3, augment.crop, augment.crop)
     labels = torch.full((augment.crop, augment.crop), IGNORED, dtype=torch.uint8)
-    whole[:, : bottom - top, : right - left] = (image - mean) / std
+    padded[:, : bottom - top, : right - left] = (image - mean) / std
     labels[: bottom - top, : right - left] = torch.from_numpy(target.copy())
-    return whole, labels
+    return padded, labels
 
 
 def base_scale(size: tuple[int, int], short_side: int) -> float:

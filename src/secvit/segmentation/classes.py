@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from secvit.fields import few
+from secvit.fields import abridged
 from secvit.images.classes import match_classes
 from secvit.segmentation.augment import IGNORED
 from secvit.segmentation.masks import LARGEST, voc_palette
@@ -86,8 +86,8 @@ def say_zero(named: Named, used: Collection[int], where: str) -> Named:
     if count != ADE20K and not fits:
         raise ValueError(
             f"{named.where}: {count} names, but nothing says what 0 is in the masks ({where}), which hold "
-            f"{few([str(value) for value in sorted(used)], 8)}; in ADE20K, whose folders these are, it is no class.  "
-            f'Write classes.json with {{"classes": [...], "ignore_index": 255}} if 0 is {first!r}, or with '
+            f"{abridged([str(value) for value in sorted(used)], 8)}; in ADE20K, whose folders these are, it is no "
+            f'class.  Write classes.json with {{"classes": [...], "ignore_index": 255}} if 0 is {first!r}, or with '
             f'"ignore_index": 0 if 1 is'
         )
     return replace(named, ignored=(0,))
@@ -99,13 +99,13 @@ def check_used(classes: Classes, named: Named, used: Collection[int], where: str
     if not never:
         return
     file, count = named.where, len(classes.names)
-    holds = few([str(value) for value in sorted(used)], 8)
+    holds = abridged([str(value) for value in sorted(used)], 8)
     remedy = f'say which values are classes in classes.json: {{"classes": {_suggestion(used)}}}'
     if count - len(never) < 2:
         there = ", ".join(repr(name) for i, name in enumerate(classes.names) if i not in never)
         raise ValueError(
             f"{file}: of {count} classes only {there or 'none'} occurs in the masks of train ({where}), which hold "
-            f"{holds}, and {few([str(v) for v in classes.ignored], 8) or 'nothing'} is ignored; {remedy}"
+            f"{holds}, and {abridged([str(v) for v in classes.ignored], 8) or 'nothing'} is ignored; {remedy}"
         )
     shifted = [value for value in classes.ignored if value < count]
     if named.values is None and shifted and never == [count - 1]:
@@ -117,7 +117,7 @@ def check_used(classes: Classes, named: Named, used: Collection[int], where: str
         )
     logger.warning(
         "%s: %d of %d classes never occur in the masks of train: %s",
-        *(file, len(never), count, few([f"{classes.names[i]} ({classes.values[i]})" for i in never], 8)),
+        *(file, len(never), count, abridged([f"{classes.names[i]} ({classes.values[i]})" for i in never], 8)),
     )
 
 
@@ -130,7 +130,7 @@ def _check_gaps(values: tuple[int, ...], where: str) -> None:
     contiguous = values[-1] - values[0] + 1 == len(values) and values[0] <= 1
     if not contiguous and values != (0, IGNORED):
         raise ValueError(
-            f"{where}: masks hold the values {few([str(value) for value in values], 8)}, with gaps between them; "
+            f"{where}: masks hold the values {abridged([str(value) for value in values], 8)}, with gaps between them; "
             f'name those that are classes in classes.json: {{"classes": {_suggestion(values)}}}'
         )
 

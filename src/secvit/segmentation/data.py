@@ -105,22 +105,22 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
     used = {value for one in looked for value in one.values}
     if not (train or named):  # the values of all masks are the classes
         check_looked(where, masks, looked)
-    known, of_train = (train.labels, None) if train else number(layout, split, named, colours, used, masks[0].parent)
-    check_looked(where, masks, looked, known)
+    classes, of_train = (train.labels, None) if train else number(layout, split, named, colours, used, masks[0].parent)
+    check_looked(where, masks, looked, classes)
     palettes = check_palettes(masks, looked, train.palettes if train else ())
-    if not used & set(known.values):
+    if not used & set(classes.values):
         ignored = ", ".join(map(str, sorted(used))) or "nothing"
         raise ValueError(f"{masks[0].parent}: no pixel of any mask has a class; all hold {ignored}")
     if not train:
-        check_names(known.names, named.where if named else masks[0].parent)
+        check_names(classes.names, named.where if named else masks[0].parent)
     if of_train is not None and named:
-        check_used(known, named, of_train, str(masks[0].parent))
+        check_used(classes, named, of_train, str(masks[0].parent))
     if not (train or (named and named.palette)):
-        known = replace(known, palette=palette_of(masks[0], known.values) or known.palette)
+        classes = replace(classes, palette=palette_of(masks[0], classes.values) or classes.palette)
     if is_first():
-        logger.info("%s: %s pictures, %d classes", split, f"{len(images):,}", len(known.names))
-    found = Images(split, known.names, torch.zeros(len(images)), None, tuple(map(str, images)), root=str(where))
-    return Split(found, masks, known, colours, palettes)
+        logger.info("%s: %s pictures, %d classes", split, f"{len(images):,}", len(classes.names))
+    image_set = Images(split, classes.names, torch.zeros(len(images)), None, tuple(map(str, images)), root=str(where))
+    return Split(image_set, masks, classes, colours, palettes)
 
 
 def number(
@@ -146,8 +146,8 @@ def number(
         check_palettes(masks, looked)
         used = {value for one in looked for value in one.values}
     named = say_zero(named, used, str(folder)) if named and unsaid else named
-    known = number_classes(named, used, str(folder))
-    return known, used if split == "train" or from_train else None
+    classes = number_classes(named, used, str(folder))
+    return classes, used if split == "train" or from_train else None
 
 
 def look_at(image: Path, mask: Path, colours: Colours | None) -> Looked:
@@ -162,11 +162,11 @@ def look_at(image: Path, mask: Path, colours: Colours | None) -> Looked:
     return Looked("", values_of(values), palette)
 
 
-def check_looked(where: Path, masks: Sequence[Path], looked: Sequence[Looked], known: Classes | None = None) -> None:
+def check_looked(where: Path, masks: Sequence[Path], looked: Sequence[Looked], classes: Classes | None = None) -> None:
     """A ValueError for what cannot be read and, where the classes are known, for masks with other values."""
     faults, values = Faults(f"{where}: pictures and masks that cannot be used"), False
     for mask, one in zip(masks, looked, strict=True):
-        if fault := one.fault or (strange(mask, one.values, known) if known else ""):
+        if fault := one.fault or (strange(mask, one.values, classes) if classes else ""):
             values |= not one.fault
             faults.add(fault)
     faults.check(VALUES if values else REPAIR)
@@ -187,22 +187,22 @@ def check_palettes(
 
     train: what this gave for the masks of train, with which others are compared.
     """
-    found = [(mask, one.values, one.palette) for mask, one in zip(masks, looked, strict=True)]
-    if clash := clashing([*train, *found]):
+    palettes = [(mask, one.values, one.palette) for mask, one in zip(masks, looked, strict=True)]
+    if clash := clashing([*train, *palettes]):
         raise ValueError(f"{masks[0].parent}: {clash}")
     first: dict[int, Indexed] = {}
-    for mask, values, palette in found:
+    for mask, values, palette in palettes:
         for index in values if palette else ():
             first.setdefault(index, (mask, (index,), palette))
     return tuple(first.values())
 
 
-def strange(mask: Path, values: Sequence[int], known: Classes) -> str:
+def strange(mask: Path, values: Sequence[int], classes: Classes) -> str:
     """Which values of a mask are neither a class nor ignored; "" if none is."""
-    others = sorted(set(values) - set(known.values) - set(known.ignored))
+    others = sorted(set(values) - set(classes.values) - set(classes.ignored))
     if not others:
         return ""
-    none = f"which is none of {len(known.names)} classes"
+    none = f"which is none of {len(classes.names)} classes"
     if others[-1] > IGNORED:
         return f"{mask}: holds the value {others[-1]}, {none}; does it count objects, not classes?"
     return f"{mask} holds {', '.join(map(str, others[:5]))}, {none}"
@@ -210,12 +210,12 @@ def strange(mask: Path, values: Sequence[int], known: Classes) -> str:
 
 def over(work: Callable[[Any], T], items: Sequence[Any], title: str) -> list[T]:
     """Some work on each item, with a bar; every process does a share, in threads, and gets what all have done."""
-    mine = share(len(items))
+    indices = share(len(items))
     hidden = not is_first() or None
     with ThreadPoolExecutor() as pool:
-        done = tqdm(pool.map(work, [items[i] for i in mine]), title, len(mine), disable=hidden, leave=False)
-        found = list(zip(mine, done, strict=True))
-    return [result for _, result in sorted(of_all_processes(found), key=itemgetter(0))]
+        done = tqdm(pool.map(work, [items[i] for i in indices]), title, len(indices), disable=hidden, leave=False)
+        results = list(zip(indices, done, strict=True))
+    return [result for _, result in sorted(of_all_processes(results), key=itemgetter(0))]
 
 
 # -- batches -----------------------------------------------------------------------------------
@@ -240,9 +240,9 @@ class TrainView(View):
         return {"image": images, "target": torch.stack([target for _, target in pairs])}
 
     def pair(self, key: int) -> tuple[Tensor, Tensor]:
-        picture, i = self.open_or_next(key % len(self))
+        image, i = self.open_or_next(key % len(self))
         with seeded(mix(self.seed, key)):
-            return training_view(picture, self.split.mask(i), self.augment, self.mean, self.std)
+            return training_view(image, self.split.mask(i), self.augment, self.mean, self.std)
 
 
 class EvalView(View):
@@ -253,5 +253,5 @@ class EvalView(View):
         self.split = split
 
     def __getitems__(self, keys: list[int]) -> dict[str, Any]:
-        opened = {i: picture for i in keys if (picture := self.open(i)) is not None}
+        opened = {i: image for i in keys if (image := self.open(i)) is not None}
         return {"image": list(opened.values()), "target": [self.split.mask(i) for i in opened]}

@@ -14,20 +14,20 @@ def both_folders(root: Path, layout: tuple[str, str], split: str = "") -> tuple[
     images, masks = (matching_folders(root, pattern, split) for pattern in layout)
     if not images or not masks:
         return None
-    for found, pattern in ((images, layout[0]), (masks, layout[1])):
-        if len(found) > 1:
-            names = ", ".join(str(folder.relative_to(root)) for folder in found)
-            raise ValueError(f"{root}: {len(found)} folders for {split or pattern}: {names}; keep one, or join them")
+    for folders, pattern in ((images, layout[0]), (masks, layout[1])):
+        if len(folders) > 1:
+            names = ", ".join(str(folder.relative_to(root)) for folder in folders)
+            raise ValueError(f"{root}: {len(folders)} folders for {split or pattern}: {names}; keep one, or join them")
     return images[0], masks[0]
 
 
 def matching_folders(root: Path, pattern: str, split: str, links: bool = False) -> list[Path]:
     """The folders that a pattern means; with `links`, also links to nothing."""
-    found = [root]
+    matches = [root]
     for part in pattern.split("/"):
-        above = [folder for folder in found if folder.is_dir()]
-        found = [folder for one in above for folder in folders_in(one, links) if _means(folder.name, part, split)]
-    return found
+        above = [folder for folder in matches if folder.is_dir()]
+        matches = [folder for one in above for folder in folders_in(one, links) if _means(folder.name, part, split)]
+    return matches
 
 
 def _means(name: str, part: str, split: str) -> bool:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from secvit.images.files import image_files, is_stray
 from secvit.segmentation.folders import both_folders, folders_in, matching_folders
-from secvit.segmentation.known import ade20k, cityscapes, voc, voc_colours
 from secvit.segmentation.masks import Colours
 from secvit.segmentation.names import Named, check_same, from_csv, read_names
 from secvit.segmentation.pairs import CSV, Pairs, Place, find_pairs, is_mask, names_in, names_of_masks
+from secvit.segmentation.standard_classes import ade20k, cityscapes, voc, voc_colours
 from secvit.splits import SPLITS, check_like, held_out, is_joint, joint_is_train, split_of
 
 logger = logging.getLogger(__name__)
@@ -79,8 +79,8 @@ class Layout:
             has = f"there is {there}" if there else f"looked for folders {tried}{_deeper(self.root)}"
             raise ValueError(f"{self.root}: no {split} split; {has} (docs/segmentation.md)")
         place = next(iter(self.places.values())) if self.undivided else self.places[split]
-        pictures, masks, left_out = find_pairs(place)
-        order = sorted(pictures)
+        images, masks, left_out = find_pairs(place)
+        order = sorted(images)
         if self.undivided:
             val = set(held_out(order).tolist())
             order = [name for i, name in enumerate(order) if (i in val) == (split == "val")]
@@ -88,7 +88,7 @@ class Layout:
                 raise ValueError(f"{place.images}: one picture cannot be divided into train and val; add more")
         # beside masks that are known by their endings, such sets have other files
         left_out.harmless |= {r for r in left_out.reasons if place.ends[1] or r.startswith("not listed")}
-        return Pairs(tuple(pictures[name] for name in order), tuple(masks[name] for name in order), left_out)
+        return Pairs(tuple(images[name] for name in order), tuple(masks[name] for name in order), left_out)
 
 
 def splits(root: str | Path) -> tuple[str, ...]:
@@ -100,14 +100,14 @@ def find_layout(root: Path) -> Layout:
     """The layout of a folder, without places where it is none that is known; a ValueError if it has two."""
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder; check the path")
-    found = [layout for find in (_by_kind, _voc, _roboflow, _cityscapes) if (layout := find(root))]
-    if not found:
+    layouts = [layout for find in (_by_kind, _voc, _roboflow, _cityscapes) if (layout := find(root))]
+    if not layouts:
         return Layout(root, {}, partial(read_names, root))
-    if len(found) > 1:
-        names = " and ".join(_shown(root, next(iter(layout.places.values()))) for layout in found)
+    if len(layouts) > 1:
+        names = " and ".join(_shown(root, next(iter(layout.places.values()))) for layout in layouts)
         raise ValueError(f"{root}: two sets in one folder, {names}; give each its own folder, or keep one")
-    _check_halves(root, found[0].places)
-    return found[0]
+    _check_halves(root, layouts[0].places)
+    return layouts[0]
 
 
 # -- layouts -------------------------------------------------------------------------------------
@@ -134,19 +134,19 @@ def _pets(place: Place) -> dict[str, Place]:
 
 def _by_split(folder: Path, files: Sequence[Path]) -> dict[str, Path]:
     """The list of each split, by the words of all tasks; a ValueError for two of one."""
-    found: dict[str, Path] = {}
+    lists: dict[str, Path] = {}
     for file in files:
         split = split_of(file.stem) or ("both" if is_joint(file.stem) else None)
-        if split in found:
+        if split in lists:
             what = "train and val" if split == "both" else split
-            raise ValueError(f"{found[split]} and {file.name} both list {what}; join them, or keep one")
+            raise ValueError(f"{lists[split]} and {file.name} both list {what}; join them, or keep one")
         if split:
-            found[split] = file
-    joint = found.pop("both", None)
-    if joint and joint_is_train(joint.name, found, folder):
-        found["train"] = joint
-    check_like({file.name: file.stem for file in files}, found, folder)
-    return found
+            lists[split] = file
+    joint = lists.pop("both", None)
+    if joint and joint_is_train(joint.name, lists, folder):
+        lists["train"] = joint
+    check_like({file.name: file.stem for file in files}, lists, folder)
+    return lists
 
 
 def _voc(root: Path) -> Layout | None:
@@ -180,11 +180,11 @@ def _roboflow(root: Path) -> Layout | None:
     def named() -> Named | None:
         folders = [root, *(place.images for place in places.values())]
         files = [folder / CSV for folder in folders if (folder / CSV).is_file()]
-        said = {file: from_csv(file) for file in files}
-        for file, one in said.items():
-            if (one.names, one.values) != (said[files[0]].names, said[files[0]].values):
+        tables = {file: from_csv(file) for file in files}
+        for file, one in tables.items():
+            if (one.names, one.values) != (tables[files[0]].names, tables[files[0]].values):
                 raise ValueError(f"{file}: other classes than {files[0]}; export all splits together")
-        own, exported = read_names(root), said[files[0]] if files else None
+        own, exported = read_names(root), tables[files[0]] if files else None
         if own and exported:
             check_same(own, exported)
         return own or exported
@@ -224,10 +224,10 @@ def _place(root: Path, layouts: Sequence[tuple[str, str]], split: str) -> Place 
 
     A ValueError if another folder has masks of the same pictures: which of them are meant is not known.
     """
-    found = [both for layout in layouts if (both := both_folders(root, layout, split))]
-    if not found:
+    pairs = [both for layout in layouts if (both := both_folders(root, layout, split))]
+    if not pairs:
         return None
-    first, *others = found
+    first, *others = pairs
     for images, masks in others:
         theirs = names_of_masks(masks) & names_in(images, image_files(images))
         if images == first[0] and names_of_masks(first[1]) & theirs:

@@ -196,8 +196,8 @@ def palette_of(mask: Path, values: Sequence[int]) -> tuple[tuple[int, ...], ...]
         table = opened.getpalette() if opened.mode == "P" else None
     if not table or len(table) < 3 * (max(values) + 1):
         return None
-    found = tuple(tuple(table[3 * v : 3 * v + 3]) for v in values)
-    return found if len(set(found)) > 1 else None
+    palette = tuple(tuple(table[3 * v : 3 * v + 3]) for v in values)
+    return palette if len(set(palette)) > 1 else None
 
 
 def voc_colour(number: int) -> tuple[int, ...]:

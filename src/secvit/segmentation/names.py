@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from secvit.fields import Entry, Faults, Wrong, few, items, mapping, numbers, read_json, read_text, text, whole
+from secvit.fields import Entry, Faults, Wrong, abridged, integer, items, mapping, numbers, read_json, read_text, text
 from secvit.segmentation.augment import IGNORED
 from secvit.segmentation.masks import LARGEST, VOID, Colours
 
@@ -57,13 +57,13 @@ def read_names(root: Path) -> Named | None:
     Of several that agree the first counts, and masks in colours are read by the one that lists colours.
     A ValueError if two of them do not agree.
     """
-    found = [read(root / name) for name, read in FILES if os.path.lexists(root / name)]
-    for one in found[1:]:
-        check_same(found[0], one)
-    if not found:
+    lists = [read(root / name) for name, read in FILES if os.path.lexists(root / name)]
+    for one in lists[1:]:
+        check_same(lists[0], one)
+    if not lists:
         return None
-    colours = next((one.colours for one in found[1:] if one.colours), None)
-    return replace(found[0], colours=replace(colours, everywhere=False)) if colours else found[0]
+    colours = next((one.colours for one in lists[1:] if one.colours), None)
+    return replace(lists[0], colours=replace(colours, everywhere=False)) if colours else lists[0]
 
 
 def check_same(one: Named, other: Named) -> None:
@@ -72,7 +72,7 @@ def check_same(one: Named, other: Named) -> None:
     first, second = one.values or counted[0], other.values or counted[1]
     rising = tuple(range(len(one.names)))
     if one.names != other.names or (first or rising) != (second or rising):
-        shown = [few([f"{value}: {name}" for value, name in zip(v or rising, n.names, strict=False)], 4)
+        shown = [abridged([f"{value}: {name}" for value, name in zip(v or rising, n.names, strict=False)], 4)
                  for n, v in ((one, first), (other, second))]  # fmt: skip
         raise ValueError(
             f"{one.where} and {other.where} do not agree ({shown[0]}; {shown[1]}); correct one of them, or remove it"
@@ -90,7 +90,9 @@ def from_json(file: Path) -> Named:
         entry = Entry("it", read_json(file))
         classes = entry.get("classes", _list_or_object)
         if unknown := [repr(key) for key in entry.fields if key not in KEYS]:
-            raise ValueError(f"it has the unknown {few(unknown)}; known are {', '.join(KEYS)}; rename or remove it")
+            raise ValueError(
+                f"it has the unknown {abridged(unknown)}; known are {', '.join(KEYS)}; rename or remove it"
+            )
         nothing = () if "ignore_index" in entry.fields else None  # null says that nothing is ignored besides 255
         ignored = entry.get("ignore_index", _values, nothing)
         palette = entry.get("palette", items, None)
@@ -98,7 +100,7 @@ def from_json(file: Path) -> Named:
         if isinstance(classes, dict):
             if not all(_is_whole(key) for key in classes) and all(_is_whole(value) for value in classes.values()):
                 classes = {value: name for name, value in classes.items()}  # names with their values
-            pairs = sorted((_value(_read(whole, key)), _read(text, name).strip()) for key, name in classes.items())
+            pairs = sorted((_value(_read(integer, key)), _read(text, name).strip()) for key, name in classes.items())
             values, names = tuple(value for value, _ in pairs), tuple(name for _, name in pairs)
             if len(set(values)) < len(values):
                 raise ValueError("one value has two names")
@@ -109,7 +111,7 @@ def from_json(file: Path) -> Named:
     colours = None
     if palette:
         try:
-            colours = tuple(tuple(map(whole, numbers(colour, 3))) for colour in palette[: len(names)])
+            colours = tuple(tuple(map(integer, numbers(colour, 3))) for colour in palette[: len(names)])
         except Wrong:
             colours = ()
         if len(colours) < len(names) or any(not 0 <= min(c) <= max(c) < 256 for c in colours):
@@ -163,23 +165,23 @@ def from_class_dict(file: Path) -> Named:
 
 def _by_colour(file: Path, rows: Sequence[tuple[int, str, str, Sequence[str]]], form: str) -> Named:
     """Classes from numbers of lines, lines, and names and colours in them; VOC's void is none."""
-    faults, found = Faults(file), []  # type: Faults, list[tuple[int, str, tuple[int, int, int]]]
+    faults, classes = Faults(file), []  # type: Faults, list[tuple[int, str, tuple[int, int, int]]]
     for number, line, name, parts in rows:
         try:
-            colour: tuple[int, ...] = tuple(whole(part) for part in parts)
+            colour: tuple[int, ...] = tuple(integer(part) for part in parts)
         except Wrong:
             colour = ()
         if not name.strip() or len(colour) != 3 or not 0 <= min(colour) <= max(colour) < 256:
             faults.add(f"line {number}: {line[:60]!r}; expected {form} with colours of 0 to 255")
         elif colour != VOID:
-            found.append((number, name.strip(), (colour[0], colour[1], colour[2])))
+            classes.append((number, name.strip(), (colour[0], colour[1], colour[2])))
     faults.check()
-    _different(file, [(number, name) for number, name, _ in found])
-    _different(file, [(number, colour) for number, _, colour in found])
-    palette = tuple(colour for _, _, colour in found)
+    _different(file, [(number, name) for number, name, _ in classes])
+    _different(file, [(number, colour) for number, _, colour in classes])
+    palette = tuple(colour for _, _, colour in classes)
     table: dict[tuple[int, ...], int] = {**{colour: i for i, colour in enumerate(palette[:MOST])}, VOID: IGNORED}
     colours = Colours.of(table, file.name, everywhere=True)
-    names = tuple(name for _, name, _ in found)
+    names = tuple(name for _, name, _ in classes)
     return Named(str(file), names, tuple(range(len(names))), (IGNORED,), palette, colours)
 
 
@@ -202,11 +204,11 @@ def lines_of(file: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in lines if line]
 
 
-def _different(file: Path, found: Sequence[tuple[int, object]]) -> None:
+def _different(file: Path, entries: Sequence[tuple[int, object]]) -> None:
     """A ValueError that names the lines that say the same as one before."""
     first: dict[object, int] = {}
     faults = Faults(file)
-    for number, what in found:
+    for number, what in entries:
         if what in first:
             faults.add(f"line {number}: {what if isinstance(what, str) else list(what)!r} is in line {first[what]} too")  # type: ignore[call-overload]
         first.setdefault(what, number)
@@ -216,25 +218,25 @@ def _different(file: Path, found: Sequence[tuple[int, object]]) -> None:
 def _split_value(line: str) -> tuple[int | None, str]:
     """ "3: road" -> 3, "road"; a line of another kind -> None and itself."""
     for mark in (":", ",", "\t"):
-        value, found, name = line.partition(mark)
-        if found and value.strip().isdecimal() and len(value) < 9 and name.strip():
+        value, separator, name = line.partition(mark)
+        if separator and value.strip().isdecimal() and len(value) < 9 and name.strip():
             return int(value), name.strip()
     return None, line
 
 
 def _by_value(file: Path, rows: Sequence[tuple[int, str, str]]) -> Named:
     """Classes from line numbers, values and names."""
-    faults, found = Faults(file), []
+    faults, classes = Faults(file), []
     for number, value, name in rows:
         try:
-            found.append((number, _value(whole(value.strip())), _read(text, name.strip().strip('"'))))
+            classes.append((number, _value(integer(value.strip())), _read(text, name.strip().strip('"'))))
         except ValueError:
             faults.add(f"line {number}: {f'{value},{name}'[:60]!r}; expected a value of 0 to {LARGEST} and a name")
     faults.check()
-    _different(file, [(number, f"value {value}") for number, value, _ in found])
-    _different(file, [(number, name) for number, _, name in found])
-    found.sort(key=lambda row: row[1])
-    return Named(str(file), tuple(name for _, _, name in found), tuple(value for _, value, _ in found))
+    _different(file, [(number, f"value {value}") for number, value, _ in classes])
+    _different(file, [(number, name) for number, _, name in classes])
+    classes.sort(key=lambda row: row[1])
+    return Named(str(file), tuple(name for _, _, name in classes), tuple(value for _, value, _ in classes))
 
 
 def _list_or_object(value: Any) -> list[Any] | dict[str, Any]:
@@ -245,8 +247,8 @@ def _list_or_object(value: Any) -> list[Any] | dict[str, Any]:
 
 def _values(value: Any) -> tuple[int, ...]:
     """One value or a list of them; those that no mask can hold, like -1, ignore nothing."""
-    found = {whole(one) for one in (value if isinstance(value, list) else [value])}
-    return tuple(sorted(one for one in found if 0 <= one <= LARGEST))
+    values = {integer(one) for one in (value if isinstance(value, list) else [value])}
+    return tuple(sorted(one for one in values if 0 <= one <= LARGEST))
 
 
 def _value(number: int) -> int:
@@ -257,7 +259,7 @@ def _value(number: int) -> int:
 
 def _is_whole(value: Any) -> bool:
     try:
-        whole(value)
+        integer(value)
     except Wrong:
         return False
     return True

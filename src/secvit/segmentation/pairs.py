@@ -52,38 +52,41 @@ def find_pairs(place: Place) -> tuple[dict[str, Path], dict[str, Path], LeftOut]
     beside = files if place.masks == place.images else image_files(place.masks, left_out)
     ours, masks = place.ends
     others = [path for path in beside if not is_mask(path.name, masks)]
-    pictures = [path for path in files if path.stem.endswith(ours)]
+    images = [path for path in files if path.stem.endswith(ours)]
     if beside is files:
-        pictures = [path for path in pictures if not is_mask(path.name, masks)]
+        images = [path for path in images if not is_mask(path.name, masks)]
     else:
-        left_out.add(f"not ending in {ours}", len(files) - len(pictures))
+        left_out.add(f"not ending in {ours}", len(files) - len(images))
         left_out.add(f"not ending in {masks}" if masks else "of a lossy format among the masks", len(others))
     drawn = [path for path in beside if is_mask(path.name, masks)]
-    found = _by_name(place.images, pictures, ours), _by_name(place.masks, drawn, masks)
-    if end := _common_end(*found) if not masks else "":
+    files_by_name = _by_name(place.images, images, ours), _by_name(place.masks, drawn, masks)
+    if end := _common_end(*files_by_name) if not masks else "":
         logger.info("%s: the names of masks end in %s, those of pictures do not", place.masks, end)
-        found = found[0], {name.removesuffix(end): path for name, path in found[1].items()}
+        files_by_name = files_by_name[0], {name.removesuffix(end): path for name, path in files_by_name[1].items()}
     if (place.images / CSV).is_file():
         left_out.reasons -= Counter(["of another ending (.csv)"])  # it is read elsewhere
-    if not found[0]:
+    if not files_by_name[0]:
         raise ValueError(f"{place.images}: no pictures; expected files ending in .jpg, .png ...")
     if place.lists:
-        found = _listed(place, *found, left_out)
+        files_by_name = _listed(place, *files_by_name, left_out)
     if place.partial:
-        left_out.add("without a mask", len(found[0].keys() - found[1].keys()))
-        found = {name: path for name, path in found[0].items() if name in found[1]}, found[1]
-        if not found[0]:
+        left_out.add("without a mask", len(files_by_name[0].keys() - files_by_name[1].keys()))
+        files_by_name = (
+            {name: path for name, path in files_by_name[0].items() if name in files_by_name[1]},
+            files_by_name[1],
+        )
+        if not files_by_name[0]:
             raise ValueError(f"{place.masks}: no mask has the name of a picture in {place.images}")
-    _check_lonely(place, *found, [] if beside is files else others)
-    return *found, left_out
+    _check_lonely(place, *files_by_name, [] if beside is files else others)
+    return *files_by_name, left_out
 
 
-def _common_end(pictures: Collection[str], masks: Collection[str]) -> str:
+def _common_end(images: Collection[str], masks: Collection[str]) -> str:
     """What all names of masks have behind the names of pictures, like "_mask"; "" if that is nothing or not sure."""
-    if not pictures or not masks or any(name in masks for name in pictures):
+    if not images or not masks or any(name in masks for name in images):
         return ""
     order, ends = sorted(masks), set[str]()
-    for name in sorted(pictures):
+    for name in sorted(images):
         start = end = bisect_left(order, name)
         while end < len(order) and order[end].startswith(name):
             end += 1
@@ -91,7 +94,7 @@ def _common_end(pictures: Collection[str], masks: Collection[str]) -> str:
             ends = {mask.removeprefix(name) for mask in order[start:end]}
             break
     sure = [one for one in ends if not one[0].isalnum() and all(mask.endswith(one) for mask in masks)]
-    own = [one for one in sure if sum(name + one in masks for name in pictures) > len(masks) / 2]
+    own = [one for one in sure if sum(name + one in masks for name in images) > len(masks) / 2]
     return own[0] if len(own) == 1 else ""
 
 
@@ -109,19 +112,19 @@ def names_of_masks(folder: Path) -> set[str]:
 
 
 def _by_name(folder: Path, files: Sequence[Path], end: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     faults = Faults(f"{folder}: files of one name, which is that of one picture and its mask")
     for path in files:
         name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(end)
-        if name in found:
-            faults.add(f"{found[name].relative_to(folder)} and {path.relative_to(folder)}")
-        found[name] = path
+        if name in paths:
+            faults.add(f"{paths[name].relative_to(folder)} and {path.relative_to(folder)}")
+        paths[name] = path
     faults.check("Keep one of each, or rename one with its mask")
-    return found
+    return paths
 
 
 def _listed(
-    place: Place, pictures: dict[str, Path], masks: dict[str, Path], left_out: LeftOut
+    place: Place, images: dict[str, Path], masks: dict[str, Path], left_out: LeftOut
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """Those that stand in the split's lists, a name a line."""
     wanted: dict[str, None] = {}
@@ -130,8 +133,8 @@ def _listed(
         for number, line in enumerate(read_text(file, LISTS).splitlines(), 1):
             name = line.strip().strip('"').replace("\\", "/")
             name = name.partition(" ")[0] if place.columns else name
-            name = os.path.splitext(name)[0] if name not in pictures and is_image(name) else name
-            if name and name not in pictures:
+            name = os.path.splitext(name)[0] if name not in images and is_image(name) else name
+            if name and name not in images:
                 faults.add(f"line {number}: {name[:80]!r} has no picture in {place.images}")
             elif name:
                 wanted[name] = None
@@ -140,18 +143,18 @@ def _listed(
         raise ValueError(f"{place.lists[0]}: lists no picture; write the name of one a line")
     left_out.add(
         f"not listed in {', '.join(file.name for file in place.lists)}",
-        len(pictures.keys() - wanted.keys()) + len(masks.keys() - wanted.keys()),
+        len(images.keys() - wanted.keys()) + len(masks.keys() - wanted.keys()),
     )
     return (
-        {name: path for name, path in pictures.items() if name in wanted},
+        {name: path for name, path in images.items() if name in wanted},
         {name: path for name, path in masks.items() if name in wanted},
     )
 
 
-def _check_lonely(place: Place, pictures: dict[str, Path], masks: dict[str, Path], others: Sequence[Path]) -> None:
+def _check_lonely(place: Place, images: dict[str, Path], masks: dict[str, Path], others: Sequence[Path]) -> None:
     for kind, lonely, folder in (
-        ("pictures without a mask", pictures.keys() - masks.keys(), place.masks),
-        ("masks without a picture", masks.keys() - pictures.keys(), place.images),
+        ("pictures without a mask", images.keys() - masks.keys(), place.masks),
+        ("masks without a picture", masks.keys() - images.keys(), place.images),
     ):
         if lonely:
             shown = ", ".join(sorted(lonely)[:3])

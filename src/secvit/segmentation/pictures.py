@@ -48,10 +48,10 @@ def overlay(
     counts = np.bincount(labels.ravel(), minlength=256)[: len(classes)]
     shown = [i for i in counts.argsort()[::-1] if counts[i]]
     below = legend([classes[i] for i in shown], [palette[i] for i in shown], seen.width)
-    whole = Image.new("RGB", (seen.width, seen.height + below.height), "white")
-    whole.paste(seen, (0, 0))
-    whole.paste(below, (0, seen.height))
-    return whole
+    canvas = Image.new("RGB", (seen.width, seen.height + below.height), "white")
+    canvas.paste(seen, (0, 0))
+    canvas.paste(below, (0, seen.height))
+    return canvas
 
 
 def legend(names: Sequence[str], colours: Palette, width: int) -> Image.Image:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 from tqdm import tqdm
 
-from secvit.fields import Entry, items, numbers, text, whole
+from secvit.fields import Entry, integer, items, numbers, text
 from secvit.images import to_rgb
 from secvit.models.saved import device_of, saved_config
 from secvit.segmentation import models
@@ -46,8 +46,8 @@ class Logits:
         y = (torch.arange(top, bottom, **like) + 0.5) / size[0] * self.rows / h * 2 - 1
         x = (torch.arange(size[1], **like) + 0.5) / size[1] * self.columns / w * 2 - 1
         grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
-        found = F.grid_sample(self.values[None], grid[None], "bilinear", padding_mode="border", align_corners=False)
-        return found[0]
+        sampled = F.grid_sample(self.values[None], grid[None], "bilinear", padding_mode="border", align_corners=False)
+        return sampled[0]
 
 
 @torch.no_grad()
@@ -75,12 +75,12 @@ def label_picture(
     return labels
 
 
-def shrunk(picture: Image.Image, short_side: int, scale: float) -> Image.Image:
+def shrunk(image: Image.Image, short_side: int, scale: float) -> Image.Image:
     """The picture with its short side at so many px (0: as it is) times the scale."""
-    factor = scale * base_scale(picture.size, short_side)
-    width, height = (max(1, round(side * factor)) for side in picture.size)
-    same = (width, height) == picture.size
-    return picture if same else picture.resize((width, height), Image.Resampling.BILINEAR)
+    factor = scale * base_scale(image.size, short_side)
+    width, height = (max(1, round(side * factor)) for side in image.size)
+    same = (width, height) == image.size
+    return image if same else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def view(model: Segmenter, picture: Image.Image, look: Look, flip: bool, progress: bool) -> Logits:
@@ -105,12 +105,12 @@ def view(model: Segmenter, picture: Image.Image, look: Look, flip: bool, progres
     corners = [(top, left) for top in tops for left in lefts]
     for top, left in tqdm(corners, "windows", leave=False, disable=None if progress else True):
         part = pixels[:, top : top + look.window, left : left + look.window]
-        found = logits(part)
+        window = logits(part)
         if total is None:
-            total = torch.zeros(len(found), h, w, device=device)
-        rows = slice(top // cell, top // cell + found.shape[1])
-        columns = slice(left // cell, left // cell + found.shape[2])
-        total[:, rows, columns] += found
+            total = torch.zeros(len(window), h, w, device=device)
+        rows = slice(top // cell, top // cell + window.shape[1])
+        columns = slice(left // cell, left // cell + window.shape[2])
+        total[:, rows, columns] += window
         count[rows, columns] += 1
     return Logits(total.div_(count), height / cell, width / cell)  # type: ignore[union-attr]
 
@@ -160,20 +160,22 @@ def load_trained(weights: str | os.PathLike[str], device: str | None = None, **c
     if not path.exists():
         raise ValueError(f"{path}: no such run or weights; check the path")
     config = saved_config(path)
-    known = config.get("model")
-    if not isinstance(known, dict) or "head" not in known or not {"classes", "palette", "look"} <= config.keys():
+    settings = config.get("model")
+    if not isinstance(settings, dict) or "head" not in settings or not {"classes", "palette", "look"} <= config.keys():
         raise ValueError(f"{path}: no config.yaml of a segmentation run beside the weights; give the folder of one")
     where = Entry(f"{path}: its config.yaml", config)
     classes = tuple(where.get("classes", class_list))
-    palette = where.get("palette", lambda colours: tuple(tuple(map(whole, numbers(one, 3))) for one in items(colours)))
+    palette = where.get(
+        "palette", lambda colours: tuple(tuple(map(integer, numbers(one, 3))) for one in items(colours))
+    )
     # runs of older versions do not say; their masks most often count from 0
-    values = where.get("values", lambda given: tuple(map(whole, items(given))), tuple(range(len(classes))))
+    values = where.get("values", lambda value: tuple(map(integer, items(value))), tuple(range(len(classes))))
     if not len(classes) == len(palette) == len(values) or not all(0 <= value <= LARGEST for value in values):
         raise ValueError(f"{path}: its config.yaml has classes, palette and values that do not fit each other")
     if any(not 0 <= part <= 255 for colour in palette for part in colour):
         raise ValueError(f"{path}: its config.yaml has a palette with colours beyond 0 to 255")
     try:
-        chosen, look = Model(**known), Look(**{**config["look"], "scales": tuple(config["look"]["scales"])})
+        chosen, look = Model(**settings), Look(**{**config["look"], "scales": tuple(config["look"]["scales"])})
     except (TypeError, KeyError) as error:
         raise ValueError(f"{path}: its config.yaml does not fit this version ({error})") from None
     look = replace(look, **{name: value for name, value in changes.items() if value is not None})

@@ -34,8 +34,8 @@ def scores(matrix: Tensor) -> dict[str, Any]:
     nowhere is left out of the mean accuracy.  Where nothing is left, a score is NaN.
     """
     counts = matrix.double()
-    hits, true, said = counts.diag(), counts.sum(1), counts.sum(0)
-    iou = hits / (true + said - hits)
+    hits, true, predicted = counts.diag(), counts.sum(1), counts.sum(0)
+    iou = hits / (true + predicted - hits)
     return {
         "miou": float(iou.nanmean()),
         "pixel_accuracy": float(hits.sum() / counts.sum()),
@@ -50,8 +50,8 @@ def evaluate(model: Segmenter, view: EvalView, look: Look | None = None, workers
     matrix = torch.zeros(classes, classes, dtype=torch.long)
     model.eval()
     for batch in view.batches(1, workers):
-        for picture, target in zip(batch["image"], batch["target"], strict=True):
-            matrix += confusion(target, label_picture(model, picture, look), classes)
+        for image, target in zip(batch["image"], batch["target"], strict=True):
+            matrix += confusion(target, label_picture(model, image, look), classes)
     return sum_over_processes(matrix).long()
 
 
@@ -69,17 +69,17 @@ def evaluate_checkpoint(
 
 
 def score(
-    model: Segmenter, classes: tuple[str, ...], look: Look, data: str | os.PathLike[str], split: str, known_from: str,
-    workers: int = 0,
+    model: Segmenter, classes: tuple[str, ...], look: Look, data: str | os.PathLike[str], split: str,
+    expected_name: str, workers: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """`evaluate_checkpoint` of a loaded network.  known_from: its name in errors."""
-    view = EvalView(load(os.fspath(data), split).in_order_of(classes, known_from))
+    """`evaluate_checkpoint` of a loaded network.  expected_name: the run."""
+    view = EvalView(load(os.fspath(data), split).in_order_of(classes, expected_name))
     return report(evaluate(model, view, look, workers), classes, view)
 
 
 def report(matrix: Tensor, classes: tuple[str, ...], view: EvalView) -> dict[str, Any]:
     """The scores with classes by name, None for NaN, the matrix, and how many pictures were counted."""
-    found = scores(matrix)
-    per_class = {name: None if math.isnan(v) else v for name, v in zip(classes, found.pop("per_class"), strict=True)}
-    pictures = {"images": len(view) - len(view.skipped), "skipped": len(view.skipped)}
-    return {**found, **pictures, "per_class": per_class, "confusion": matrix.tolist()}
+    figures = scores(matrix)
+    per_class = {name: None if math.isnan(v) else v for name, v in zip(classes, figures.pop("per_class"), strict=True)}
+    counted = {"images": len(view) - len(view.skipped), "skipped": len(view.skipped)}
+    return {**figures, **counted, "per_class": per_class, "confusion": matrix.tolist()}

@@ -25,10 +25,10 @@ class SegmentationTask(nn.Module):
         target = batch["target"].long()
         if self.training and len(target) < 2 and isinstance(self.model.head, UperNet):
             raise ValueError("one picture in a forward, and UperNet's batch norms need two; raise batch_size")
-        found = [resize(x.float(), target.shape[-2:]) for x in self.model.training_logits(batch["image"])]
+        logits = [resize(x.float(), target.shape[-2:]) for x in self.model.training_logits(batch["image"])]
         labelled = target != IGNORED
         count = labelled.sum().clamp(min=1)  # a crop may hold nothing that has a class
 
-        losses = [F.cross_entropy(x, target, ignore_index=IGNORED, reduction="sum") / count for x in found]
-        right = (found[0].argmax(1) == target).sum() / count
+        losses = [F.cross_entropy(x, target, ignore_index=IGNORED, reduction="sum") / count for x in logits]
+        right = (logits[0].argmax(1) == target).sum() / count
         return {"loss": losses[0] + sum(self.auxiliary * loss for loss in losses[1:]), "pixel_accuracy": right}

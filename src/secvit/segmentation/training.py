@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secvit.fields import Entry, few
+from secvit.fields import Entry, abridged
 from secvit.files import check_writable
 from secvit.images import check_overlap, skipped_in
 from secvit.images.classes import match_classes
@@ -52,16 +52,18 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     check_writable(output)
     join(cpu=recipe.loop.device == "cpu")  # of many processes, each reads a share of the masks
     held_out = "test" if {"val", "test"} & set(splits(data)) == {"test"} else "val"
-    pictures = load(data, "train")
+    train_data = load(data, "train")
     if last := latest(output) if resume == "auto" else None if resume == "never" else Path(resume):
-        pictures = pictures.in_order_of(saved_classes(last) or pictures.classes, f"the run {last}, which is resumed,")
-    others = load(data, held_out, pictures)
-    check_overlap(pictures.images, others.images)
-    model = start(recipe, len(pictures.classes), pictures.classes)
+        train_data = train_data.in_order_of(
+            saved_classes(last) or train_data.classes, f"the run {last}, which is resumed,"
+        )
+    others = load(data, held_out, train_data)
+    check_overlap(train_data.images, others.images)
+    model = initial_model(recipe, len(train_data.classes), train_data.classes)
     if recipe.sync_norm:
         model = synchronised(model, recipe.loop)  # type: ignore[assignment]
     mean, std = model.backbone.normalization()
-    dataset = TrainView(pictures, recipe.augment, mean, std, recipe.loop.seed)
+    dataset = TrainView(train_data, recipe.augment, mean, std, recipe.loop.seed)
     view = EvalView(others)
     newest: dict[str, Tensor] = {}
 
@@ -76,15 +78,15 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
             "backbone": recipe.model.backbone,
             "data": os.path.abspath(data),
             "split": held_out,
-            **(report(newest["confusion"], pictures.classes, view) if newest else {}),
+            **(report(newest["confusion"], train_data.classes, view) if newest else {}),
             "best_miou": done.best,
             "best_step": done.best_step,
-            "images": {"train": len(pictures), held_out: len(others)},
+            "images": {"train": len(train_data), held_out: len(others)},
             "parameters": sum(p.numel() for p in model.parameters()),
             "skipped": skipped_in(dataset, view),
         }
 
-    labels = pictures.labels
+    labels = train_data.labels
     about = {"classes": labels.names, "values": labels.values, "palette": labels.palette}
     return Job(
         task=SegmentationTask(model, recipe.auxiliary),
@@ -95,12 +97,12 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
         report=result,
         evaluate=score,
         best="miou",
-        classes=pictures.classes,
-        names=pictures.images.names,
+        classes=train_data.classes,
+        names=train_data.images.names,
     )
 
 
-def start(recipe: Recipe, classes: int, names: Sequence[str] = ()) -> Segmenter:
+def initial_model(recipe: Recipe, classes: int, names: Sequence[str] = ()) -> Segmenter:
     """The network at step 0: weights that the seed decides, and those that the recipe starts from.
 
     names: of the classes; predictors of a run that the recipe starts from are taken for those of the same name.
@@ -117,9 +119,9 @@ def start(recipe: Recipe, classes: int, names: Sequence[str] = ()) -> Segmenter:
     if chosen.init:
         fresh = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(PREDICTORS)}
         new = start_from(model, chosen.init)
-        if names and (known := saved_classes(chosen.init)):
-            new += match_predictors(model, fresh, chosen.init, known, names)
-        logger.info("starting from %s; new: %s", chosen.init, few(new) or "nothing")
+        if names and (saved_names := saved_classes(chosen.init)):
+            new += match_predictors(model, fresh, chosen.init, saved_names, names)
+        logger.info("starting from %s; new: %s", chosen.init, abridged(new) or "nothing")
     elif not pretrained:
         logger.info("%s begins with random weights; --model.init gives others", chosen.backbone)
     return model
@@ -129,21 +131,21 @@ PREDICTORS = ("head.classify.", "auxiliary.1.")  # tensors with a row for each c
 
 
 def match_predictors(
-    model: Segmenter, fresh: Mapping[str, Tensor], source: str, known: Sequence[str], names: Sequence[str]
+    model: Segmenter, fresh: Mapping[str, Tensor], source: str, saved_names: Sequence[str], names: Sequence[str]
 ) -> list[str]:
     """Give each class the row that predicts the class of its name in a saved run, else its fresh one.
 
     Returns the classes that have none, for a log.
     """
-    own = [i for i, name in enumerate(names) if name in set(known)]
-    theirs = match_classes(known, [names[i] for i in own], source, "the data")
+    own = [i for i, name in enumerate(names) if name in set(saved_names)]
+    theirs = match_classes(saved_names, [names[i] for i in own], source, "the data")
     saved = read_weights(source)
     state = {key: value.clone() for key, value in fresh.items()}
     for key, value in state.items():
-        if key in saved and saved[key].shape == (len(known), *value.shape[1:]):
+        if key in saved and saved[key].shape == (len(saved_names), *value.shape[1:]):
             value[own] = saved[key][theirs].to(value)
     model.load_state_dict(state, strict=False)
-    return [f"class {name!r}" for name in names if name not in set(known)]
+    return [f"class {name!r}" for name in names if name not in set(saved_names)]
 
 
 def saved_classes(weights: str | Path) -> list[str] | None:
@@ -154,9 +156,9 @@ def saved_classes(weights: str | Path) -> list[str] | None:
     return Entry(f"{weights}: its config.yaml", config).get("classes", class_list)
 
 
-def summary(metrics: Mapping[str, float], split: str, pictures: int) -> str:
+def summary(metrics: Mapping[str, float], split: str, images: int) -> str:
     """One line about an evaluation; "" if there was none."""
     if not metrics:
         return ""
     miou, pixels = (100 * metrics[name] for name in ("miou", "pixel_accuracy"))
-    return f"{split} mIoU {miou:.2f} %, pixel accuracy {pixels:.2f} % of {pictures} images"
+    return f"{split} mIoU {miou:.2f} %, pixel accuracy {pixels:.2f} % of {images} images"

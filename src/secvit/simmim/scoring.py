@@ -39,8 +39,8 @@ def evaluate(
         count = len(batch["image"])
         # .forward: a task compiled for training would be compiled once more for evaluation
         with on_gpu_autocast(device, precision):
-            found = task.forward({name: value.to(device) for name, value in batch.items()})
-        sums += torch.tensor([count * float(found["loss"]), count * float(found["mean_baseline"]), count])
+            outputs = task.forward({name: value.to(device) for name, value in batch.items()})
+        sums += torch.tensor([count * float(outputs["loss"]), count * float(outputs["mean_baseline"]), count])
     loss, baseline, seen = sum_over_processes(sums).tolist()
     if not seen:
         raise ValueError(f"{dataset.images.name}: no readable image to evaluate on; repair the data")

@@ -155,9 +155,9 @@ def newest_whole(output: Path) -> tuple[Path | None, dict[Path, str]]:
     """
     faults: dict[Path, str] = {}
     for path in reversed(complete(output)):
-        if not (found := fault(path)):
+        if not (problem := fault(path)):
             return path, faults
-        faults[path] = found
+        faults[path] = problem
     if faults:
         raise ValueError(
             f"{output}: no checkpoint is whole: {'; '.join(faults.values())}. Copy them again from where they are "
@@ -196,8 +196,8 @@ def manifest(checkpoint: Path) -> dict[str, Any] | None:
 
 def number(checkpoint: Path) -> int | None:
     """The step in a checkpoint's name; None if it was renamed."""
-    found = re.fullmatch(r"step_(\d+)", checkpoint.name)
-    return int(found[1]) if found else None
+    match = re.fullmatch(r"step_(\d+)", checkpoint.name)
+    return int(match[1]) if match else None
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
@@ -225,10 +225,10 @@ def _read_signed(path: Path) -> dict[str, Any] | None:
     """None if there is no such file; ValueError if it is not as it was written."""
     if not path.exists():
         return None
-    found = read_json(path)
-    if not isinstance(found, dict) or found.pop("check", None) != _check(found):
+    content = read_json(path)
+    if not isinstance(content, dict) or content.pop("check", None) != _check(content):
         raise ValueError(f"{path} is damaged: its checksum is not the one in it")
-    return found
+    return content
 
 
 def _check(content: Mapping[str, Any]) -> str:

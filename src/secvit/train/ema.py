@@ -8,7 +8,7 @@ import math
 import torch
 from torch import nn
 
-from secvit.train.sharding import whole
+from secvit.train.sharding import gathered
 
 
 class Ema:
@@ -27,15 +27,17 @@ class Ema:
     def update(self, model: nn.Module, step: int) -> None:
         """Follow the model after optimizer step `step` (0-based)."""
         average, new, seen = [], [], set()
-        for mine, theirs in zip(self.model.state_dict().values(), whole(model.state_dict()).values(), strict=True):
-            if mine.data_ptr() in seen:  # a tied weight has two names and is averaged once
+        for averaged, current in zip(
+            self.model.state_dict().values(), gathered(model.state_dict()).values(), strict=True
+        ):
+            if averaged.data_ptr() in seen:  # a tied weight has two names and is averaged once
                 continue
-            seen.add(mine.data_ptr())
-            if mine.is_floating_point():
-                average.append(mine)
-                new.append(theirs.to(mine.dtype))
+            seen.add(averaged.data_ptr())
+            if averaged.is_floating_point():
+                average.append(averaged)
+                new.append(current.to(averaged.dtype))
             else:
-                mine.copy_(theirs)
+                averaged.copy_(current)
         decay = min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
         torch._foreach_lerp_(average, new, weight=1 - decay)
 

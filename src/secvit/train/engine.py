@@ -257,7 +257,7 @@ def _score(run: Run, evaluate: Evaluate, best: str) -> dict[str, float]:
     try:
         with torch.no_grad(), busy(f"step {state.step} of {run.total}, scoring", silent=run.silent):
             both = run.ema is not None and run.loop.score_plain
-            plain = evaluate(run.whole().eval()) if both else {}  # first: what a task draws is of the last
+            plain = evaluate(run.gathered_model().eval()) if both else {}  # first: what a task draws is of the last
             metrics = {**evaluate(model), **{f"plain_{name}": value for name, value in plain.items()}}
     except Exception:
         save_alone(run)

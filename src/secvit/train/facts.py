@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from secvit.fields import few
+from secvit.fields import abridged
 
 
 def data_facts(samples: int, classes: Sequence[str] = (), names: Iterable[str] = ()) -> dict[str, Any]:
@@ -29,12 +29,13 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     before, now = old["classes"], new["classes"]
     if before and now and before != now:
         if sorted(before) == sorted(now):
-            return f"the same {len(now)} classes in another order ({few(before, 5, repr)}; now {few(now, 5, repr)})"
+            orders = f"{abridged(before, 5, repr)}; now {abridged(now, 5, repr)}"
+            return f"the same {len(now)} classes in another order ({orders})"
         gone, come = [c for c in before if c not in set(now)], [c for c in now if c not in set(before)]
         return (
             f"other classes ({len(before)}, now {len(now)}"
-            + (f"; gone: {few(gone, 5, repr)}" if gone else "")
-            + (f"; new: {few(come, 5, repr)}" if come else "")
+            + (f"; gone: {abridged(gone, 5, repr)}" if gone else "")
+            + (f"; new: {abridged(come, 5, repr)}" if come else "")
             + ")"
         )
     if old["samples"] != new["samples"]:

@@ -89,12 +89,12 @@ class Lock:
     def _holder(self) -> dict[str, Any] | None:
         """What the lock says; {} if it is empty or unreadable, None if there is none."""
         try:
-            found = json.loads(self.path.read_text())
+            content = json.loads(self.path.read_text())
         except FileNotFoundError:
             return None
         except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return content if isinstance(content, dict) else {}
 
     def _age(self) -> float:
         """Seconds since the lock was touched, by the clock of the folder's own file system."""

@@ -15,13 +15,13 @@ def first_nonfinite(task: nn.Module, batch: Any) -> str | None:
 
     The forward runs in any case: with sharded weights the other processes wait for it.
     """
-    found = [] if _finite(batch) else ["the batch itself"]
-    found += [f"parameter {name}" for name, parameter in task.named_parameters() if not _finite(parameter)]
+    names = [] if _finite(batch) else ["the batch itself"]
+    names += [f"parameter {name}" for name, parameter in task.named_parameters() if not _finite(parameter)]
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and not _finite(output):
-                found.append(f"the output of {name or 'the task'} ({type(module).__name__.removeprefix('FSDP')})")
+            if not names and not _finite(output):
+                names.append(f"the output of {name or 'the task'} ({type(module).__name__.removeprefix('FSDP')})")
 
         return hook
 
@@ -31,7 +31,7 @@ def first_nonfinite(task: nn.Module, batch: Any) -> str | None:
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
+    return names[0] if names else None
 
 
 def nonfinite_gradient(task: nn.Module) -> str | None:

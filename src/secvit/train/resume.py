@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from secvit.fields import few
+from secvit.fields import abridged
 from secvit.train import checkpoint as files
 
 logger = logging.getLogger(__name__)
@@ -49,25 +49,25 @@ def choose(output: Path, resume: str) -> Choice:
         )
     if resume in ("auto", "never"):
         return Choice(*files.newest_whole(output))
-    given = _given(Path(resume))
+    checkpoint = _given(Path(resume))
     if not own:
-        return Choice(given, {}, anew=True)
-    if given.parent.resolve() == own[-1].parent.resolve():
-        damaged = {p: files.fault(p) for p in own if p.name > given.name}
-        if whole := [p.name for p, fault in damaged.items() if not fault]:
+        return Choice(checkpoint, {}, anew=True)
+    if checkpoint.parent.resolve() == own[-1].parent.resolve():
+        damaged = {p: files.fault(p) for p in own if p.name > checkpoint.name}
+        if intact := [p.name for p, fault in damaged.items() if not fault]:
             raise ValueError(
-                f"{given} is older than {whole[-1]} in the same run; leave out --resume, or give another --output"
+                f"{checkpoint} is older than {intact[-1]} in the same run; leave out --resume, or give another --output"
             )
-        return Choice(given, damaged)
+        return Choice(checkpoint, damaged)
     newest, damaged = files.newest_whole(output)
-    here, there = (files.manifest(p) or {} for p in (newest or own[-1], given))
+    here, there = (files.manifest(p) or {} for p in (newest or own[-1], checkpoint))
     if here.get("run") and here["run"] == there.get("run") and there["step"] >= here["step"]:
-        return Choice(given, damaged)  # a later checkpoint of the same run, kept elsewhere
+        return Choice(checkpoint, damaged)  # a later checkpoint of the same run, kept elsewhere
     if there.get("run") and here.get("origin") == [there["run"], there["step"]]:
-        logger.info("%s began with %s; going on with its own step %d", output, given, here["step"])
+        logger.info("%s began with %s; going on with its own step %d", output, checkpoint, here["step"])
         return Choice(newest, damaged)
     raise ValueError(
-        f"{output} already holds another run than {given} (up to step {files.number(own[-1])}); give another "
+        f"{output} already holds another run than {checkpoint} (up to step {files.number(own[-1])}); give another "
         "--output, or leave out --resume to go on with the run that is there"
     )
 
@@ -180,9 +180,9 @@ def _other_weights(old: Sequence[Sequence[str]], new: Sequence[Sequence[str]]) -
         return "its optimizer has other groups of weights (frozen parts or layer decay were others)"
     parts = []
     if more := [name for name in _flat(new) if name not in before]:
-        parts.append(f"{len(more)} weights learn now that were frozen ({few(more)})")
+        parts.append(f"{len(more)} weights learn now that were frozen ({abridged(more)})")
     if less := [name for name in _flat(old) if name not in now]:
-        parts.append(f"{len(less)} weights are frozen now that learned ({few(less)})")
+        parts.append(f"{len(less)} weights are frozen now that learned ({abridged(less)})")
     return "; ".join(parts)
 
 

@@ -23,7 +23,7 @@ from secvit.train.lock import Lock
 from secvit.train.log import Log, memory_mb
 from secvit.train.nonfinite import nonfinite_tensors
 from secvit.train.resume import describe_optimizer
-from secvit.train.sharding import whole
+from secvit.train.sharding import gathered
 from secvit.train.step import Step
 
 
@@ -114,16 +114,16 @@ class Run:
         assert self.log
         return self.log
 
-    def whole(self) -> nn.Module:
+    def gathered_model(self) -> nn.Module:
         """The model with all of its weights; every process has to ask."""
         if self.copy is None:
             return self.model
-        self.copy.load_state_dict(whole(self.model.state_dict(), "cpu"))
+        self.copy.load_state_dict(gathered(self.model.state_dict(), "cpu"))
         return self.copy
 
     def scored(self) -> nn.Module:
         """The model that evaluations are about: of averaged weights, if they are kept; every process has to ask."""
-        return self.ema.model if self.ema else self.whole()
+        return self.ema.model if self.ema else self.gathered_model()
 
     def rate(self) -> float:
         return max(group["lr"] for group in self.optimizer.param_groups)

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from torch import nn
 
 from secvit import processes
-from secvit.fields import few
+from secvit.fields import abridged
 from secvit.train import checkpoint as checkpoints
 from secvit.train.nonfinite import nonfinite_tensors
 from secvit.train.run import Run, of_model
-from secvit.train.sharding import whole
+from secvit.train.sharding import gathered
 
 logger = logging.getLogger(__name__)
 
@@ -21,8 +21,8 @@ def save(run: Run) -> None:
     if run.saved == run.state.step:
         return
     here = "cpu" if run.main else "meta"
-    model, remembered = run.whole(), whole(run.optimizer.state_dict(), here)
-    task = whole(run.task.state_dict(), here) if run.model is not run.task else {}
+    model, remembered = run.gathered_model(), gathered(run.optimizer.state_dict(), here)
+    task = gathered(run.task.state_dict(), here) if run.model is not run.task else {}
     _check_finite(run, model)
     if run.main:
         state = {
@@ -70,7 +70,7 @@ def _check_finite(run: Run, model: nn.Module) -> None:
     if bad:
         last = checkpoints.latest(run.output)
         raise FloatingPointError(
-            f"step {run.state.step}: {len(bad)} weights are NaN or infinite ({few(bad)}), and are not saved; "
+            f"step {run.state.step}: {len(bad)} weights are NaN or infinite ({abridged(bad)}), and are not saved; "
             f"the newest checkpoint is {last or 'none'}. Lower the learning rate or the weight decay, or clip the "
             "gradient, and run it again"
         )

@@ -24,8 +24,8 @@ def shard(task: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         fully_shard(module, mesh=mesh)
     new = dict(task.named_parameters())
     for group in optimizer.param_groups:
-        whole, group["params"] = group["params"], [new[names[id(p)]] for p in group["params"]]
-        for old, sliced in zip(whole, group["params"], strict=True):
+        full, group["params"] = group["params"], [new[names[id(p)]] for p in group["params"]]
+        for old, sliced in zip(full, group["params"], strict=True):
             if old in optimizer.state:
                 optimizer.state[sliced] = {k: _like(v, old, sliced) for k, v in optimizer.state.pop(old).items()}
 
@@ -42,7 +42,7 @@ def gain(device: torch.device) -> float:
     probe = nn.utils.skip_init(nn.Linear, 1, 1, bias=False, device=device)  # draws no random number
     fully_shard(probe, mesh=init_device_mesh(device.type, (get_world_size(),)))
     probe(torch.ones(1, 1, device=device)).sum().backward()
-    return whole(probe.weight.grad).item()
+    return gathered(probe.weight.grad).item()
 
 
 def blocks(task: nn.Module) -> list[nn.Module]:
@@ -55,16 +55,16 @@ def blocks(task: nn.Module) -> list[nn.Module]:
     return [m for m in reversed(list(task.modules())) if m in entries and not isinstance(m, nn.ModuleList)]
 
 
-def _like(value: Any, whole: Tensor, sliced: Tensor) -> Any:
+def _like(value: Any, full: Tensor, sliced: Tensor) -> Any:
     """What an optimizer remembers of a weight, cut as the weight is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    if isinstance(value, Tensor) and isinstance(sliced, DTensor) and value.shape == whole.shape:
+    if isinstance(value, Tensor) and isinstance(sliced, DTensor) and value.shape == full.shape:
         return distribute_tensor(value, sliced.device_mesh, sliced.placements)
     return value
 
 
-def whole(value: Any, device: str | None = None) -> Any:
+def gathered(value: Any, device: str | None = None) -> Any:
     """Sliced tensors put together again, in dicts and lists too; every process has to ask.
 
     device: where each goes as soon as it is whole, "cpu" for what no GPU could hold at once, "meta" for nowhere.
@@ -73,7 +73,7 @@ def whole(value: Any, device: str | None = None) -> Any:
         put_together = value.full_tensor() if hasattr(value, "full_tensor") else value
         return put_together if device is None else put_together.to(device)
     if isinstance(value, Mapping):
-        return {k: whole(v, device) for k, v in value.items()}
+        return {k: gathered(v, device) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(whole(v, device) for v in value)
+        return type(value)(gathered(v, device) for v in value)
     return value

@@ -18,7 +18,7 @@ from secvit.train.buffers import Buffers
 from secvit.train.config import Loop
 from secvit.train.nonfinite import first_nonfinite, nonfinite_gradient
 from secvit.train.sampler import mix
-from secvit.train.sharding import gain, shard, whole
+from secvit.train.sharding import gain, gathered, shard
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Step:
             if self.parts > 1:
                 self.buffers.collect()
         self.scaler.unscale_(self.optimizer)
-        norm = whole(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
+        norm = gathered(nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]))
         values = torch.stack([*totals.values(), norm.float(), norm.new_tensor(float(stopping))])
         *read, stop = (processes.added(values) / self.processes).tolist()  # the step's only wait for the GPU
         numbers = dict(zip([*totals, "grad_norm"], read, strict=True))
@@ -111,13 +111,13 @@ class Step:
 
     def explain(self, parts: list[Any], seed: int) -> str:
         """Run the forward again, watching every module: what the first process says that finds something."""
-        gradient, found = nonfinite_gradient(self.task), []
+        gradient, layers = nonfinite_gradient(self.task), []
         for i, batch in enumerate(parts):
             self.buffers.put_back()
             seed_everything(self.seed(seed, i))
             with self.autocast():
-                found.append(first_nonfinite(self.task, batch))
-        return next(filter(None, processes.of_all_processes(found)), None) or gradient or "the update"
+                layers.append(first_nonfinite(self.task, batch))
+        return next(filter(None, processes.of_all_processes(layers)), None) or gradient or "the update"
 
     def autocast(self) -> torch.autocast:
         half = torch.float16 if self.loop.precision == "fp16" else torch.bfloat16
@@ -146,7 +146,7 @@ def replicate(task: nn.Module, device: torch.device) -> nn.Module:
     for parameter in task.parameters():
         if parameter.requires_grad and parameter.ndim == 4:
             parameter.register_hook(lambda gradient, like=parameter: restride(gradient, like))
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # older
+    parameters = inspect.signature(DistributedDataParallel.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"  # older
     options: dict[str, Any] = {"device_ids": [device] if device.type == "cuda" else None, buffers: False}
     return DistributedDataParallel(task, **options)

@@ -110,8 +110,8 @@ def cluster_maps(
     num_clusters | cluster_size, partition: cut the same keys in another way than the network does.
     The model is left as it was, modes included.
     """
-    found = record_keys(model, image, stages, block)
-    return [one for keys in found for one in maps_of(keys, head, num_clusters, cluster_size, partition)]
+    recorded = record_keys(model, image, stages, block)
+    return [one for keys in recorded for one in maps_of(keys, head, num_clusters, cluster_size, partition)]
 
 
 def maps_of(
@@ -154,7 +154,7 @@ def draw_clusters(
     """
     explanation = legend(maps)
     if not more:
-        maps = [found for found in maps if found.num_clusters > 1] or maps
+        maps = [cluster_map for cluster_map in maps if cluster_map.num_clusters > 1] or maps
     size = width, height = panel_size(image)
     photo = image.resize(size, Image.Resampling.LANCZOS)
     panels: list[Panel | Legend] = []
@@ -162,7 +162,7 @@ def draw_clusters(
         panels.append(Panel(np.asarray(photo), f"image\n{image.width}×{image.height} px, as the network sees it"))
     else:
         size = (2 * width + BETWEEN, height)
-    panels += [Panel(overlay(photo, found, opacity, style), str(found)) for found in maps]
+    panels += [Panel(overlay(photo, cluster_map, opacity, style), str(cluster_map)) for cluster_map in maps]
     if len(more) == len(maps) == len(panels):  # each to the right of its map
         return draw_panels([*zip(panels, more, strict=True), (explanation,)], size, title, note)
     if len(more) == len(maps):  # each below its map
@@ -172,11 +172,11 @@ def draw_clusters(
 
 def legend(maps: Sequence[ClusterMap]) -> Legend:
     """What the colours mean, and which layers have none."""
-    full = [place(found) for found in maps if found.num_clusters == 1]
+    full = [place(cluster_map) for cluster_map in maps if cluster_map.num_clusters == 1]
     if len(full) == len(maps):
         return Legend(FULL)
     rest = "" if not full else "\n\nFull attention, nothing to draw:\n" + textwrap.fill(" · ".join(full), 50)
-    rival = next((found.partition for found in maps if found.partition != "sec"), None)
+    rival = next((cluster_map.partition for cluster_map in maps if cluster_map.partition != "sec"), None)
     if rival:
         return Legend(f"Partition: {rival.replace('_', ' ')}. Tokens of one\ncolour attend to each other.{rest}")
     return Legend(RANKS + rest, rank_colours(256), ("least like the mean key", "most like it"))
@@ -194,7 +194,9 @@ or cut the keys into clusters with num_clusters."""
 BETWEEN = 8  # px between two pictures side by side
 
 
-def overlay(photo: Image.Image, found: ClusterMap, opacity: float = OPACITY, style: str = "blended") -> np.ndarray:
+def overlay(
+    photo: Image.Image, cluster_map: ClusterMap, opacity: float = OPACITY, style: str = "blended"
+) -> np.ndarray:
     """Clusters in the colours of their ranks, as large as the photo.  -> (H, W, 3) in 0..1
 
     style: "blended" lays them over the greyed photo, with thin outlines; "outlined" draws their borders into the
@@ -204,14 +206,14 @@ def overlay(photo: Image.Image, found: ClusterMap, opacity: float = OPACITY, sty
         raise ValueError(f"style={style!r}; choose one of {', '.join(STYLES)}")
     colour = np.asarray(to_rgb(photo), dtype=np.float64) / 255
     grey = np.asarray(to_rgb(photo).convert("L"), dtype=np.float64)[..., None] / 255
-    whole = np.broadcast_to(0.25 + 0.6 * grey, colour.shape)  # full attention: nothing to tell apart
-    alone, labels = found.num_clusters == 1, enlarged(found.labels, photo.height, photo.width)
-    colours = rank_colours(found.num_clusters)[labels]
+    grey_photo = np.broadcast_to(0.25 + 0.6 * grey, colour.shape)  # full attention: nothing to tell apart
+    alone, labels = cluster_map.num_clusters == 1, enlarged(cluster_map.labels, photo.height, photo.width)
+    colours = rank_colours(cluster_map.num_clusters)[labels]
     if style == "side_by_side":
-        return np.concatenate([colour, np.ones((photo.height, BETWEEN, 3)), whole if alone else colours], axis=1)
+        return np.concatenate([colour, np.ones((photo.height, BETWEEN, 3)), grey_photo if alone else colours], axis=1)
     if alone:
-        return colour if style == "outlined" else whole
-    cell = min(photo.height / found.labels.shape[0], photo.width / found.labels.shape[1])
+        return colour if style == "outlined" else grey_photo
+    cell = min(photo.height / cluster_map.labels.shape[0], photo.width / cluster_map.labels.shape[1])
     edge = np.zeros(labels.shape, dtype=bool)
     edge[1:] |= labels[1:] != labels[:-1]
     edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]

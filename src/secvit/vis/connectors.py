@@ -47,7 +47,7 @@ def draw_merged(
     Patches that an output holds keep their colours, the more the heavier they weigh in it; the cross is its weighted
     mean place.
     """
-    merged = {name: _of_one_image(name, found) for name, found in merged.items()}
+    merged = {name: _of_one_image(name, one) for name, one in merged.items()}
     factor = PANEL / max(image.size)
     width, height = (max(60, round(side * factor)) for side in image.size)
     photo = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -72,18 +72,18 @@ def draw_merged(
         axes.set_axis_off()
         return axes
 
-    for row, (name, found) in enumerate(merged.items()):
-        shape = grid_of(found.weights.shape[-1], grid)
-        x, y = found.coordinates.T.numpy()
-        spread = float(found.spread.mean())
+    for row, (name, one) in enumerate(merged.items()):
+        shape = grid_of(one.weights.shape[-1], grid)
+        x, y = one.coordinates.T.numpy()
+        spread = float(one.spread.mean())
         words = f"{name}\nall {len(x)} outputs, each spread ±{spread:.2f}"
         axes = panel(row, 0, _faded(photo), words)
         axes.scatter(x, y, c=np.arange(len(x)), cmap=matplotlib.colormaps["viridis"], s=7, linewidths=0)
         for column, output in enumerate(outputs, 1):
-            n = _number(output, found, shape)
-            held = int((found.weights[n] > 0.01 * found.weights[n].max()).sum())
+            n = _number(output, one, shape)
+            held = int((one.weights[n] > 0.01 * one.weights[n].max()).sum())
             words = f"output {n}\nmade of {held} patch{'es' if held > 1 else ''}"
-            axes = panel(row, column, lit(photo, found.weights[n].view(shape)), words)
+            axes = panel(row, column, lit(photo, one.weights[n].view(shape)), words)
             axes.plot(x[n], y[n], "+", color=MARK, markersize=7, markeredgewidth=1.3)
             if not isinstance(output, int):
                 axes.plot(*output, "o", color=MARK, markersize=11, markerfacecolor="none", markeredgewidth=0.9)
@@ -137,40 +137,40 @@ def merge_photo(
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     network = load_model(model)
     tokens, grid = deepest_tokens(network, normalised(image, network), num_tokens)
-    found = {}
+    merged = {}
     for name in names:
         connector = connectors.create(
             name, tokens.shape[-1], 1, num_tokens, extra_token=None, num_patches=tokens.shape[1]
         )
         if connector.needs_cls_attention:
             raise ValueError(f"{name} needs a tower's [cls] attention; draw it in a LLaVA, by draw_merged")
-        found[name] = connector.eval().merged(tokens, grid=grid)
+        merged[name] = connector.eval().merged(tokens, grid=grid)
     title = f"{Path(photo).name}: {tokens.shape[1]} tokens become {num_tokens}"
-    said = "connectors not trained" + (f"; {said}" if (said := weights_note(model)) else "")
-    note = f"{said}.  Ring: the patch asked about; cross: mean place of the output that holds it"
-    return save(draw_merged(image, found, grid, outputs, title, note), output)
+    warning = "connectors not trained" + (f"; {warning}" if (warning := weights_note(model)) else "")
+    note = f"{warning}.  Ring: the patch asked about; cross: mean place of the output that holds it"
+    return save(draw_merged(image, merged, grid, outputs, title, note), output)
 
 
 @torch.inference_mode()
 def deepest_tokens(network: Any, image: Tensor, num_tokens: int) -> tuple[Tensor, Grid]:
     """The deepest map of a timm model that has more tokens.  image (3, H, W) -> tokens (1, L, C) and (H, W)"""
     maps = network.forward_intermediates(image.unsqueeze(0), intermediates_only=True)
-    for found in reversed(maps):
-        grid = (found.shape[-2], found.shape[-1])
+    for feature_map in reversed(maps):
+        grid = (feature_map.shape[-2], feature_map.shape[-1])
         if grid[0] * grid[1] > num_tokens:
-            return found.flatten(2).transpose(1, 2), grid
+            return feature_map.flatten(2).transpose(1, 2), grid
     raise ValueError(f"no map of more than {num_tokens} tokens; choose a larger size or fewer tokens")
 
 
-def _of_one_image(name: str, found: Merged) -> Merged:
-    if found.weights.shape[0] != 1:
-        raise ValueError(f"{name}: what was merged in {found.weights.shape[0]} images; give one, Merged(*(x[:1] ...))")
-    return Merged(*(x[0].detach().float().cpu() for x in found))
+def _of_one_image(name: str, merged: Merged) -> Merged:
+    if merged.weights.shape[0] != 1:
+        raise ValueError(f"{name}: what was merged in {merged.weights.shape[0]} images; give one, Merged(*(x[:1] ...))")
+    return Merged(*(x[0].detach().float().cpu() for x in merged))
 
 
-def _number(output: Output, found: Merged, grid: Grid) -> int:
+def _number(output: Output, merged: Merged, grid: Grid) -> int:
     """Number of an output token, of the one that took most of the patch at a place if that is given."""
-    count = found.weights.shape[0]
+    count = merged.weights.shape[0]
     if isinstance(output, int):
         if not -count <= output < count:
             raise ValueError(f"output {output}; there are 0 to {count - 1}")
@@ -180,7 +180,7 @@ def _number(output: Output, found: Merged, grid: Grid) -> int:
         raise ValueError(f"output at {output}; places (x, y) go from 0 to 1, from the left and from the top")
     height, width = grid
     patch = min(int(y * height), height - 1) * width + min(int(x * width), width - 1)
-    return int(found.weights[:, patch].argmax())
+    return int(merged.weights[:, patch].argmax())
 
 
 def _faded(photo: Image.Image) -> np.ndarray:

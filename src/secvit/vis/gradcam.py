@@ -126,13 +126,13 @@ def _as_map(x: Tensor, model: nn.Module, layer: Layer, grid: tuple[int, int]) ->
     return x.permute(2, 0, 1) if getattr(model, "output_fmt", "NCHW") == "NHWC" else x
 
 
-def heat_overlay(photo: Image.Image, found: CamMap, opacity: float = OPACITY, style: str = "blended") -> np.ndarray:
+def heat_overlay(photo: Image.Image, cam: CamMap, opacity: float = OPACITY, style: str = "blended") -> np.ndarray:
     """Grad-CAM over the greyed photo, dark = none, bright = most, smooth between tokens.  -> (H, W, 3) in 0..1
 
     style: "side_by_side" puts it to the right of the photo; any other is blended.
     """
     options: dict[str, Any] = {"size": (photo.height, photo.width), "mode": "bilinear", "align_corners": False}
-    heat = F.interpolate(found.normalised[None, None], **options)[0, 0].clamp(0, 1).numpy()
+    heat = F.interpolate(cam.normalised[None, None], **options)[0, 0].clamp(0, 1).numpy()
     colours = matplotlib.colormaps["inferno"](heat)[..., :3]
     grey = np.asarray(to_rgb(photo).convert("L"), dtype=np.float64)[..., None] / 255
     blended = opacity * colours + (1 - opacity) * grey

@@ -95,13 +95,13 @@ def cluster_metrics(
     partitions are drawn anew each time, as the network does.
     keys: what `record_keys` gave for this photo and these blocks; recorded here if None.
     """
-    whole = record_keys(model, normalised(image, model), stages, block) if keys is None else keys
+    recorded = record_keys(model, normalised(image, model), stages, block) if keys is None else keys
     changed = _changed(model, image, stages, block, seed) if stability else {}
     floor = {} if mask is None else {"floor": purity_floor(mask)}
     rows = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for i, layer in enumerate(whole):
+        for i, layer in enumerate(recorded):
             if num_clusters is None and cluster_size is None and layer.num_clusters == 1:
                 continue
             for partition in partitions:
@@ -111,20 +111,24 @@ def cluster_metrics(
                 others = {
                     name: _cut(those[i], partition, num_clusters, cluster_size) for name, those in changed.items()
                 }
-                for found in maps:
-                    row: dict[str, Any] = {"stage": found.stage, "block": found.block, "head": found.head}
+                for cluster_map in maps:
+                    row: dict[str, Any] = {
+                        "stage": cluster_map.stage,
+                        "block": cluster_map.block,
+                        "head": cluster_map.head,
+                    }
                     row |= {
                         "partition": shown_name(partition),
-                        "clusters": found.num_clusters,
-                        "tokens": found.labels.numel(),
+                        "clusters": cluster_map.num_clusters,
+                        "tokens": cluster_map.labels.numel(),
                     }
-                    row |= {"least": int(found.sizes.min()), "most": int(found.sizes.max())}
-                    row["compactness"] = compactness(found.labels)
+                    row |= {"least": int(cluster_map.sizes.min()), "most": int(cluster_map.sizes.max())}
+                    row["compactness"] = compactness(cluster_map.labels)
                     for name, those in others.items():
-                        after = those[found.head].labels
-                        row[name] = kept_together(found.labels, after.flip(1) if name == "flip" else after)
+                        after = those[cluster_map.head].labels
+                        row[name] = kept_together(cluster_map.labels, after.flip(1) if name == "flip" else after)
                     if mask is not None:
-                        row |= {"purity": purity(found.labels, mask), **floor}
+                        row |= {"purity": purity(cluster_map.labels, mask), **floor}
                     rows.append(row)
     return rows
 
@@ -147,11 +151,11 @@ def _changed(
     noise = np.random.default_rng(seed).integers(-1, 2, pixels.shape)
     noisy = Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8))
     device = next(model.parameters()).device.type
-    found = {}
+    recorded = {}
     for name, seen in zip(CHANGES, (noisy, ImageOps.mirror(image), image), strict=True):
         with torch.autocast(device, torch.bfloat16) if name == "bfloat16" else nullcontext():
-            found[name] = record_keys(model, normalised(seen, model), stages, block)
-    return found
+            recorded[name] = record_keys(model, normalised(seen, model), stages, block)
+    return recorded
 
 
 def metrics_table(rows: Sequence[Mapping[str, Any]]) -> str:

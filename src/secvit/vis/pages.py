@@ -29,12 +29,12 @@ CELL = (264, 198)  # px of a picture in Figure 4's page
 class Compared:
     """One partition of a layer's keys.  found: of one head.  milliseconds: of processor time, for all heads."""
 
-    found: ClusterMap
+    cluster_map: ClusterMap
     milliseconds: float
 
     def __str__(self) -> str:
-        name = NAMES.get(self.found.partition, self.found.partition)
-        return f"{name}: {self.milliseconds:.2f} ms\n{self.found.counts}"
+        name = NAMES.get(self.cluster_map.partition, self.cluster_map.partition)
+        return f"{name}: {self.milliseconds:.2f} ms\n{self.cluster_map.counts}"
 
 
 def compare_partitions(
@@ -58,17 +58,17 @@ def compare_partitions(
     with torch.inference_mode():
         seconds = interleave(calls, next(iter(named)), rounds, clock_for(torch.get_num_threads()), min_seconds=0.005)
         maps = [maps_of(sources[name], head, num_clusters, cluster_size, one)[0] for name, one in named.items()]
-    return [Compared(found, 1000 * median(seconds[found.partition])) for found in maps]
+    return [Compared(cluster_map, 1000 * median(seconds[cluster_map.partition])) for cluster_map in maps]
 
 
 def draw_partitions(image: Image.Image, compared: Sequence[Compared], title: str = "", note: str = "") -> Figure:
     """Figure 1: the photo, then each partition of the same keys with its sizes and its time."""
     size = panel_size(image)
     photo = image.resize(size, Image.Resampling.LANCZOS)
-    first = compared[0].found
+    first = compared[0].cluster_map
     heads = f"keys of stage {first.stage + 1}, head {first.head + 1} of {first.heads}"
     panels = [Panel(np.asarray(photo), f"image\n{heads}; time for all heads")]
-    panels += [Panel(overlay(photo, one.found), str(one)) for one in compared]
+    panels += [Panel(overlay(photo, one.cluster_map), str(one)) for one in compared]
     return draw_panels(in_rows(panels, size[0] / size[1]), size, title, note)
 
 
@@ -92,10 +92,10 @@ def draw_page(rows: Sequence[Row], title: str = "", note: str = "", style: str =
     for row in rows:
         photo = ImageOps.contain(row.image, CELL, Image.Resampling.LANCZOS)
         panels = [Panel(np.asarray(photo), "image\n ")]
-        for found in row.maps:
-            if found.num_clusters > 1:
-                words = f"clusters, {place(found)}\n{found.num_clusters} of {found.span} tokens"
-                panels.append(Panel(overlay(photo, found, style=style), words))
+        for cluster_map in row.maps:
+            if cluster_map.num_clusters > 1:
+                words = f"clusters, {place(cluster_map)}\n{cluster_map.num_clusters} of {cluster_map.span} tokens"
+                panels.append(Panel(overlay(photo, cluster_map, style=style), words))
         for cam in row.cams:
             nothing = "" if cam.heat.any() else ", nothing for it"
             words = f"Grad-CAM, {place(cam)}\n{cam.name}: {cam.share:.2f}{nothing}"

@@ -101,13 +101,13 @@ def record_keys(
     """
     image = one_image(image)
     chosen = choose(layers(model), stages, block)
-    found: dict[Layer, LayerKeys] = {}
+    recorded: dict[Layer, LayerKeys] = {}
     size = (image.shape[-2], image.shape[-1])
     with evaluating(model), unsorted(model), ExitStack() as taps, torch.inference_mode():
         for layer in chosen:
-            taps.callback(before_each(layer, partial(_keep, layer, found, size)).remove)
+            taps.callback(before_each(layer, partial(_keep, layer, recorded, size)).remove)
         run_features(model, image[None].to(next(model.parameters())))
-    return [found[layer] for layer in chosen]
+    return [recorded[layer] for layer in chosen]
 
 
 # -- which attentions --------------------------------------------------------------------------
@@ -149,12 +149,12 @@ def _block_name(name: str) -> str:
     return place[0] if place else name
 
 
-def choose(known: Sequence[Layer], stages: Sequence[int] | None, block: int | str | None) -> list[Layer]:
+def choose(all_layers: Sequence[Layer], stages: Sequence[int] | None, block: int | str | None) -> list[Layer]:
     """Those of the chosen stages and blocks, in order; see `record_keys`."""
-    last = known[-1].stage
+    last = all_layers[-1].stage
     chosen = []
     for stage in sorted(set(range(last + 1) if stages is None else stages)):
-        inside = [layer for layer in known if layer.stage == stage]
+        inside = [layer for layer in all_layers if layer.stage == stage]
         if not inside:
             raise ValueError(f"stage {stage}, counted from 0; this model has {last + 1} of them")
         count = len(inside)
@@ -226,16 +226,16 @@ def before_each(layer: Layer, tell: Callable[[nn.Module, tuple[Any, ...], dict[s
 
 
 def _keep(
-    layer: Layer, found: dict[Layer, LayerKeys], size: tuple[int, int],
+    layer: Layer, recorded: dict[Layer, LayerKeys], size: tuple[int, int],
     module: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Put what a layer clusters into `found`."""
+    """Put what a layer clusters into `recorded`."""
     keys, plan = module.keys(*args, **kwargs), module.plan(*args, **kwargs)
     grid = keys.grid or grid_of(plan.order.shape[-1], size)
     labels = plan.labels[0] if plan.order.dim() == 3 else plan.labels  # of each head, or one for all
     tokens = keys.tokens if keys.tokens.dim() == 4 else keys.tokens.unsqueeze(1)
     centre = keys.centre.cpu() if isinstance(keys.centre, Tensor) else keys.centre
-    found[layer] = LayerKeys(
+    recorded[layer] = LayerKeys(
         layer, tokens.cpu(), labels.unflatten(-1, grid).cpu(), plan.num_clusters, module.clustering.partition, centre,
         None if keys.unturned is None else keys.unturned.cpu(),
     )  # fmt: skip

@@ -100,8 +100,8 @@ class View:
     def maps(self, keys: Iterable[LayerKeys]) -> list[ClusterMap]:
         """The chosen partitions of recorded keys; full attention once for all heads."""
         cut = (self.num_clusters, self.cluster_size, self.partition)
-        found = [one for layer in keys for one in maps_of(layer, self.head, *cut)]
-        return [one for one in found if one.num_clusters > 1 or one.head == 0 or self.head != "all"]
+        maps = [one for layer in keys for one in maps_of(layer, self.head, *cut)]
+        return [one for one in maps if one.num_clusters > 1 or one.head == 0 or self.head != "all"]
 
 
 def cluster_photo(
@@ -301,7 +301,11 @@ def animation_of(recorded: Recorded, title: str = "") -> bytes:
     image, view = recorded.image, recorded.view
     view = replace(view, head=0 if view.head == "all" else view.head)
     photo = image.resize(panel_size(image, FRAME_AREA), Image.Resampling.LANCZOS)
-    frames = [frame(photo, found, view.style) for found in view.maps(recorded.blocks) if found.num_clusters > 1]
+    frames = [
+        frame(photo, cluster_map, view.style)
+        for cluster_map in view.maps(recorded.blocks)
+        if cluster_map.num_clusters > 1
+    ]
     if not frames:
         raise ValueError("none of the chosen layers has more than one cluster; choose others, or num_clusters")
     content = io.BytesIO()
@@ -309,15 +313,16 @@ def animation_of(recorded: Recorded, title: str = "") -> bytes:
     return content.getvalue()
 
 
-def frame(photo: Image.Image, found: ClusterMap, style: str) -> Image.Image:
+def frame(photo: Image.Image, cluster_map: ClusterMap, style: str) -> Image.Image:
     """One picture of an animation: the clusters, and below them of which block."""
-    pixels = Image.fromarray((255 * overlay(photo, found, style=style)).round().astype(np.uint8))
-    whole = Image.new("RGB", (pixels.width, pixels.height + 24), "white")
-    whole.paste(pixels, (0, 0))
-    stage = "" if found.stages == 1 else f"stage {found.stage + 1}, "
-    words = f"{stage}block {found.block + 1} of {found.blocks}, head {found.head + 1} of {found.heads}"
-    ImageDraw.Draw(whole).text((6, pixels.height + 12), words, INK, ImageFont.load_default(13), anchor="lm")
-    return whole.quantize(FRAME_COLOURS, dither=Image.Dither.NONE)  # dots would make the file twice as large
+    pixels = Image.fromarray((255 * overlay(photo, cluster_map, style=style)).round().astype(np.uint8))
+    canvas = Image.new("RGB", (pixels.width, pixels.height + 24), "white")
+    canvas.paste(pixels, (0, 0))
+    stage = "" if cluster_map.stages == 1 else f"stage {cluster_map.stage + 1}, "
+    block = f"block {cluster_map.block + 1} of {cluster_map.blocks}"
+    words = f"{stage}{block}, head {cluster_map.head + 1} of {cluster_map.heads}"
+    ImageDraw.Draw(canvas).text((6, pixels.height + 12), words, INK, ImageFont.load_default(13), anchor="lm")
+    return canvas.quantize(FRAME_COLOURS, dither=Image.Dither.NONE)  # dots would make the file twice as large
 
 
 # -- files -------------------------------------------------------------------------------------
@@ -355,10 +360,10 @@ def _mask_of(photo: Path, masks: Path) -> np.ndarray:
     from secvit.segmentation.data import MASKS, read_mask
 
     tried = [masks / f"{photo.stem}{kind}" for kind in MASKS] if masks.is_dir() else [masks]
-    found = next((path for path in tried if path.is_file()), None)
-    if found is None:
+    file = next((path for path in tried if path.is_file()), None)
+    if file is None:
         raise ValueError(f"{tried[0]}: no mask for {photo.name}; give a folder of masks with the photos' names")
-    mask = read_mask(found)
+    mask = read_mask(file)
     if mask.dtype != np.uint8:
-        raise ValueError(f"{found}: holds the value {mask.max()}; purity takes class numbers of 0 to 254")
+        raise ValueError(f"{file}: holds the value {mask.max()}; purity takes class numbers of 0 to 254")
     return mask

@@ -148,14 +148,14 @@ def load_connector(
     path = Path(folder) / "connector.json"
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give the folder that save_connector wrote")
-    found = read_weights(path.with_suffix(".safetensors"))
+    weights = read_weights(path.with_suffix(".safetensors"))
     chosen = json.loads(path.read_text())
     # before the model changes: the connector alone tells whether it fits
     config = _with_connector(unwrapped(model), chosen)
-    if report := misfit(found, new_connector(config).state_dict()):
+    if report := misfit(weights, new_connector(config).state_dict()):
         raise ValueError(f"{path.parent} does not fit this {type(unwrapped(model)).__name__}: {report}; take its twin")
     processor = _connect(model, processor, chosen)
-    unwrapped(model).model.multi_modal_projector.load_state_dict(found)
+    unwrapped(model).model.multi_modal_projector.load_state_dict(weights)
     return processor
 
 

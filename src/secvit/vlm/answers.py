@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from secvit.fields import Entry, few, said
+from secvit.fields import Entry, abridged, any_text
 from secvit.vlm.benchmarks import Question
 from secvit.vlm.rows import each, row_id
 
@@ -26,34 +26,36 @@ def row_keys(questions: Sequence[Question], rows: Sequence[Mapping[str, Any]], w
     shared = _shared(questions)
 
     def made(row: Entry) -> Key:
-        row.get("text", said)
-        return _key(row.get("question_id", row_id), row.get("prompt", said, ""), shared)
+        row.get("text", any_text)
+        return _key(row.get("question_id", row_id), row.get("prompt", any_text, ""), shared)
 
     return each(where, ((f"line {number}", row) for number, row in enumerate(rows, 1)), made)
 
 
 def match(questions: Sequence[Question], rows: Sequence[Mapping[str, Any]], where: str = "answers") -> list[str]:
     """The text for each question, in their order; a ValueError with the ids where rows and questions do not fit."""
-    wanted, given = keys(questions), defaultdict(list)
+    wanted, answered = keys(questions), defaultdict(list)
     for key, row in zip(row_keys(questions, rows, where), rows, strict=True):
-        given[key].append(said(row["text"]))
+        answered[key].append(any_text(row["text"]))
     copies = Counter(wanted)
     faults = {
-        "without an answer": [key for key in copies if key not in given],
-        "answered more than once": [key for key in copies if len(given.get(key, ())) > copies[key]],
-        "that the benchmark does not ask": [key for key in given if key not in copies],
+        "without an answer": [key for key in copies if key not in answered],
+        "answered more than once": [key for key in copies if len(answered.get(key, ())) > copies[key]],
+        "that the benchmark does not ask": [key for key in answered if key not in copies],
     }
     if any(faults.values()):
-        found = [f"{len(some)} {what} (ids {few([i for i, _ in some])})" for what, some in faults.items() if some]
-        raise ValueError(f"{where} does not fit {len(questions)} questions: {'; '.join(found)}")
-    return [given[key][0] for key in wanted]
+        problems = [
+            f"{len(some)} {what} (ids {abridged([i for i, _ in some])})" for what, some in faults.items() if some
+        ]
+        raise ValueError(f"{where} does not fit {len(questions)} questions: {'; '.join(problems)}")
+    return [answered[key][0] for key in wanted]
 
 
 def mend(path: Path) -> None:
     """Take off a last line that has no end: it was cut off while it was written."""
-    whole = path.read_bytes().rfind(b"\n") + 1
-    if whole < path.stat().st_size:
-        os.truncate(path, whole)
+    complete = path.read_bytes().rfind(b"\n") + 1
+    if complete < path.stat().st_size:
+        os.truncate(path, complete)
 
 
 def _shared(questions: Sequence[Question]) -> set[str]:

@@ -19,7 +19,7 @@ from secvit.images import read_image
 from secvit.models.saved import device_of, saved_config
 from secvit.vlm.adapt import load_connector
 from secvit.vlm.config import Model
-from secvit.vlm.start import start
+from secvit.vlm.initial import initial_llava
 
 Picture = Image.Image | str | os.PathLike[str]
 
@@ -37,8 +37,8 @@ def ask(
     llava, processor: of `load_trained`, `use_connector`, or any LLaVA with a chat template.
     pictures: opened, in any mode, or files of any format.
     """
-    given = [pictures] if isinstance(pictures, Image.Image | str | os.PathLike) else pictures
-    opened = [read_image(picture) for picture in given]
+    images = [pictures] if isinstance(pictures, Image.Image | str | os.PathLike) else pictures
+    opened = [read_image(picture) for picture in images]
     content: list[Any] = [*({"type": "image", "image": image} for image in opened), {"type": "text", "text": question}]
     write: Any = processor.apply_chat_template  # gives a string or tensors, by its arguments
     inputs = write(
@@ -86,11 +86,14 @@ def load_trained(
 def with_connector(run: Path) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The LLaVA that a run of stage 1 began with, and the connector that it trained."""
     try:
-        said = read_yaml(run / "config.yaml")
-        chosen, seed = Model(**{**said["model"], "trained": tuple(said["model"]["trained"])}), said["loop"]["seed"]
+        config = read_yaml(run / "config.yaml")
+        chosen, seed = (
+            Model(**{**config["model"], "trained": tuple(config["model"]["trained"])}),
+            config["loop"]["seed"],
+        )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{run}: its config.yaml is not that of this version's training ({error})") from None
     processor = AutoProcessor.from_pretrained(run)
-    llava, _ = start(replace(chosen, init=None), seed=seed, tokenizer=processor.tokenizer)
+    llava, _ = initial_llava(replace(chosen, init=None), seed=seed, tokenizer=processor.tokenizer)
     load_connector(llava, processor, run)
     return llava, processor

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from secvit.fields import Entry, Faults, few, items, mapping, read_json, read_text, said, shown, text, whole
+from secvit.fields import Entry, Faults, abridged, any_text, integer, items, mapping, read_json, read_text, shown, text
 from secvit.vlm import scores
 from secvit.vlm.rows import by_key, each, entries, file_name, key, lines, people, row_id, table, yes_no
 from secvit.vlm.rows import read_lines as read_lines  # for those who read answers
@@ -58,9 +58,9 @@ class Benchmark:
 def read_textvqa(folder: Path, split: str = "val") -> list[Question]:
     """LLaVA's questions of the val set, with the words that an OCR system read in each image in the prompt."""
     file = folder / "TextVQA_0.5.1_val.json"
-    known = dict(entries(file, _textvqa_truth, "data", missing_ok=True))  # the last of equals, as LLaVA has it
+    truths = dict(entries(file, _textvqa_truth, "data", missing_ok=True))  # the last of equals, as LLaVA has it
     asked = lines(folder / "llava_textvqa_val_v051_ocr.jsonl", lambda row: _llavas(row, folder / "train_images"))
-    return [replace(one, truth=known.get((str(one.id), one.prompt.split("\n")[0].lower()))) for one in asked]
+    return [replace(one, truth=truths.get((str(one.id), one.prompt.split("\n")[0].lower()))) for one in asked]
 
 
 def _textvqa_truth(row: Entry) -> tuple[tuple[str, str], list[str]]:
@@ -77,10 +77,10 @@ def read_gqa(folder: Path, split: str = "val") -> list[Question]:
     file = folder / "data" / "testdev_balanced_questions.json"
     content = Entry(str(file), read_json(file)).fields if file.is_file() else {}
     truths = each(file, ((f"question {shown(i)}", one) for i, one in content.items()), _gqa_truth)
-    known = dict(zip(content, truths, strict=True))
+    by_question = dict(zip(content, truths, strict=True))
     asked = lines(folder / "llava_gqa_testdev_balanced.jsonl", lambda row: _llavas(row, folder / "data" / "images"))
-    found = [(one, known.get(str(one.id), (None, ""))) for one in asked]
-    return [replace(one, truth=truth, kind=kind) for one, (truth, kind) in found]
+    paired = [(one, by_question.get(str(one.id), (None, ""))) for one in asked]
+    return [replace(one, truth=truth, kind=kind) for one, (truth, kind) in paired]
 
 
 def _gqa_truth(row: Entry) -> tuple[str, str]:
@@ -93,11 +93,11 @@ def read_vqav2(folder: Path, split: str = "val") -> list[Question]:
     if split == "test":
         return lines(folder / "llava_vqav2_mscoco_test-dev2015.jsonl", lambda row: _llavas(row, folder / "test2015"))
     file = folder / "v2_mscoco_val2014_annotations.json"
-    known = by_key(file, entries(file, _vqav2_truth, "annotations", missing_ok=True))
+    truths = by_key(file, entries(file, _vqav2_truth, "annotations", missing_ok=True))
 
     def question(row: Entry) -> Question:
-        i, image = row.get("question_id", row_id), row.get("image_id", whole)
-        truth, kind = known.get(str(i), (None, ""))
+        i, image = row.get("question_id", row_id), row.get("image_id", integer)
+        truth, kind = truths.get(str(i), (None, ""))
         path = folder / "val2014" / f"COCO_val2014_{image:012d}.jpg"
         return Question(i, row.get("question", text) + SHORT, path, truth, kind)
 
@@ -116,7 +116,7 @@ def read_vizwiz(folder: Path, split: str = "val") -> list[Question]:
     def question(row: Entry) -> Question:
         image, asked = row.get("image", file_name), row.get("question", text) + UNSURE + SHORT
         return Question(
-            image, asked, folder / "val" / image, row.get("answers", people), row.get("answer_type", said, "")
+            image, asked, folder / "val" / image, row.get("answers", people), row.get("answer_type", any_text, "")
         )
 
     return entries(folder / "val.json", question)
@@ -196,20 +196,20 @@ def read_mmbench(folder: Path, split: str = "val") -> list[Question]:
     """The rows of mmbench_dev_20230712.tsv (or the only .tsv file there), pictures included; kinds: its categories."""
     file = mmbench_file(folder)
     rows = mmbench_rows(folder)
-    pictures = {row["index"]: row["image"] for row in rows}
+    images = {row["index"]: row["image"] for row in rows}
 
     def question(entry: Entry) -> Question:
         row = entry.fields
         options = [f"\n{letter}. {row[letter]}" for letter in _options(row)]
         hint = "" if _is_empty(row.get("hint")) else row["hint"] + "\n"
-        picture = str(pictures.get(row["image"], row["image"]))  # rotations may name the row that has the picture
+        picture = str(images.get(row["image"], row["image"]))  # rotations may name the row that has the picture
         try:
             image = base64.b64decode("".join(picture.split()), validate=True)
         except ValueError as error:
             raise ValueError(f"{entry.where}: image is no picture in base64 ({error})") from None
         truth = None if _is_empty(row.get("answer")) else row["answer"]
         prompt = hint + entry.get("question", text) + "".join(options) + LETTER
-        return Question(entry.get("index", whole), prompt, image, truth, row.get("category") or "")
+        return Question(entry.get("index", integer), prompt, image, truth, row.get("category") or "")
 
     return each(file, ((f"row {number}", row) for number, row in enumerate(rows, 1)), question)
 
@@ -218,7 +218,7 @@ def mmbench_file(folder: Path) -> Path:
     files = sorted(folder.glob("*.tsv"))
     preferred = [file for file in files if file.name == "mmbench_dev_20230712.tsv"] or files
     if len(preferred) != 1:
-        names = few([file.name for file in files]) or "none"
+        names = abridged([file.name for file in files]) or "none"
         raise ValueError(f"{folder}: expected mmbench_dev_20230712.tsv or one other .tsv file, found {names}")
     return preferred[0]
 
@@ -284,7 +284,7 @@ def load(name: str, folder: str | Path, split: str = "val") -> list[Question]:
     lacking = [question for question in questions if isinstance(question.image, Path) and not question.image.is_file()]
     if lacking:
         first = [f"{question.image!s} (question {question.id})" for question in lacking]
-        raise ValueError(f"{len(lacking)} of {len(questions)} questions of {name} have no image: {few(first)}")
+        raise ValueError(f"{len(lacking)} of {len(questions)} questions of {name} have no image: {abridged(first)}")
     if not questions:
         raise ValueError(f"{folder}: no questions of {name}")
     return questions
@@ -300,7 +300,7 @@ def has_truth(name: str, questions: Sequence[Question]) -> bool:
     """Whether the answers can be scored here; a ValueError where the truth of some questions only is known."""
     unknown = [question for question in questions if question.truth is None]
     if 0 < len(unknown) < len(questions):
-        ids = few([str(question.id) for question in unknown])
+        ids = abridged([str(question.id) for question in unknown])
         raise ValueError(
             f"{len(unknown)} of {len(questions)} questions of {name} have no truth (ids {ids}); is "
             f"{find(name).truth} of another version?"

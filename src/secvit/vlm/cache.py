@@ -33,15 +33,15 @@ class Cache:
         self.llava, self.processor, self.precision = llava, processor, precision
         self.folder = Path(folder) / fingerprint(llava, processor, precision)
 
-    def file(self, picture: str) -> Path:
+    def file(self, image: str) -> Path:
         """Where a picture's tokens are kept."""
-        found = Path(picture).stat()
-        name = hashlib.sha1(f"{picture} {found.st_size} {found.st_mtime_ns}".encode()).hexdigest()
+        status = Path(image).stat()
+        name = hashlib.sha1(f"{image} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def fill(self, pictures: Sequence[str], device: torch.device, batch_size: int = 16) -> int:
+    def fill(self, images: Sequence[str], device: torch.device, batch_size: int = 16) -> int:
         """Look at the pictures that have no file yet -> how many there were.  Of many processes, each takes a share."""
-        unseen = [pictures[i] for i in share(len(pictures)) if not self.file(pictures[i]).is_file()]
+        unseen = [images[i] for i in share(len(images)) if not self.file(images[i]).is_file()]
         inner = self.llava.to(device).model
         half = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
         silent = not is_first() or None
@@ -49,24 +49,26 @@ class Cache:
             part = unseen[at : at + batch_size]
             made = self.processor.image_processor([read_image(path) for path in part], return_tensors="pt")
             with torch.no_grad(), half:
-                _, given = inner.look(made["pixel_values"].to(device))
-            grid = torch.tensor(given.pop("grid"))
+                _, features = inner.connector_inputs(made["pixel_values"].to(device))
+            grid = torch.tensor(features.pop("grid"))
             for i, path in enumerate(part):
-                row = {name: value[i].cpu().contiguous() for name, value in given.items()}
+                row = {name: value[i].cpu().contiguous() for name, value in features.items()}
                 file = self.file(path)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(file, save({**row, "grid": grid}))
         return len(unseen)
 
-    def __call__(self, pictures: Sequence[str]) -> dict[str, Any]:
-        """{"given": what the connector is given of some pictures}, in a batch.  ValueError for a broken file."""
-        rows: list[dict[str, Tensor]] = [_read(self.file(path)) for path in pictures]
+    def __call__(self, images: Sequence[str]) -> dict[str, Any]:
+        """{"connector_inputs": those of some pictures}, in a batch.  ValueError for a broken file."""
+        rows: list[dict[str, Tensor]] = [_read(self.file(path)) for path in images]
         kinds = {name: value.shape for name, value in rows[0].items()}
-        for path, row in zip(pictures, rows, strict=True):
+        for path, row in zip(images, rows, strict=True):
             if {name: value.shape for name, value in row.items()} != kinds:
-                raise ValueError(f"{self.file(path)}: other tokens than of {self.file(pictures[0])}; {REMEDY}")
+                raise ValueError(f"{self.file(path)}: other tokens than of {self.file(images[0])}; {REMEDY}")
         grid = tuple(rows[0].pop("grid").tolist())
-        return {"given": {**{name: torch.stack([row[name] for row in rows]) for name in rows[0]}, "grid": grid}}
+        return {
+            "connector_inputs": {**{name: torch.stack([row[name] for row in rows]) for name in rows[0]}, "grid": grid}
+        }
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -84,10 +86,10 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def fingerprint(llava: PreTrainedModel, processor: ProcessorMixin, precision: str) -> str:
     """What is equal for models whose connectors are given the same."""
-    inner, found = llava.model, hashlib.sha1()
+    inner, digest = llava.model, hashlib.sha1()
     for name, value in inner.vision_tower.state_dict().items():
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     connector = inner.multi_modal_projector
     about = {
         "layer": llava.config.vision_feature_layer,
@@ -96,5 +98,5 @@ def fingerprint(llava: PreTrainedModel, processor: ProcessorMixin, precision: st
         "precision": precision,
         "images": processor.image_processor.to_dict(),
     }
-    found.update(json.dumps(about, sort_keys=True, default=str).encode())
-    return found.hexdigest()[:16]
+    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]

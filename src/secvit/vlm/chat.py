@@ -66,12 +66,12 @@ class Encoded(NamedTuple):
 
 def messages(sample: Sample) -> list[dict[str, Any]]:
     """A conversation as transformers' chat templates take it."""
-    said: list[dict[str, Any]] = []
+    turns: list[dict[str, Any]] = []
     for i, (question, answer) in enumerate(sample.turns):
-        pictures = [{"type": "image"} for place in sample.places if place == i]
-        said.append({"role": "user", "content": [*pictures, {"type": "text", "text": question}]})
-        said.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return said
+        images = [{"type": "image"} for place in sample.places if place == i]
+        turns.append({"role": "user", "content": [*images, {"type": "text", "text": question}]})
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return turns
 
 
 class Chat:
@@ -89,31 +89,31 @@ class Chat:
         self.image_id: int = processor.image_token_id
         self.image_tokens = image_tokens(processor)
 
-    def text(self, said: Sequence[dict[str, Any]], prompt: bool) -> str:
+    def text(self, turns: Sequence[dict[str, Any]], prompt: bool) -> str:
         """Messages as one text; with `prompt`, up to where the next answer begins."""
         return self.tokenizer.apply_chat_template(
-            list(said), chat_template=self.template, tokenize=False, add_generation_prompt=prompt
+            list(turns), chat_template=self.template, tokenize=False, add_generation_prompt=prompt
         )
 
-    def spans(self, said: Sequence[dict[str, Any]], whole: str) -> list[tuple[int, int]]:
+    def spans(self, turns: Sequence[dict[str, Any]], text: str) -> list[tuple[int, int]]:
         """Where the answers lie in the whole text, in characters."""
-        found = []
-        for i in range(0, len(said), 2):
-            before, after = self.text(said[: i + 1], prompt=True), self.text(said[: i + 2], prompt=False)
-            if not (after.startswith(before) and whole.startswith(after)):
+        spans = []
+        for i in range(0, len(turns), 2):
+            before, after = self.text(turns[: i + 1], prompt=True), self.text(turns[: i + 2], prompt=False)
+            if not (after.startswith(before) and text.startswith(after)):
                 raise ValueError(
                     f"the chat template writes {before[-30:]!r} before an answer and {after[-30:]!r} with it, which "
                     'does not go on from there; choose template="v1"'
                 )
-            found.append((len(before), len(after)))
-        return found
+            spans.append((len(before), len(after)))
+        return spans
 
     def encode(self, sample: Sample) -> Encoded:
         """The tokens of a sample; a ValueError where a token is neither all prompt nor all answer."""
-        said = messages(sample)
-        whole = self.text(said, prompt=False)
-        made = self.tokenizer(whole, add_special_tokens=self.begins(whole), return_offsets_mapping=True)
-        spans = self.spans(said, whole)
+        turns = messages(sample)
+        text = self.text(turns, prompt=False)
+        made = self.tokenizer(text, add_special_tokens=self.begins(text), return_offsets_mapping=True)
+        spans = self.spans(turns, text)
         ids: list[int] = []
         supervised: list[bool] = []
         starts: dict[tuple[int, int], int] = {}
@@ -121,7 +121,7 @@ class Chat:
             touched = next(((a, b) for a, b in spans if start < b and end > a), None)
             if touched and not touched[0] <= start <= end <= touched[1]:
                 raise ValueError(
-                    f"the token {whole[start:end]!r} is half prompt, half answer; choose a chat template that puts the "
+                    f"the token {text[start:end]!r} is half prompt, half answer; choose a chat template that puts the "
                     'space before an answer inside of it, like template="v1"'
                 )
             if touched:
@@ -174,9 +174,11 @@ def prepare(processor: ProcessorMixin, template: str | None, pad: bool) -> Proce
     """The processor with one of our templates and LLaVA-1.5's square pictures, in place."""
     if template is not None:
         processor.chat_template = processor.tokenizer.chat_template = TEMPLATES[template]
-    known = processor.image_processor
-    if pad and not getattr(known, "do_pad", False):
+    image_processor = processor.image_processor
+    if pad and not getattr(image_processor, "do_pad", False):
         names = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
-        kept = {name: getattr(known, name) for name in names if getattr(known, name, None) is not None}
+        kept = {
+            name: getattr(image_processor, name) for name in names if getattr(image_processor, name, None) is not None
+        }
         processor.image_processor = LlavaImageProcessor(**kept, do_pad=True)
     return processor

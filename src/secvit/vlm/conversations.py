@@ -13,8 +13,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from secvit.fields import Entry, Wrong, items, once, open_file, shown, whole
-from secvit.fields import said as words
+from secvit.fields import Entry, Wrong, integer, items, once, open_file, shown
+from secvit.fields import any_text as words
 from secvit.vlm.chat import IMAGE, Sample
 
 SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
@@ -142,8 +142,8 @@ def entries(file: Path) -> Iterator[Any]:
             yield from _json_lines(file, content)
             return
         if content.peek() != "[":
-            found = shown(content.held[content.at : content.at + 20]) if content.peek() else "an empty file"
-            raise ValueError(f"{file}: expected a list [...] of LLaVA's conversations, found {found}")
+            beginning = shown(content.held[content.at : content.at + 20]) if content.peek() else "an empty file"
+            raise ValueError(f"{file}: expected a list [...] of LLaVA's conversations, found {beginning}")
         content.at += 1
         number = 0
         while content.peek() != "]" or number:
@@ -265,12 +265,12 @@ def _packed(value: Any, number: int | str, drop_broken: bool, mended: list[str])
             raise ValueError(
                 f"{where}: has {key!r}{beside}; LLaVA's name for pictures is 'image', and videos cannot be read"
             )
-    said = []
+    spoken = []
     for i, turn in enumerate(entry.get("conversations", items)):
         part = Entry(f"{where}, turn {i}", turn)
-        said.append((part.get("from", _speaker), part.get("value", words)))
+        spoken.append((part.get("from", _speaker), part.get("value", words)))
     try:
-        places, turns = _turns(said, len(images), drop_broken, notes)
+        places, turns = _turns(spoken, len(images), drop_broken, notes)
         made = json.dumps((name or str(number), images, places, turns), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         fault = f"has {error.object[error.start]!a}, half of a sign and no Unicode text; write the file anew"
@@ -282,7 +282,7 @@ def _packed(value: Any, number: int | str, drop_broken: bool, mended: list[str])
 
 
 def _turns(
-    said: list[tuple[int, str]], images: int, drop_broken: bool, notes: list[str]
+    spoken: list[tuple[int, str]], images: int, drop_broken: bool, notes: list[str]
 ) -> tuple[list[int], list[tuple[str, str]]]:
     """(speaker, text) -> the turn of each picture, and (question, answer) pairs.
 
@@ -294,15 +294,15 @@ def _turns(
             raise ValueError(fault)
         notes.append(f"{fault.split(';')[0]}: {done}")
 
-    if said and said[0][0] == 1:
-        said = said[1:]
+    if spoken and spoken[0][0] == 1:
+        spoken = spoken[1:]
         notes.append("begins with an answer, which is left out as LLaVA does")
-    _check_order([who for who, _ in said])
-    if len(said) % 2:
+    _check_order([who for who, _ in spoken])
+    if len(spoken) % 2:
         mend("ends with a question; expected human and gpt in turns, gpt last", "cut off")
-        said = said[:-1]
-    answers = _mended_answers([text for _, text in said[1::2]], mend)
-    questions = [text for _, text in said[::2]][: len(answers)]
+        spoken = spoken[:-1]
+    answers = _mended_answers([text for _, text in spoken[1::2]], mend)
+    questions = [text for _, text in spoken[::2]][: len(answers)]
     named = _pictures_named(questions, images, mend)
     turns = []
     for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
@@ -318,8 +318,8 @@ def _turns(
 def _check_order(order: Sequence[int]) -> None:
     """A ValueError if 0 (human) and 1 (gpt) do not take turns."""
     if list(order) != [i % 2 for i in range(len(order))] or len(order) < 2:
-        found = ", ".join("human" if who == 0 else "gpt" for who in order[:12]) or "none"
-        raise ValueError(f"expected human and gpt in turns, gpt last, found {found}{', ...' * (len(order) > 12)}")
+        speakers = ", ".join("human" if who == 0 else "gpt" for who in order[:12]) or "none"
+        raise ValueError(f"expected human and gpt in turns, gpt last, found {speakers}{', ...' * (len(order) > 12)}")
 
 
 def _mended_answers(answers: list[str], mend: Callable[[str, str], None]) -> list[str]:
@@ -366,22 +366,22 @@ def _name(value: Any) -> str:
     if isinstance(value, str):
         return value.strip()
     try:
-        return str(whole(value))
+        return str(integer(value))
     except Wrong:
         raise Wrong("text or a whole number") from None
 
 
 def _speaker(value: Any) -> int:
-    found = SPEAKERS.get(value.strip().casefold()) if isinstance(value, str) else None
-    if found is None:
+    speaker = SPEAKERS.get(value.strip().casefold()) if isinstance(value, str) else None
+    if speaker is None:
         raise Wrong("human or gpt")
-    return found
+    return speaker
 
 
 def _paths(value: Any) -> list[str]:
     """The path of a picture, or a list of them; "" for none."""
-    found = [value] if isinstance(value, str) and value.strip() else [] if value == "" else value
-    good = isinstance(found, list) and all(isinstance(path, str) and path.strip() for path in found)
-    if not good or any("\0" in path for path in found):
+    paths = [value] if isinstance(value, str) and value.strip() else [] if value == "" else value
+    good = isinstance(paths, list) and all(isinstance(path, str) and path.strip() for path in paths)
+    if not good or any("\0" in path for path in paths):
         raise Wrong("the path of a picture, or a list of them")
-    return found
+    return paths

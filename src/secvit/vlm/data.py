@@ -43,13 +43,13 @@ def files(data: str | Path, chosen: Samples) -> tuple[Path, Path | None]:
     val = Path(chosen.val) if chosen.val else None
     if not data.is_dir():
         return data, val
-    found: dict[str | None, list[Path]] = {}
+    by_split: dict[str | None, list[Path]] = {}
     for path in sorted(data.iterdir()):
         if path.suffix.lower() in (".json", ".jsonl") and path.is_file() and not is_stray(path.name):
-            found.setdefault(split_of(path.stem), []).append(path)
-    train, held_out = found.get("train") or found.get(None, []), found.get("val", [])
+            by_split.setdefault(split_of(path.stem), []).append(path)
+    train, held_out = by_split.get("train") or by_split.get(None, []), by_split.get("val", [])
     if len(train) != 1 or len(held_out) > 1:
-        names = ", ".join(path.name for paths in found.values() for path in paths) or "none"
+        names = ", ".join(path.name for paths in by_split.values() for path in paths) or "none"
         raise ValueError(
             f"{data}: expected train.json or a single JSON file, found {names}; give --data FILE.json, and the "
             "held-out ones as --samples.val FILE.json"
@@ -69,16 +69,16 @@ def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
     mended: list[str] = []
     samples, broken = read_samples(file, chosen.images, chosen.drop_broken, mended)
     total, faults, remedies = len(samples) + len(broken), Faults(file), []
-    pictures = broken_pictures(samples, chosen.check)
-    unseen, others = unusable(samples, pictures, chosen.template)
+    broken_files = broken_images(samples, chosen.check)
+    unseen, others = unusable(samples, broken_files, chosen.template)
     broken += [*unseen.values(), *others.values()]
-    if missing := sum(not os.path.isfile(path) for path in pictures):
+    if missing := sum(not os.path.isfile(path) for path in broken_files):
         remedies.append(f"{missing:,} pictures are missing below {samples.root}; check --samples.images")
     if not chosen.drop_broken:
-        faults.found += broken
+        faults.messages += broken
         remedies += ["--samples.drop_broken true leaves such samples out"] if broken else []
     elif len(unseen) > max(1, total // 100):  # what training would end for
-        faults.found += unseen.values()
+        faults.messages += unseen.values()
         remedies.append(f"{len(unseen):,} of {total:,} samples, which is too many to leave out")
     else:
         samples = samples.take([i for i in range(len(samples)) if i not in unseen and i not in others])
@@ -86,10 +86,10 @@ def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
     kept = [i for i, length in enumerate(lengths) if length <= chosen.max_length]
     check_long(file, samples, lengths, chosen, chat, faults)
     if not faults:
-        faults.found += prompt_faults(chat, samples.take(kept))
+        faults.messages += prompt_faults(chat, samples.take(kept))
     faults.check("; ".join(remedies))
     if (broken or mended) and is_first():
-        logger.warning("%s", told(file, total, broken, mended))
+        logger.warning("%s", used_line(file, total, broken, mended))
     if not kept:
         raise ValueError(
             f"{file}: no sample of at most {chosen.max_length} tokens; raise --samples.max_length, or repair the "
@@ -117,7 +117,7 @@ def check_long(
                        chosen.max_length, ", ".join(samples[i].id for i in long[:3]))  # fmt: skip
 
 
-def told(file: Path, total: int, broken: Sequence[str], mended: Sequence[str]) -> str:
+def used_line(file: Path, total: int, broken: Sequence[str], mended: Sequence[str]) -> str:
     """One line about samples that are left out, and those that are taken otherwise than they are written."""
     line = f"{file}: used {total - len(broken):,} of {total:,} samples"
     for what, some in (("left out", broken), ("taken as LLaVA takes them", mended)):
@@ -128,13 +128,13 @@ def told(file: Path, total: int, broken: Sequence[str], mended: Sequence[str]) -
 
 
 def unusable(
-    samples: Packed, pictures: Mapping[str, str], template: str | None
+    samples: Packed, broken_files: Mapping[str, str], template: str | None
 ) -> tuple[dict[int, str], dict[int, str]]:
     """What is wrong, by index, with samples that show broken pictures, and with those that do not fit the template."""
     unseen, others = {}, {}
-    for i, one in enumerate(samples) if pictures or template == "plain" else ():
-        if bad := [path for path in one.images if path in pictures]:
-            unseen[i] = f"{samples.where(i)}: {pictures[bad[0]]}"
+    for i, one in enumerate(samples) if broken_files or template == "plain" else ():
+        if bad := [path for path in one.images if path in broken_files]:
+            unseen[i] = f"{samples.where(i)}: {broken_files[bad[0]]}"
         elif template == "plain" and (not one.images or len(one.turns) > 1):
             others[i] = (
                 f"{samples.where(i)}: {len(one.images)} pictures, {len(one.turns)} answers; the plain template is for "
@@ -143,10 +143,10 @@ def unusable(
     return unseen, others
 
 
-def broken_pictures(samples: Sequence[Sample], check: str) -> dict[str, str]:
+def broken_images(samples: Sequence[Sample], check: str) -> dict[str, str]:
     """What is wrong with each picture that cannot be used, by its path.  Of many processes, each reads a share."""
     paths = list(dict.fromkeys(path for one in samples for path in one.images))
-    mine = [paths[i] for i in share(len(paths))]
+    own_paths = [paths[i] for i in share(len(paths))]
 
     def fault(path: str) -> str:
         try:
@@ -157,20 +157,22 @@ def broken_pictures(samples: Sequence[Sample], check: str) -> dict[str, str]:
             return str(error)
         return ""
 
-    found: list[tuple[str, str]] = []
+    faults: list[tuple[str, str]] = []
     with ThreadPoolExecutor() as pool:
-        for at in tqdm(range(0, len(mine), PART), "checking pictures", disable=not is_first() or None, leave=False):
-            part = mine[at : at + PART]  # the pool keeps an object for each that waits
-            found += [(path, what) for path, what in zip(part, pool.map(fault, part), strict=True) if what]
-    return dict(of_all_processes(found))
+        for at in tqdm(
+            range(0, len(own_paths), PART), "checking pictures", disable=not is_first() or None, leave=False
+        ):
+            part = own_paths[at : at + PART]  # the pool keeps an object for each that waits
+            faults += [(path, what) for path, what in zip(part, pool.map(fault, part), strict=True) if what]
+    return dict(of_all_processes(faults))
 
 
 def all_lengths(chat: Chat, samples: Sequence[Sample], at_once: int = 1000) -> list[int]:
     """Tokens of each sample, those of pictures included."""
-    mine, lengths = share(len(samples)), [0] * len(samples)
+    indices, lengths = share(len(samples)), [0] * len(samples)
     counted: list[tuple[int, int]] = []
-    for at in tqdm(range(0, len(mine), at_once), "counting tokens", disable=not is_first() or None, leave=False):
-        part = mine[at : at + at_once]
+    for at in tqdm(range(0, len(indices), at_once), "counting tokens", disable=not is_first() or None, leave=False):
+        part = indices[at : at + at_once]
         texts = [chat.text(messages(samples[i]), prompt=False) for i in part]
         made = chat.tokenizer(texts, add_special_tokens=chat.begins(texts[0]))["input_ids"]
         extra = chat.image_tokens - 1
@@ -200,7 +202,7 @@ class Conversations:
     {"input_ids", "attention_mask", "labels" (B, L), -100 but for answers; "pixel_values" (n, 3, S, S) of the n
     pictures in order, absent where there are none}.  As `train_dataset` of transformers' Trainer, with `collate`.
 
-    cached: instead of pixels, gives {"given": what the connector is given} for some pictures.
+    cached: instead of pixels, gives {"connector_inputs": what the connector is given} for some pictures.
     """
 
     def __init__(
@@ -293,7 +295,7 @@ class Conversations:
         return grouped(self.lengths, self.pictures, self.group, generator)
 
 
-def grouped(lengths: Tensor, pictures: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+def grouped(lengths: Tensor, with_images: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
     """A random order (n,) whose batches hold samples of similar length, with pictures or all without.
 
     As in LLaVA-1.5: within megabatches of random samples of one kind, sorted by length; then batches in random order.
@@ -303,10 +305,10 @@ def grouped(lengths: Tensor, pictures: Tensor, batch_size: int, generator: torch
     batches: list[Tensor] = []
     rest: list[Tensor] = []
     for kind in (True, False):
-        mine = shuffled[pictures[shuffled] == kind]
-        full = len(mine) // batch_size * batch_size
-        rest.append(mine[full:])
-        for mega in mine[:full].split(MEGABATCH * batch_size):
+        same_kind = shuffled[with_images[shuffled] == kind]
+        full = len(same_kind) // batch_size * batch_size
+        rest.append(same_kind[full:])
+        for mega in same_kind[:full].split(MEGABATCH * batch_size):
             batches += mega[lengths[mega].argsort(descending=True, stable=True)].split(batch_size)
     left = torch.cat(rest)
     left = left[torch.randperm(len(left), generator=generator)]

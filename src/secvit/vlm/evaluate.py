@@ -50,13 +50,13 @@ def reply(
     model: PreTrainedModel, processor: ProcessorMixin, conversations: Sequence[list[dict[str, Any]]], **generate: Any
 ) -> list[str]:
     """What a model says at the end of conversations, of which some may have no picture.  Messages as in `encode`."""
-    said: dict[int, str] = {}
+    replies: dict[int, str] = {}
     for pictured in (True, False):
-        some = [i for i, one in enumerate(conversations) if _has_picture(one) == pictured]
+        some = [i for i, one in enumerate(conversations) if _has_image(one) == pictured]
         if some:
             inputs = encode(processor, [conversations[i] for i in some])
-            said |= dict(zip(some, generate_texts(model, processor, inputs, **generate), strict=True))
-    return [said[i] for i in range(len(conversations))]
+            replies |= dict(zip(some, generate_texts(model, processor, inputs, **generate), strict=True))
+    return [replies[i] for i in range(len(conversations))]
 
 
 @torch.inference_mode()
@@ -70,7 +70,7 @@ def generate_texts(model: Any, processor: ProcessorMixin, inputs: Any, **generat
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
-def _has_picture(conversation: list[dict[str, Any]]) -> bool:
+def _has_image(conversation: list[dict[str, Any]]) -> bool:
     parts = [part for message in conversation if not isinstance(message["content"], str) for part in message["content"]]
     return any(part["type"] == "image" for part in parts)
 
@@ -91,11 +91,11 @@ def answer(
     done = _written(path, questions, stamp)
     left = {key: question for key, question in zip(keys(questions), questions, strict=True) if key not in done}
     of_all_processes([])  # all have read before anyone writes
-    mine = [[*left.values()][i] for i in share(len(left))]
-    batches = [*_batches(mine, batch_size)]
+    own_questions = [[*left.values()][i] for i in share(len(left))]
+    batches = [*_batches(own_questions, batch_size)]
     with open(_part(path), "a", encoding="utf-8") as file, ThreadPoolExecutor(1) as pool:
         coming = [pool.submit(_encoded, processor, batch) for batch in batches[:1]]
-        bar = tqdm(total=len(mine), desc=f"answering {path.stem}", disable=not is_first() or None, leave=False)
+        bar = tqdm(total=len(own_questions), desc=f"answering {path.stem}", disable=not is_first() or None, leave=False)
         for number, batch in enumerate(batches):
             inputs = coming.pop().result()
             coming = [pool.submit(_encoded, processor, after) for after in batches[number + 1 : number + 2]]
@@ -134,13 +134,13 @@ def _written(path: Path, questions: Sequence[Question], stamp: dict[str, Any]) -
 
 def fingerprint(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> str:
     """Twelve letters that change with the weights (by the first 64 values of each), the prompts and the pictures."""
-    known = hashlib.sha1(f"{processor.chat_template}{processor.image_processor.to_json_string()}".encode())
-    known.update(str(max_new_tokens).encode())
+    digest = hashlib.sha1(f"{processor.chat_template}{processor.image_processor.to_json_string()}".encode())
+    digest.update(str(max_new_tokens).encode())
     for weight_name, weight in model.state_dict().items():
         if isinstance(weight, torch.Tensor) and weight.device.type != "meta":
             start = weight.detach().flatten()[:64].cpu().contiguous().view(torch.uint8)
-            known.update(weight_name.encode() + start.numpy().tobytes())
-    return known.hexdigest()[:12]
+            digest.update(weight_name.encode() + start.numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
@@ -189,12 +189,12 @@ def evaluate_checkpoint(
     rule = benchmarks.find(benchmark)
     check_submission(benchmark)
     questions = benchmarks.load(benchmark, os.fspath(data), split)
-    known = rule.rule is not None and benchmarks.has_truth(benchmark, questions)
+    scorable = rule.rule is not None and benchmarks.has_truth(benchmark, questions)
     path = Path(answers) if answers else _place(checkpoint, benchmark, split)
     if checkpoint is None:
         if not path.is_file():
             raise ValueError(f"{path}: no such file; give a model to answer the questions")
-        said = match(questions, read_lines(path), str(path))
+        texts = match(questions, read_lines(path), str(path))
     else:
         joined = join(cpu=device == "cpu", timeout=timedelta(days=1))  # shares may take unequally long
         place = device_of(device or joined)
@@ -206,17 +206,17 @@ def evaluate_checkpoint(
             "max_new_tokens": rule.max_new_tokens,
             "name": str(checkpoint),
         }
-        said = answer(model, processor, questions, path, **options)
-    found: dict[str, Any] = {"benchmark": benchmark, "answered": len(said), "answers": str(path)}
-    if known:
-        found |= benchmarks.score(benchmark, questions, said)
+        texts = answer(model, processor, questions, path, **options)
+    result: dict[str, Any] = {"benchmark": benchmark, "answered": len(texts), "answers": str(path)}
+    if scorable:
+        result |= benchmarks.score(benchmark, questions, texts)
     else:
-        found["not scored"] = f"the truth: {rule.truth}"
+        result["not scored"] = f"the truth: {rule.truth}"
     if is_first():
-        if upload := write_submission(path, benchmark, questions, said, Path(data)):
-            found["upload"] = str(upload)
-        write_atomically(path.with_suffix(".scores.json"), json.dumps(found, indent=1).encode())
-    return found
+        if upload := write_submission(path, benchmark, questions, texts, Path(data)):
+            result["upload"] = str(upload)
+        write_atomically(path.with_suffix(".scores.json"), json.dumps(result, indent=1).encode())
+    return result
 
 
 def _place(checkpoint: str | os.PathLike[str] | None, benchmark: str, split: str) -> Path:

@@ -116,16 +116,18 @@ class ConnectedModel:
             behind: Any = super()
             behind._init_weights(module)
 
-    def look(self, pixel_values: Tensor, vision_feature_layer: int | list[int] | None = None) -> tuple[Any, dict]:
+    def connector_inputs(
+        self, pixel_values: Tensor, vision_feature_layer: int | list[int] | None = None
+    ) -> tuple[Any, dict]:
         """What the tower sees: pixel_values (B, 3, H, W) -> (its output, the connector's arguments).
 
         A frozen tower keeps nothing for a backward pass.
         """
         learns = pixel_values.requires_grad or any(p.requires_grad for p in self.vision_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and learns):
-            return self._look(pixel_values, vision_feature_layer)
+            return self._connector_inputs(pixel_values, vision_feature_layer)
 
-    def _look(self, pixel_values: Tensor, vision_feature_layer: int | list[int] | None) -> tuple[Any, dict]:
+    def _connector_inputs(self, pixel_values: Tensor, vision_feature_layer: int | list[int] | None) -> tuple[Any, dict]:
         layers = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         layers = [layers] if isinstance(layers, int) else list(layers)
         depth = self.config.vision_config.num_hidden_layers
@@ -146,28 +148,28 @@ class ConnectedModel:
         patch = self.config.vision_config.patch_size
         grid = (pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch)
         prefix = features.shape[1] - grid[0] * grid[1]  # [cls] and registers, if any
-        given = {"tokens": features[:, prefix:], "grid": grid}
+        inputs = {"tokens": features[:, prefix:], "grid": grid}
         if (connector.needs_cls or connector.needs_cls_attention) and not prefix:
             raise ValueError(
                 f"{type(self.vision_tower).__name__} has no [cls]; choose extra_token='mean' or None, and a connector "
                 "that does without it"
             )
         if connector.needs_cls:
-            given["cls"] = features[:, 0]
+            inputs["cls"] = features[:, 0]
         if connector.needs_cls_attention:
             attention = cls_attention(self.vision_tower.encoder.layers[deepest - 1], outputs.hidden_states[deepest - 1])
-            given["cls_attention"] = attention[:, prefix - 1 :]
-        return outputs, given
+            inputs["cls_attention"] = attention[:, prefix - 1 :]
+        return outputs, inputs
 
-    def connect(self, given: Mapping[str, Any]) -> Tensor:
-        """The connector's tokens of what `look` gives it.  -> (B, T(+1), C)"""
-        given = dict(given)
-        return self.multi_modal_projector(given.pop("tokens"), **given)
+    def connect(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The connector's tokens of what `connector_inputs` gives it.  -> (B, T(+1), C)"""
+        inputs = dict(inputs)
+        return self.multi_modal_projector(inputs.pop("tokens"), **inputs)
 
     def merged(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> Merged:
         """Of which patches each output token is made, and where they lie; pixel_values as for forward (NeXT: tiles)."""
-        _, given = self.look(self.tiles(pixel_values, image_sizes)[0])
-        return self.multi_modal_projector.merged(given.pop("tokens"), **given)
+        _, inputs = self.connector_inputs(self.tiles(pixel_values, image_sizes)[0])
+        return self.multi_modal_projector.merged(inputs.pop("tokens"), **inputs)
 
     def tiles(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, list[int]]:
         """(tiles, 3, H, W) and how many each picture has: one."""
@@ -187,8 +189,8 @@ class ConnectedModel:
         vision_feature_select_strategy is not asked: the connector takes patches and, where it needs it, [cls].
         """
         tiles, counts = self.tiles(pixel_values, image_sizes)
-        outputs, given = self.look(tiles, vision_feature_layer)
-        outputs.pooler_output = [tokens.flatten(0, 1) for tokens in self.connect(given).split(counts)]
+        outputs, inputs = self.connector_inputs(tiles, vision_feature_layer)
+        outputs.pooler_output = [tokens.flatten(0, 1) for tokens in self.connect(inputs).split(counts)]
         return outputs
 
     def get_placeholder_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:
@@ -197,12 +199,14 @@ class ConnectedModel:
         try:
             return behind.get_placeholder_mask(input_ids, inputs_embeds=inputs_embeds, image_features=image_features)
         except ValueError:
-            given = image_features.shape[:-1].numel()
+            made = image_features.shape[:-1].numel()
             image_token = self.config.image_token_id
-            found = "other than" if input_ids is None else f"{(input_ids == image_token).sum()} image tokens instead of"
+            amount = (
+                "other than" if input_ids is None else f"{(input_ids == image_token).sum()} image tokens instead of"
+            )
         each = self.config.image_seq_length
         raise ValueError(
-            f"the prompt has {found} the {given} that the connector makes ({each} for a picture or tile).  Take the "
+            f"the prompt has {amount} the {made} that the connector makes ({each} for a picture or tile).  Take the "
             "processor that use_connector returned, or AutoProcessor from this model's own folder "
             f"(processor.num_image_tokens is {each}); and do not cut prompts to a max_length"
         )
@@ -294,9 +298,9 @@ class ConnectedProcessor:
             prompts = [text] if isinstance(text, str) else list(text)
             written = [prompt.count(self.image_token) for prompt in prompts]
             nested = isinstance(images, (list, tuple)) and all(isinstance(item, (list, tuple)) for item in images)
-            given = [len(pictures) for pictures in images] if nested else None
-            if given is not None and len(given) == len(prompts):
-                for i, (here, there) in enumerate(zip(written, given)):
+            counts = [len(some) for some in images] if nested else None
+            if counts is not None and len(counts) == len(prompts):
+                for i, (here, there) in enumerate(zip(written, counts)):
                     if here != there:
                         raise ValueError(f"prompt {i} has {here} {self.image_token} for {there} picture(s); {REMEDY}")
             else:

@@ -57,18 +57,18 @@ class SecLlava(lmms):
         alike: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             alike.setdefault(str(request.args[2]), []).append(i)
-        said: dict[int, GenerationResult] = {}
+        results: dict[int, GenerationResult] = {}
         bar = tqdm(total=len(requests), desc="answering", disable=self.rank != 0)
         for group in alike.values():
             for batch in (group[at : at + self.batch_size] for at in range(0, len(group), self.batch_size)):
                 wanted = requests[batch[0]].args[2]
                 conversations = [self.conversation(requests[i]) for i in batch]
                 for i, text in zip(batch, reply(self.model, self.processor, conversations, **generation(wanted))):
-                    said[i] = self.result(cut(text, wanted.get("until")))
-                    self.cache_hook.add_partial("generate_until", (requests[i].args[0], wanted), said[i].text)
+                    results[i] = self.result(cut(text, wanted.get("until")))
+                    self.cache_hook.add_partial("generate_until", (requests[i].args[0], wanted), results[i].text)
                 bar.update(len(batch))
         bar.close()
-        return [said[i] for i in range(len(requests))]
+        return [results[i] for i in range(len(requests))]
 
     def conversation(self, request: Instance) -> list[dict[str, Any]]:
         """A request's messages, with pictures inside."""

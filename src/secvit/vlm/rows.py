@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from secvit import fields
-from secvit.fields import Entry, Faults, Wrong, items, said, whole
+from secvit.fields import Entry, Faults, Wrong, any_text, integer, items
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -35,20 +35,20 @@ def entries(path: Path, make: Callable[[Entry], T], name: str | None = None, mis
         return []
     content = fields.read_json(path)
     try:
-        found = Entry("the file", content).get(name, items) if name else items(content)
+        values = Entry("the file", content).get(name, items) if name else items(content)
     except Wrong as error:
         raise ValueError(f"{path}: {fields.shown(content)}, expected {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     where = f"{name}, entry" if name else "entry"
-    return each(path, ((f"{where} {i}", value) for i, value in enumerate(found)), make)
+    return each(path, ((f"{where} {i}", value) for i, value in enumerate(values)), make)
 
 
 def table(path: Path, columns: Iterable[str], delimiter: str) -> list[dict[str, str]]:
     """The rows of a table with a head; a ValueError names missing columns, and lines of another number of fields."""
     csv.field_size_limit(2**31 - 1)  # a picture is one field
     rows = csv.reader(io.StringIO(fields.read_text(path), newline=""), delimiter=delimiter)
-    faults, found = Faults(path), []
+    faults, records = Faults(path), []
     try:
         head = next(rows, [])
         if lacking := sorted({*columns} - {*head}):
@@ -57,27 +57,27 @@ def table(path: Path, columns: Iterable[str], delimiter: str) -> list[dict[str, 
             raise ValueError(f"{path}: has more than one column {', '.join(map(repr, twice))}; leave one")
         for row in rows:
             if len(row) == len(head):
-                found.append(dict(zip(head, row, strict=True)))
+                records.append(dict(zip(head, row, strict=True)))
             elif row:
                 faults.add(f"line {rows.line_num}: {len(row)} fields, expected the head's {len(head)}")
     except csv.Error as error:
         faults.add(f"line {rows.line_num}: {error}")
     faults.check("write or copy it again")
-    return found
+    return records
 
 
 def each(path: str | Path, rows: Iterable[tuple[str, Any]], make: Callable[[Entry], T]) -> list[T]:
     """What is made of (where, value) pairs; one ValueError has the faults of all of them."""
-    faults, found = Faults(path), []
+    faults, results = Faults(path), []
     for where, value in rows:
         try:
             if isinstance(value, _NoJSON):
                 raise ValueError(f"{where}: {value}")
-            found.append(make(Entry(where, value)))
+            results.append(make(Entry(where, value)))
         except ValueError as error:
             faults.add(error)
     faults.check()
-    return found
+    return results
 
 
 class _NoJSON(str):
@@ -101,11 +101,11 @@ def _lines(path: Path) -> Iterable[tuple[str, Any]]:
 
 def by_key(path: Path, pairs: Iterable[tuple[K, T]]) -> dict[K, T]:
     """A dict; a ValueError where a key has two values that differ."""
-    found: dict[K, T] = {}
+    values: dict[K, T] = {}
     for key, value in pairs:
-        if found.setdefault(key, value) != value:
+        if values.setdefault(key, value) != value:
             raise ValueError(f"{path}: {key!r} occurs twice, with other content; leave one")
-    return found
+    return values
 
 
 # -- fields ------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def row_id(value: Any) -> int | str:
     if isinstance(value, str) and value.strip():
         return value
     try:
-        return whole(value)
+        return integer(value)
     except Wrong:
         raise Wrong("text or a whole number") from None
 
@@ -141,10 +141,10 @@ def yes_no(value: Any) -> str:
 
 def people(value: Any) -> list[str]:
     """What several people answered, a list of texts or of {"answer": text}."""
-    found = [one.get("answer") if isinstance(one, dict) else one for one in items(value)]
+    answers = [one.get("answer") if isinstance(one, dict) else one for one in items(value)]
     try:
-        if not found:
+        if not answers:
             raise Wrong("one")
-        return [said(one) for one in found]
+        return [any_text(one) for one in answers]
     except Wrong:
         raise Wrong('a list of answers, texts or {"answer": text}') from None

@@ -59,9 +59,9 @@ def normalise(answer: str) -> str:
 
 def soft_accuracy(answer: str, people: Sequence[str]) -> float:
     """VQA's accuracy of one answer: min(1, people who said the same / 3), averaged over leaving each of them out."""
-    said, others = normalise(answer), [normalise(one) for one in people]
-    same = others.count(said)
-    return sum(min(1.0, (same - (one == said)) / 3) for one in others) / len(others)
+    given_answer, others = normalise(answer), [normalise(one) for one in people]
+    same = others.count(given_answer)
+    return sum(min(1.0, (same - (one == given_answer)) / 3) for one in others) / len(others)
 
 
 def vqa(answers: Sequence[str], people: Sequence[Sequence[str]], kinds: Sequence[str] = ()) -> dict[str, Any]:
@@ -96,16 +96,16 @@ def pope(answers: Sequence[str], truth: Sequence[str], kinds: Sequence[str] = ()
     if kinds:
         figures = {kind: pope(*_of_kind(kind, kinds, answers, truth)) for kind in dict.fromkeys(kinds)}
         return {"mean_f1": _mean([figure["f1"] for figure in figures.values()]), **figures}
-    said, there = [not _denies(answer) for answer in answers], [true == "yes" for true in truth]
-    hits = sum(claim and true for claim, true in zip(said, there, strict=True))
-    claims, positives = sum(said), sum(there)
+    claims_yes, there = [not _denies(answer) for answer in answers], [true == "yes" for true in truth]
+    hits = sum(claim and true for claim, true in zip(claims_yes, there, strict=True))
+    claims, positives = sum(claims_yes), sum(there)
     return {
         "f1": 2 * hits / (claims + positives) if claims + positives else 0.0,
-        "accuracy": _mean([claim == true for claim, true in zip(said, there)]),
+        "accuracy": _mean([claim == true for claim, true in zip(claims_yes, there)]),
         "precision": hits / claims if claims else 0.0,
         "recall": hits / positives if positives else 0.0,
-        "yes_ratio": claims / len(said),
-        "questions": len(said),
+        "yes_ratio": claims / len(claims_yes),
+        "questions": len(claims_yes),
     }
 
 
@@ -131,8 +131,8 @@ def mme(answers: Sequence[str], truth: Sequence[str], kinds: Sequence[str], imag
     right: dict[str, dict[Any, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for answer, true, kind, image in zip(answers, truth, kinds, images, strict=True):
         start = answer.lower()[:4]
-        said = "yes" if "yes" in start else "no" if "no" in start else "other"
-        right[kind][image].append(said == true.lower())
+        claim = "yes" if "yes" in start else "no" if "no" in start else "other"
+        right[kind][image].append(claim == true.lower())
     points = {}
     for kind, pairs in right.items():
         if odd := [image for image, pair in pairs.items() if len(pair) != 2]:
@@ -151,8 +151,8 @@ def letter(answer: str) -> str | None:
     text = answer.replace("\n", ". ")
     if re.fullmatch("[A-E]", text.strip()):
         return text.strip()
-    found = re.match(r"([A-E])\. ", text) or re.search(r"The answer is ([A-E])", text)
-    return found and found[1]
+    match = re.match(r"([A-E])\. ", text) or re.search(r"The answer is ([A-E])", text)
+    return match and match[1]
 
 
 def science_qa(answers: Sequence[str], truth: Sequence[str], with_image: Sequence[bool]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from secvit.extras import needs
-from secvit.fields import Entry, numbers, read_bytes, read_json, said, shown, whole
+from secvit.fields import Entry, any_text, integer, numbers, read_bytes, read_json, shown
 from secvit.files import write_atomically
 from secvit.vlm.benchmarks import Question, mmbench_rows
 from secvit.vlm.rows import each, lines, row_id
@@ -19,10 +19,10 @@ from secvit.vlm.scores import gqa_answer, normalise
 
 def vqav2(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """For VQA's server: every question of test2015, "" where it is not of test-dev."""
-    given = {question.id: normalise(answer) for question, answer in zip(questions, answers, strict=True)}
+    by_id = {question.id: normalise(answer) for question, answer in zip(questions, answers, strict=True)}
     file = folder / "llava_vqav2_mscoco_test2015.jsonl"
-    ids = lines(file, lambda row: row.get("question_id", row_id)) if file.is_file() else list(given)
-    return [{"question_id": i, "answer": given.get(i, "")} for i in ids]
+    ids = lines(file, lambda row: row.get("question_id", row_id)) if file.is_file() else list(by_id)
+    return [{"question_id": i, "answer": by_id.get(i, "")} for i in ids]
 
 
 def vizwiz(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> list[dict[str, Any]]:
@@ -47,12 +47,12 @@ def mmvet(questions: Sequence[Question], answers: Sequence[str], folder: Path) -
 
 def mmbench(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """For MMBench's server: the table without pictures and categories, and the answers."""
-    given = {question.id: answer for question, answer in zip(questions, answers, strict=True)}
+    by_id = {question.id: answer for question, answer in zip(questions, answers, strict=True)}
     left_out = ("hint", "category", "source", "image", "comment", "l2-category")
     rows = []
     for row in mmbench_rows(folder):
         kept = {name: value for name, value in row.items() if name not in left_out}
-        rows.append({**kept, "prediction": given[int(row["index"])]})
+        rows.append({**kept, "prediction": by_id[int(row["index"])]})
     return rows
 
 
@@ -100,18 +100,20 @@ def check_submission(benchmark: str) -> None:
 def read_submission(path: Path) -> dict[str | int, str]:
     """Answers by id from a file written for a server: MMBench (.xlsx), MM-Vet, VQA v2, VizWiz, GQA (.json)."""
     if path.suffix == ".xlsx":
-        return dict(each(path, _sheet(path), lambda row: (row.get("index", whole), row.get("prediction", said, ""))))
+        return dict(
+            each(path, _sheet(path), lambda row: (row.get("index", integer), row.get("prediction", any_text, "")))
+        )
     content = read_json(path)
     if isinstance(content, dict):
         rows = ((f"answer {i!r}", {"id": i, "answer": one}) for i, one in content.items())
-        return dict(each(path, rows, lambda row: (row.fields["id"], row.get("answer", said))))
+        return dict(each(path, rows, lambda row: (row.fields["id"], row.get("answer", any_text))))
 
     def answer(row: Entry) -> tuple[int | str, str]:
-        i, given = (
+        i, column = (
             next((name for name in names if name in row.fields), names[0])
             for names in (("question_id", "questionId", "image"), ("answer", "prediction"))
         )
-        return row.get(i, row_id), row.get(given, said)
+        return row.get(i, row_id), row.get(column, any_text)
 
     return dict(each(path, _listed(path, content), answer))
 

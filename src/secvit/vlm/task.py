@@ -47,8 +47,8 @@ def without_frozen(module: Any, state: dict[str, Any], prefix: str, about: Any) 
         state.pop(prefix + name, None)
 
 
-def forgive_frozen(module: Any, found: Any) -> None:
-    found.missing_keys[:] = [key for key in found.missing_keys if key not in module.frozen]
+def forgive_frozen(module: Any, incompatible: Any) -> None:
+    incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key not in module.frozen]
 
 
 def answers(llava: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -59,15 +59,15 @@ def answers(llava: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     """
     net = unwrapped(llava)
     inner = net.model
-    given = batch.get("given")
-    blind = given is None and "pixel_values" not in batch
+    inputs = batch.get("connector_inputs")
+    blind = inputs is None and "pixel_values" not in batch
     if blind:
         size = inner.config.vision_config.image_size
         # without pictures, a blank one keeps tower and connector at work: processes that share weights or gradients
         # wait for each other's
-        _, given = inner.look(batch["input_ids"].new_zeros(1, 3, size, size).float())
-    if given is not None:
-        features = inner.connect(given).flatten(0, 1)
+        _, inputs = inner.connector_inputs(batch["input_ids"].new_zeros(1, 3, size, size).float())
+    if inputs is not None:
+        features = inner.connect(inputs).flatten(0, 1)
     else:
         seen = inner.get_image_features(batch["pixel_values"], image_sizes=batch.get("image_sizes"), return_dict=True)
         features = torch.cat(seen.pooler_output)

@@ -26,7 +26,7 @@ from secvit.vlm.chat import Chat
 from secvit.vlm.chat import prepare as for_training
 from secvit.vlm.config import Optim, Recipe, Samples
 from secvit.vlm.data import IGNORED, Conversations, files, load, read_samples, texts
-from secvit.vlm.start import set_trained, start
+from secvit.vlm.initial import initial_llava, set_trained
 from secvit.vlm.task import Trained, VlmTask, answers
 from secvit.weights import weight_bytes
 
@@ -53,7 +53,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     device = join(cpu=recipe.loop.device == "cpu")  # of many processes, each checks a share of the data
     recipe = replace(recipe, samples=from_anywhere(recipe.samples))
     train_file, val_file = files(data, recipe.samples)
-    llava, processor = start(
+    llava, processor = initial_llava(
         recipe.model, lambda: texts(read_samples(train_file, recipe.samples.images)[0]), recipe.loop.seed
     )
     chat = Chat(for_training(processor, recipe.samples.template, recipe.samples.pad))
@@ -64,8 +64,8 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     cached = None
     if recipe.samples.cache:
         cached = Cache(recipe.samples.cache, llava, processor, recipe.loop.precision)
-        pictures = sorted({path for one in [*samples, *held_out] for path in one.images})
-        logger.info("%s: looked at %d pictures", cached.folder, cached.fill(pictures, device))
+        images = sorted({path for one in [*samples, *held_out] for path in one.images})
+        logger.info("%s: looked at %d pictures", cached.folder, cached.fill(images, device))
         wait()
     group = recipe.loop.batch_size if recipe.samples.group else 0
     dataset = Conversations(samples, chat, lengths, group, cached)
@@ -151,16 +151,16 @@ def evaluate(llava: nn.Module, view: Conversations, batch_size: int = 8) -> dict
     Of many processes each scores a share, and each has to ask.
     """
     device, sums = next(llava.parameters()).device, torch.zeros(5, dtype=torch.float64)
-    mine = share(len(view))
-    for at in range(0, len(mine), batch_size):
-        batch = to_device(view.__getitems__(mine[at : at + batch_size]), device)
+    indices = share(len(view))
+    for at in range(0, len(indices), batch_size):
+        batch = to_device(view.__getitems__(indices[at : at + batch_size]), device)
         logits, target = answers(llava, batch)
         rows = (batch["labels"][:, 1:] != IGNORED).nonzero()[:, 0]
         hit = logits.argmax(-1) == target
         missed = torch.zeros(len(batch["labels"]), device=device).index_add_(0, rows, (~hit).float())
         loss = F.cross_entropy(logits.float(), target, reduction="sum")
-        found = (loss, hit.sum(), hit.numel(), (missed == 0).sum(), len(missed))
-        sums += torch.tensor([float(value) for value in found], dtype=torch.float64)
+        counts = (loss, hit.sum(), hit.numel(), (missed == 0).sum(), len(missed))
+        sums += torch.tensor([float(value) for value in counts], dtype=torch.float64)
     loss, right, tokens, exact, samples = sum_over_processes(sums).tolist()
     return {"loss": loss / tokens, "token_accuracy": right / tokens, "exact": exact / samples}
 

@@ -44,9 +44,9 @@ class SecLlavaMultiModalProcessor(LlavaMultiModalProcessor):
     def apply(self, inputs: ProcessorInputs, *args: Any, **kwargs: Any) -> MultiModalInput:
         """The prompt with its placeholders; ValueError unless it has one <image> a picture."""
         written = inputs.prompt.count(self.info.get_hf_config().image_token_index)
-        given = inputs.mm_data_items.get_count("image", strict=False)
-        if written != given:
-            raise ValueError(f"the prompt has {written} <image> for {given} picture(s); {REMEDY}")
+        pictures = inputs.mm_data_items.get_count("image", strict=False)
+        if written != pictures:
+            raise ValueError(f"the prompt has {written} <image> for {pictures} picture(s); {REMEDY}")
         return super().apply(inputs, *args, **kwargs)
 
 

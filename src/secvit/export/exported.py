@@ -15,7 +15,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Made:
+class Exported:
     """A file that was written, and how to compute with it.
 
     own_precision: the name of the precision that the runtime chooses itself, and how to compute in it, where that is

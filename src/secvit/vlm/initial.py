@@ -39,7 +39,7 @@ PARTS = "parts"
 LORA = r".*language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 
 
-def start(
+def initial_llava(
     chosen: Model, texts: Callable[[], Iterable[str]] = tuple, seed: int = 0, tokenizer: Any = None
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The LLaVA with its connector, in float32 and without gradients decided -> (model, processor).
@@ -78,16 +78,16 @@ def connected(
     llava: PreTrainedModel, processor: ProcessorMixin, chosen: Model, options: dict[str, Any]
 ) -> ProcessorMixin:
     """The processor of a LLaVA that has the connector asked for; one that it has already stays, if it is the same."""
-    known = getattr(llava.config, "connector", None)
-    if known is None:
+    existing = getattr(llava.config, "connector", None)
+    if existing is None:
         return use_connector(llava, processor, chosen.connector or "mlp", **options) or processor
     if chosen.connector is not None:
         asked = {"name": chosen.connector, **options}
-        if differing := {k: (known.get(k), v) for k, v in asked.items() if known.get(k) != v}:
-            said = ", ".join(f"{key} {old!r}, not {new!r}" for key, (old, new) in differing.items())
+        if differing := {k: (existing.get(k), v) for k, v in asked.items() if existing.get(k) != v}:
+            differences = ", ".join(f"{key} {old!r}, not {new!r}" for key, (old, new) in differing.items())
             raise ValueError(
-                f"{chosen.base} has a connector already, with {said}; keep it by --model.connector null, or begin with "
-                "the LLaVA it was put in"
+                f"{chosen.base} has a connector already, with {differences}; keep it by --model.connector null, or "
+                "begin with the LLaVA it was put in"
             )
     return processor
 

@@ -8,7 +8,7 @@ from torch import nn
 STARTS = {"identity": nn.init.eye_, "zero": nn.init.zeros_, "random": nn.init.xavier_uniform_}
 
 
-class StartedLinear(nn.Linear):
+class InitialisedLinear(nn.Linear):
     """A linear layer whose `reset_parameters()` gives the start it was made for, also after `to_empty`.
 
     start: "identity", "zero" or "random" (Xavier).  A bias starts at zero.

@@ -4,49 +4,48 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from secvit.draw.picture import FAINT, INK, check_output, new_figure, save, style
+from secvit.measure.patch_results import PatchReport
 
 COLOURS = {"inference": "#c8553d", "training": "#8aa6c1"}
 
 
-def draw_patch_report(result: dict[str, Any], output: str | os.PathLike[str]) -> Path:
+def draw_patch_report(report: PatchReport, output: str | os.PathLike[str]) -> Path:
     """What `secvit.measure.patching.patch_report` returned, as two pictures over the size; returns their path.
 
     Left the speed, with the span of the rounds and the break-even size; right the peak memory.
     """
     output = check_output(output)
-    modes, recipe = list(result["break_even"]), result["recipe"]
+    modes, recipe = list(report.break_even), report.recipe
     # with one cluster it is the same model, and ratios are noise
-    found = [at for at in result["sizes"] if at["clusters"] > 1] or result["sizes"]
-    sizes = [at["size"] for at in found]
+    results = [result for result in report.sizes if result.clusters > 1] or report.sizes
+    sizes = [result.size for result in results]
     figure = new_figure(10, 4.2)
     speed, memory = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.065, right=0.96, top=0.8, bottom=0.13, wspace=0.22)
     how = f"{recipe['num_clusters']} clusters" if recipe["num_clusters"] else f"clusters of {recipe['cluster_size']}"
-    figure.text(0.065, 0.94, f"{result['model']} with {how}", fontsize=12, color=INK)
-    figure.text(0.065, 0.89, f"{result['hardware']}, {recipe['dtype']}", fontsize=8, color=FAINT)
+    figure.text(0.065, 0.94, f"{report.model} with {how}", fontsize=12, color=INK)
+    figure.text(0.065, 0.89, f"{report.made['hardware']}, {recipe['dtype']}", fontsize=8, color=FAINT)
     speeds: list[float] = []
     memories: list[float] = []
     for mode in modes:
-        ratios = [at[mode]["speeds"]["patched"] for at in found]
-        spans = [[ratio[end] for ratio in ratios] for end in ("low", "high")]
+        ratios = [result.speeds(mode).speeds["patched"] for result in results]
+        spans = [[ratio.low for ratio in ratios], [ratio.high for ratio in ratios]]
         speed.fill_between(sizes, *spans, color=COLOURS[mode], alpha=0.18, linewidth=0)
-        even = result["break_even"][mode]["size"]
+        even = report.break_even[mode].size
         label = mode if even is None else f"{mode}, even at about {round(even, -1):.0f} px"
-        _line(speed, sizes, [ratio["median"] for ratio in ratios], label, COLOURS[mode])
+        _line(speed, sizes, [ratio.median for ratio in ratios], label, COLOURS[mode])
         if even is not None:
             speed.plot([even], [1], "o", markersize=9, mfc="white", mec=COLOURS[mode], mew=1.8, zorder=4)
         speeds += spans[0] + spans[1]
-        peaks = [at["peak"][mode] for at in found]
-        known = [(s, p["patched"] / p["original"]) for s, p in zip(sizes, peaks) if p["patched"] and p["original"]]
-        if known:
-            _line(memory, [s for s, _ in known], [ratio for _, ratio in known], mode, COLOURS[mode])
-        memories += [ratio for _, ratio in known]
+        measured = [(result.size, ratio) for result in results if (ratio := result.memory_ratio(mode)) is not None]
+        if measured:
+            _line(memory, [size for size, _ in measured], [ratio for _, ratio in measured], mode, COLOURS[mode])
+        memories += [ratio for _, ratio in measured]
     _finish(speed, sizes, speeds, "speed of the patched model, original = 1", "faster above the line")
     _finish(memory, sizes, memories, "peak memory of the patched model, original = 1", "less below the line")
     return save(figure, output)
