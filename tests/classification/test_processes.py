@@ -12,10 +12,13 @@ WORDS = ["train", "classification.digits", "--tiny", "--loop.parts", "2", "--loo
 @pytest.mark.parametrize(
     "launcher",
     [
-        TORCHRUN,
-        ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
+        pytest.param(TORCHRUN, id="torchrun"),
+        pytest.param(
+            ("accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"),
+            id="accelerate",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["torchrun", "accelerate"],
 )
 def test_the_same_command_gives_the_same_numbers_on_two_processes(tmp_path, launcher):
     results, printed = train_on_one_and_on_two(tmp_path, WORDS, launcher, abs=1e-5)  # float32 sums in another order

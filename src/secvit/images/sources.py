@@ -131,13 +131,16 @@ def register_layout(name: str, read: Callable[[str], Mapping[str, Images]]) -> C
 
 
 def _added(name: str, where: str) -> dict[str, Source]:
-    found = LAYOUTS.named(name)(where)
-    if unknown := sorted({*found} - {*SPLITS}):
+    read = LAYOUTS.named(name)
+    assert read is not None  # none of ours
+    images = read(where)
+    if unknown := sorted({*images} - {*SPLITS}):
         raise ValueError(f"{name}/{where}: a split is called {unknown[0]!r}; choose {', '.join(SPLITS)}")
-    return {
-        split: Source(lambda _, images=images: images, lambda images=images: images.classes)
-        for split, images in found.items()
-    }
+    return {split: _in_memory(one) for split, one in images.items()}
+
+
+def _in_memory(images: Images) -> Source:
+    return Source(lambda _: images, lambda: images.classes)
 
 
 KINDS = (".npz", *SUFFIXES)  # of files that are a split
