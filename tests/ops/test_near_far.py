@@ -147,7 +147,7 @@ def test_memory_of_many_clusters_is_bounded():
     (q, k, v), _ = qkv(2048, heads=1, dim=32, dtype=torch.float32)
     with torch.no_grad():
         plan = tree(q, k, 1024)
-        step = near_far._groups_at_a_time(q.view(1, 2048, 1, 32), torch.empty(1, 1024, 2, 64), Options(1.0))
+        step = near_far._clusters_at_a_time(q.view(1, 1024, 2, 1, 32), torch.empty(1, 1024, 2, 64), Options(1.0))
         assert step * 1024 * 3 * 64 <= 4 * near_far.CHUNK
         assert near_far_attention(q, k, v, plan, 2, True, SCALE).isfinite().all()
 

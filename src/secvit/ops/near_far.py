@@ -1,9 +1,9 @@
 """Clusters that see each other: each attends to its r nearest clusters exactly, and to one summary of every other.
 
-Queries go in groups, the two halves of each cluster.  The summary of a cluster for a group is taken at the group's
-mean query: keys and values of the cluster, weighted by the softmax of that query within it, and a bias that gives
-the summary the weight of the whole cluster.  It is exact for the mean query and a first-order expansion around it
-for the others (`reference_near_far` has one function a step).
+The two halves of a cluster see the same near clusters, and each half has summaries of its own.  The summary of a
+cluster for a half is taken at the half's mean query: keys and values of the cluster, weighted by the softmax of that
+query within it, and a bias that gives the summary the weight of the whole cluster.  It is exact for the mean query
+and a first-order expansion around it for the others (`reference_near_far` has one function a step).
 
 Nothing here is new but equal clusters, with one order for queries, keys and values.  Summaries at a mean query are
 MuSe's (arXiv:2509.10406), which clusters queries and keys apart; Multipole Attention (arXiv:2506.13059) has plain
@@ -36,8 +36,8 @@ def near_far_attention(
 ) -> Tensor:
     """Attention to near clusters and summaries of far ones.  q k v (B, h, P + L, D), plan of (B, h, L) -> as q.
 
-    options.near: r, the clusters that are attended to exactly, a group's own among them; the others are those of
-        most weight for the mean query of the group.
+    options.near: r, the clusters that are attended to exactly, a cluster's own among them; the others are those of
+        most weight for the mean queries of its halves.
     options.far: attend to a summary of each other cluster, too.
     mask (B, 1 | h, P + L): tokens that are no padding; q, k and v are zero elsewhere, and so is the output.
     The first P tokens are keys of every cluster, and their own queries attend to all tokens.  Summaries and the
@@ -62,19 +62,20 @@ def _piece_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Optio
     """`near_far_attention` of some images and heads.  -> (B, P + L, h, Dv), which is how torch's own output lies"""
     prefix = options.num_prefix_tokens
     key_slots = _Slots(plan, prefix)
-    query_slots = key_slots if options.near >= plan.num_clusters else _Slots(halves(plan), prefix)
-    queries = query_slots.take(q[:, :, prefix:])
+    parts = 2 if options.near < plan.num_clusters and (options.near > 1 or options.far) else 1
+    query_slots = _Slots(halves(plan), prefix) if parts == 2 else key_slots
+    queries, held = (_in_clusters(x, parts) for x in (query_slots.take(q[:, :, prefix:]), query_slots.filled))
     keys = torch.cat([k, v], dim=-1)
     lead = keys[:, :, :prefix].flatten(0, 1).unsqueeze(1)
     keys = key_slots.take(keys[:, :, prefix:])
-    step = _groups_at_a_time(queries, keys, options)
+    step = _clusters_at_a_time(queries, keys, options)
     outs = []
     for start in range(0, queries.shape[1], step):
         chunk = slice(start, start + step)
-        held = None if query_slots.filled is None else query_slots.filled[:, chunk]
-        own = torch.arange(queries.shape[1], device=q.device)[chunk] * plan.num_clusters // queries.shape[1]
-        outs.append(_group_attention(queries[:, chunk], held, own, keys, key_slots.filled, lead, options))
-    out = query_slots.put_back(_joined(outs, 1))
+        own = torch.arange(plan.num_clusters, device=q.device)[chunk]
+        some = None if held is None else held[:, chunk]
+        outs.append(_cluster_attention(queries[:, chunk], some, own, keys, key_slots.filled, lead, options))
+    out = query_slots.put_back(_joined(outs, 1).flatten(1, 2))
     if prefix:
         first = softmax_attention(q[:, :, :prefix], k, v, options, None if mask is None else mask.unsqueeze(-2))
         out[:, :prefix] = first.transpose(1, 2)
@@ -97,30 +98,39 @@ def _is_even(plan: Plan) -> bool:
     return plan.order.shape[-1] % plan.num_clusters == 0
 
 
-def _group_attention(
+def _in_clusters(x: Tensor | None, parts: int) -> Tensor | None:
+    """(S, M parts, ...) -> (S, M, parts, ...)"""
+    return None if x is None else x.unflatten(1, (-1, parts))
+
+
+def _cluster_attention(
     q: Tensor, held: Tensor | None, own: Tensor, keys: Tensor, filled: Tensor | None, lead: Tensor, options: Options
 ) -> Tensor:
-    """Groups of queries that share their keys.  q (S, G, n, D), held (S, G, n): slots with a query -> (S, G, n, Dv).
+    """Clusters of queries, whose H parts share their near keys.  q (S, m, H, n, D) -> (S, m, H, n, Dv).
 
-    own (G): cluster of each group.  keys (S, M, N, D + Dv), filled (S, M, N), lead (S, 1, P, D + Dv).
+    held (S, m, H, n): slots with a query.  own (m): number of each cluster.  keys (S, M, N, D + Dv), filled (S, M, N),
+    lead (S, 1, P, D + Dv).
     """
-    sequences, groups, _, dim = q.shape
+    sequences, clusters, parts, _, dim = q.shape
     near, far = options.near, options.far and options.near < keys.shape[1]
     seen = own.view(1, -1, 1).expand(sequences, -1, -1)
     far_bias = None
     if near > 1 or far:
-        mean = _mean_query(q, held) * options.scale
+        mean = _mean_query(q.flatten(1, 2), None if held is None else held.flatten(1, 2)) * options.scale
         weights, mass = _weights_within(mean, keys, filled)
     if near > 1:
-        seen = _nearest(mass, seen, near)
-    parts = [lead.expand(-1, groups, -1, -1), _blocks(keys, seen)]
+        seen = _nearest(mass.unflatten(1, (clusters, parts)), held, seen, near)
+    columns = [lead.expand(-1, clusters, -1, -1), _blocks(keys, seen)]
     if far:
-        summaries, far_bias = _summaries(mean, weights, mass, keys)
-        parts.append(summaries)
-    gathered = torch.cat(parts, dim=2)
+        summaries, far_bias = (x.unflatten(1, (clusters, parts)) for x in _summaries(mean, weights, mass, keys))
+        columns.append(summaries.flatten(2, 3))
+    gathered = torch.cat(columns, dim=2)
     dtype = torch.promote_types(q.dtype, torch.float32)
     bias = _bias(seen, filled, far_bias, lead.shape[2], keys.shape[2], dtype)
-    return softmax_attention(q, gathered[..., :dim], gathered[..., dim:], options, bias)
+    # parts stand where torch has heads, and read the same keys
+    k, v = (x.flatten(0, 1).unsqueeze(1).expand(-1, parts, -1, -1) for x in (gathered[..., :dim], gathered[..., dim:]))
+    out = softmax_attention(q.flatten(0, 1), k, v, options, None if bias is None else bias.flatten(0, 1))
+    return out.unflatten(0, (sequences, clusters))
 
 
 def _mean_query(q: Tensor, filled: Tensor | None) -> Tensor:
@@ -151,9 +161,15 @@ def _summaries(mean: Tensor, weights: Tensor, mass: Tensor, keys: Tensor) -> tup
     return summaries.to(keys.dtype), bias
 
 
-def _nearest(mass: Tensor, own: Tensor, near: int) -> Tensor:
-    """The r clusters of most weight, a cluster itself first.  mass (S, m, M), own (S, m, 1) -> (S, m, r)."""
-    return mass.detach().scatter(-1, own, float("inf")).topk(near, dim=-1).indices
+def _nearest(mass: Tensor, held: Tensor | None, own: Tensor, near: int) -> Tensor:
+    """The r clusters of most weight for the parts of a cluster, the cluster itself first.
+
+    mass (S, m, H, M), held (S, m, H, n), own (S, m, 1) -> (S, m, r)
+    """
+    share = mass.detach().softmax(dim=-1)
+    if held is not None:  # a part without a query has no say
+        share = share * held.any(dim=-1, keepdim=True)
+    return share.sum(dim=2).scatter(-1, own, float("inf")).topk(near, dim=-1).indices
 
 
 def _blocks(keys: Tensor, clusters: Tensor) -> Tensor:
@@ -166,19 +182,24 @@ def _blocks(keys: Tensor, clusters: Tensor) -> Tensor:
 def _bias(
     seen: Tensor, filled: Tensor | None, far: Tensor | None, prefix: int, size: int, dtype: torch.dtype
 ) -> Tensor | None:
-    """What is added to logits, the same for all queries of a cluster.  -> (S, m, 1, P + r N [+ M])
+    """What is added to logits, the same for all queries of a part.  -> (S, m, H | 1, 1, P + r N [+ H M])
 
-    seen (S, m, r): near clusters.  filled (S, M, N).  far (S, m, M): the bias of summaries.
+    seen (S, m, r): near clusters.  filled (S, M, N).  far (S, m, H, M): the bias of summaries; those of the other
+    parts, and of clusters that are near, are not seen.
     """
     if filled is None and far is None:
         return None
     sequences, clusters, near = seen.shape
-    bias = torch.zeros(sequences, clusters, prefix + near * size, dtype=dtype, device=seen.device)
+    bias = torch.zeros(sequences, clusters, 1, prefix + near * size, dtype=dtype, device=seen.device)
     if filled is not None:
-        bias[..., prefix:] = _blocks(~filled.unsqueeze(-1), seen).squeeze(-1) * EMPTY
+        bias[..., 0, prefix:] = _blocks(~filled.unsqueeze(-1), seen).squeeze(-1) * EMPTY
     if far is not None:
-        bias = torch.cat([bias, far.scatter(-1, seen, EMPTY)], dim=-1)
-    return bias.unsqueeze(2)
+        parts = far.shape[2]
+        far = far.scatter(-1, seen.unsqueeze(2).expand(-1, -1, parts, -1), EMPTY).to(dtype)
+        own = torch.eye(parts, dtype=torch.bool, device=far.device).unsqueeze(-1)
+        others = torch.where(own, far.unsqueeze(3), EMPTY).flatten(3)
+        bias = torch.cat([bias.expand(-1, -1, parts, -1), others], dim=-1)
+    return bias.unsqueeze(3)
 
 
 def _scoring(x: Tensor) -> Tensor:
@@ -247,13 +268,14 @@ def _piece(q: Tensor, num_clusters: int) -> tuple[int, int]:
     return 1, max(1, CHUNK // floats)
 
 
-def _groups_at_a_time(q: Tensor, keys: Tensor, options: Options) -> int:
-    """Groups of queries to compute at a time.  q (S, G, n, D), keys (S, M, N, C)"""
+def _clusters_at_a_time(q: Tensor, keys: Tensor, options: Options) -> int:
+    """Clusters of queries to compute at a time.  q (S, M, H, n, D), keys (S, M, N, C)"""
     sequences, clusters, size, width = keys.shape
     if torch.compiler.is_compiling():
-        return q.shape[1]
-    floats = sequences * (clusters * (size + 3 * width) + options.near * size * width)
-    return min(q.shape[1], max(1, 4 * CHUNK // floats))
+        return clusters
+    parts = q.shape[2]
+    floats = sequences * (parts * clusters * (size + 3 * width) + 2 * options.near * size * width)
+    return min(clusters, max(1, 8 * CHUNK // floats))
 
 
 def _split(tensors: Sequence[Tensor | None], size: int, dim: int) -> Iterable[Sequence[Any]]:

@@ -100,16 +100,20 @@ def summary(mean_query: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Ten
     return key, value, mass(mean_query, k, scale) - mean_query @ key * scale
 
 
-def nearest(masses: list[float], own: int, near: int) -> list[int]:
-    """A cluster itself, and the near - 1 others of largest mass."""
-    others = sorted((c for c in range(len(masses)) if c != own), key=lambda c: -masses[c])
+def nearest(shares: list[Tensor], own: int, near: int) -> list[int]:
+    """A cluster itself, and the near - 1 others to which its halves together give the largest shares of attention.
+
+    shares: of each half, (M), at its mean query.
+    """
+    share = torch.stack(shares).sum(dim=0).tolist()
+    others = sorted((c for c in range(len(share)) if c != own), key=lambda c: -share[c])
     return [own, *others[: near - 1]]
 
 
 def near_far_attention(
     q: Tensor, k: Tensor, v: Tensor, clusters: list[list[int]], near: int, far: bool, scale: float, prefix: int = 0
 ) -> Tensor:
-    """Attention of each half of a cluster to near clusters, and to summaries of the others.  q k v (P + L, D) -> same.
+    """Attention of a cluster to near clusters, and of each half to summaries of the others.  q k v (P + L, D) -> same.
 
     A cluster is cut in the middle of its list.  The first P tokens are keys of every query, and their own queries
     attend to all tokens that are in a cluster.
@@ -123,15 +127,16 @@ def near_far_attention(
         out[lead] = attention(q[lead], k[everything], v[everything], scale)
     for m, cluster in enumerate(clusters):
         half = (len(cluster) + 1) // 2
-        for queries in filter(None, (cluster[:half], cluster[half:])):
-            mean_query = q[queries].mean(dim=0)
-            masses = [float(mass(mean_query, k[tokens], scale).detach()) for tokens in clusters]
-            chosen = nearest(masses, m, near)
-            exact = lead + [token for c in chosen for token in clusters[c]]
+        halves = [tokens for tokens in (cluster[:half], cluster[half:]) if tokens]
+        means = [q[tokens].mean(dim=0) for tokens in halves]
+        masses = [torch.stack([mass(mean, k[tokens], scale).detach() for tokens in clusters]) for mean in means]
+        chosen = nearest([one.softmax(dim=0) for one in masses], m, near) if halves else []
+        exact = lead + [token for c in chosen for token in clusters[c]]
+        for queries, mean in zip(halves, means, strict=True):
             keys, values, biases = [k[exact]], [v[exact]], [torch.zeros_like(k[exact, 0])]
             for c, tokens in enumerate(clusters):
                 if far and c not in chosen and tokens:
-                    key, value, bias = summary(mean_query, k[tokens], v[tokens], scale)
+                    key, value, bias = summary(mean, k[tokens], v[tokens], scale)
                     keys.append(key[None])
                     values.append(value[None])
                     biases.append(bias[None])

@@ -1,0 +1,139 @@
+"""How much of a trained ViT's features is left when its attention is put into clusters, and what that saves.
+
+python benchmarks/fidelity.py WEIGHTS PHOTO... --size 448 --clusters 16 32
+
+Every photo goes through the network as it is, and through the same network patched without any training, by each
+VARIANT: SEC, windows, random groups and the balanced tree, blind to each other and with near and far; the tree's
+order made anew in each layer and head, or shared.  Compared are patch tokens (cosine, the mean over the tokens of a
+photo) and [cls]; times are interleaved, on one photo.  WEIGHTS is a file for timm's NETWORK, PHOTOS are squashed to
+squares.  Writes results/fidelity.<size>_<hardware>_<torch>_<date>.json.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+import secvit
+from secvit.images import read_image
+from secvit.measure.results import head, save_result, using_threads
+from secvit.measure.rounds import Speeds, clock_for, clock_name, interleave
+from secvit.provenance import result_name
+
+RESULTS = Path(__file__).parent / "results"
+PLAIN = "unpatched"
+SEES = {"near": 2, "far": True}
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{name: {"partition": name} for name in ("sec", "window", "random")},
+    **{f"{name}, near and far": {"partition": name, **SEES} for name in ("sec", "window", "random", "tree")},
+    "tree, near 4 and far": {"partition": "tree", "near": 4, "far": True},
+    "tree, near and far, one order for all heads": {"partition": "tree", **SEES, "shared": True},
+    **{
+        f"tree, near and far, one order for {layers} layers": {"partition": "tree", **SEES, "share_order_every": layers}
+        for layers in (2, 12)
+    },
+    **{f"sec, one order for {layers} layers": {"partition": "sec", "share_order_every": layers} for layers in (2, 12)},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path, help="a weight file for the network, in timm's or its publisher's form")
+    parser.add_argument("photos", type=Path, nargs="+", help="image files")
+    parser.add_argument("--called", default="ViT-S/14", help="what results call the network and its weights")
+    parser.add_argument("--network", default="vit_small_patch14_dinov2", help="timm's name of it")
+    parser.add_argument("--size", type=int, default=448, help="px of a side")
+    parser.add_argument("--clusters", type=int, nargs="+", default=[16], help="numbers of clusters")
+    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="variants")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing; 0 for none")
+    asked = parser.parse_args()
+    model = timm.create_model(asked.network, num_classes=0, img_size=asked.size)
+    model.load_state_dict(checkpoint_filter_fn(load_file(asked.weights), model))
+    with using_threads(1):
+        result = measure(model.eval(), asked)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / result_name(f"fidelity.{asked.size}")
+    save_result(result, path)
+    print(f"wrote {path}")
+
+
+@torch.no_grad()
+def measure(model: nn.Module, asked: argparse.Namespace) -> dict[str, Any]:
+    """Every variant on every photo, then the times."""
+    images = [seen(model, photo, asked.size) for photo in asked.photos]
+    before = [model.forward_features(image) for image in images]
+    rows: list[dict[str, Any]] = []
+    for clusters in asked.clusters:
+        for name in asked.only:
+            torch.manual_seed(0)  # of random groups
+            secvit.patch(model, clusters, **VARIANTS[name])
+            rows.append({"variant": name, "clusters": clusters, **compared(model, images, before)})
+            secvit.unpatch(model)
+            row = rows[-1]
+            worst = min(row["patches"])
+            photo = asked.photos[row["patches"].index(worst)].name
+            print(f"M={clusters:3} {name:48} {fmean(row['patches']):.4f}  worst {worst:.4f} ({photo})", flush=True)
+    recipe = {
+        "network": asked.called, "architecture": asked.network, "size": asked.size, "rounds": asked.rounds,
+        "photos": [photo.name for photo in asked.photos], "variants": {name: VARIANTS[name] for name in asked.only},
+    }  # fmt: skip
+    result = {**head("fidelity", recipe, threads=1), "rows": rows}
+    if asked.rounds:
+        result["speed"] = timed(model, images[0], asked)
+    return result
+
+
+def seen(model: nn.Module, photo: Path, size: int) -> Tensor:
+    """A photo, squashed to a square, as the network takes it.  -> (1, 3, size, size)"""
+    square = read_image(photo).resize((size, size), Image.Resampling.BICUBIC)
+    config = timm.data.resolve_data_config(model=model)
+    mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
+    return ((torch.from_numpy(np.array(square)) / 255 - mean) / std).permute(2, 0, 1).unsqueeze(0)
+
+
+def compared(model: nn.Module, images: Sequence[Tensor], before: Sequence[Tensor]) -> dict[str, list[float]]:
+    """Cosines of patch tokens and of [cls] to the unpatched network's, one a photo."""
+    found: dict[str, list[float]] = {"patches": [], "cls": []}
+    for image, tokens in zip(images, before, strict=True):
+        cosine = F.cosine_similarity(model.forward_features(image), tokens, dim=-1)[0]
+        found["patches"].append(cosine[1:].mean().item())
+        found["cls"].append(cosine[0].item())
+    return found
+
+
+def timed(model: nn.Module, image: Tensor, asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """Speed of each variant over the unpatched network's, interleaved, for each number of clusters."""
+    speeds = []
+    for clusters in asked.clusters:
+        candidates: dict[str, Callable[[], object]] = {PLAIN: lambda: model.forward_features(image)}
+        for name in asked.only:
+            candidates[name] = patched_call(model, image, clusters, VARIANTS[name])
+        clock = clock_for(1)
+        seconds = interleave(candidates, PLAIN, asked.rounds, clock, title=f"M={clusters}")
+        of = Speeds.of(seconds, asked.only, PLAIN, PLAIN)
+        row = {"clusters": clusters, "clock": clock_name(1), "null": vars(of.null), "quiet": of.quiet}
+        speeds.append({**row, "seconds": seconds, "speeds": {name: vars(ratio) for name, ratio in of.speeds.items()}})
+        print(f"null pair {of.null.median:.3f}", *(f"{r.median:.2f} {n}" for n, r in of.speeds.items()), sep="\n")
+    return speeds
+
+
+def patched_call(model: nn.Module, image: Tensor, clusters: int, options: dict[str, Any]) -> Callable[[], object]:
+    """A forward of a patched copy, with the same weights."""
+    weights = {id(p): p for p in model.parameters()}
+    twin = secvit.patch(copy.deepcopy(model, weights), clusters, **options)
+    return lambda: twin.forward_features(image)
+
+
+if __name__ == "__main__":
+    main()
