@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,13 @@ def since(library: str, oldest: str, what: str) -> pytest.MarkDecorator:
 
 def slow_but(fast: Container[str], every: Iterable[str]) -> list[Any]:
     """Parameters of which `make test` runs those in `fast`, and `make test-all` each."""
-    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in every]
+    return slow_if(lambda name: name not in fast, every)
+
+
+def slow_if(slow: Callable[[Any], bool], every: Iterable[Any]) -> list[Any]:
+    """Parameters, or rows of them, of which `make test` leaves out those that are `slow`."""
+    rows = ((row, row if isinstance(row, tuple) else (row,)) for row in every)
+    return [pytest.param(*values, marks=pytest.mark.slow) if slow(row) else row for row, values in rows]
 
 
 @pytest.fixture

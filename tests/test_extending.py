@@ -77,16 +77,16 @@ def assert_the_command_knows_them(folder):
         "--data",
         "by_name/flowers",
         "--output",
-        "runs/turns",
+        "turned",
         "--loop.steps",
         "2",
         "--loop.batch_size",
         "6",
     ]
     assert cli.run("train", words) == 0  # goes on with the run of the page, which is finished
-    assert cli.run("evaluate", ["runs/turns", "--json", "scores.json"]) == 0
+    assert cli.run("evaluate", ["turned", "--json", "scores.json"]) == 0
     scored = json.loads((folder / "scores.json").read_text())["top1"]
-    assert scored == json.loads((folder / "runs" / "turns" / "result.json").read_text())["top1"]
+    assert scored == json.loads((folder / "turned" / "result.json").read_text())["top1"]
     assert cli.run("train", ["turns", "--tiny", "--data", "by_name/flowers"]) == 2
     assert recipe_options.read(["flowers", "--data", "by_name/flowers", "--loop.epochs", "3"]).recipe.loop.epochs == 3
 

@@ -54,7 +54,7 @@ MAY_IMPORT = {
     # across tasks
     "measure": {"adapt", "connectors", "ops", "models", "images", "draw", "files", "hub", "provenance"},
     "recipes": {"models", "registry"},
-    "runs": {"models", "train", "images", "draw", "files", "recipes", "registry", "export"}
+    "runs": {"models", "train", "images", "draw", "files", "recipes", "registry", "export", "fields"}
     | {"classification", "simmim", "detection", "segmentation", "vlm"},
     "vis": {"ops", "adapt", "connectors", "models", "images", "draw", "files", "measure", "segmentation", "runs"},
     "app": {"classification", "images", "models", "draw", "vis"},
@@ -71,7 +71,19 @@ MAY_IMPORT = {
         "runs",
         "signatures",
     },
-    "cli": {"files", "signatures", "models", "images", "train", "draw", "vlm", "measure", "recipe_options", "runs"}
+    "cli": {
+        "files",
+        "progress",
+        "signatures",
+        "models",
+        "images",
+        "train",
+        "draw",
+        "vlm",
+        "measure",
+        "recipe_options",
+        "runs",
+    }
     | {"vis", "app"},
     "__init__": {"ops", "adapt", "connectors", "models"},
 }
@@ -221,7 +233,7 @@ assert secvit.sec_attention(q, q, q, cluster_size=7).shape == q.shape
 assert timm.create_model("secvit_nano", num_classes=10).eval()(torch.randn(1, 3, 32, 32)).shape == (1, 10)
 assert timm.create_model("secvit_nano.cifar10", pretrained=True).num_classes == 10
 tokens, cls, attention = torch.randn(1, 576, 32), torch.randn(1, 32), torch.rand(1, 576)
-for name in secvit.connectors.NAMES:
+for name in secvit.connectors.CONNECTORS:
     connector = secvit.connectors.create(name, 32, 48).eval()
     assert connector(tokens, cls, attention).shape[::2] == (1, 48)
 vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=3).eval()

@@ -367,7 +367,9 @@ def test_clusters_that_a_config_has_no_place_for_are_named_when_they_are_not_sav
         model.save_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("first", ["secvit, transformers", "transformers.modeling_utils, secvit"])
+@pytest.mark.parametrize(
+    "first", slow_but(("secvit, transformers",), ("secvit, transformers", "transformers.modeling_utils, secvit"))
+)
 def test_a_fresh_process_loads_what_was_saved_patched_whichever_is_imported_first(tmp_path, first):
     secvit.patch(tower(), num_clusters=3).save_pretrained(tmp_path)
     code = f"import {first}; print(transformers.ViTModel.from_pretrained({str(tmp_path)!r}).secvit_patch.options)"

@@ -11,6 +11,7 @@ from secvit.detection.data import load
 from secvit.detection.evaluate import average_precision
 from secvit.detection.view import TrainView
 from secvit.images import read_image, upright_size
+from tests.conftest import slow_but
 from tests.detection.make import coco_folder, edit
 
 
@@ -296,7 +297,9 @@ def test_images_without_objects_are_said_and_learned_from_when_asked(folder, cap
     assert target["boxes"].shape == (0, 4) and target["masks"].shape == (0, 64, 80) and not len(target["labels"])
 
 
-@pytest.mark.parametrize("detector", ["mask_rcnn", "cascade_mask_rcnn", "retinanet"])
+@pytest.mark.parametrize(
+    "detector", slow_but(("mask_rcnn", "retinanet"), ("mask_rcnn", "cascade_mask_rcnn", "retinanet"))
+)
 def test_every_detector_learns_from_an_image_without_objects(detector):
     from secvit.detection import models
 

@@ -16,6 +16,7 @@ from secvit.detection.evaluate import FIGURES
 from secvit.detection.saved import create
 from secvit.detection.training import check_overlap
 from secvit.recipes import of as recipes_of
+from tests.conftest import slow_but
 from tests.detection.make import coco_folder, edit
 from tests.train.launch import launch, train_on_one_and_on_two
 
@@ -50,7 +51,9 @@ TWINS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize(
+    "name", slow_but(("folder", "nuclei471", "retinanet_1x_secvit_large", "mask_rcnn_1x_sec_deit_small"), TWINS)
+)
 def test_tiny_twin_of_a_recipe_runs(tmp_path, folder, name):
     result = train(small(name, steps=1), folder, tmp_path / "run")
     kinds = ("box",) if "retinanet" in name else ("box", "mask")
@@ -91,6 +94,7 @@ def test_coco_recipes_have_the_numbers_of_the_fields_configs(name):
         assert r.model.args == {"rpn_post_nms_top_n_train": 1000}
 
 
+@pytest.mark.slow
 def test_a_run_broken_off_and_resumed_equals_the_unbroken_one_to_the_bit(tmp_path, folder):
     whole = train(small(), folder, tmp_path / "whole")
     stopped = train(small(time_limit_minutes=1e-9), folder, tmp_path / "broken")
@@ -102,6 +106,7 @@ def test_a_run_broken_off_and_resumed_equals_the_unbroken_one_to_the_bit(tmp_pat
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="processes would share one GPU")
+@pytest.mark.slow
 def test_two_processes_train_and_score_like_one(tmp_path, folder):
     edit(folder, "val", lambda c: (c["images"].pop(), [c["annotations"].pop() for _ in range(2)]))  # 3 images on two
     words = ["train", "detection.folder", "--tiny", "--data", str(folder), "--loop.parts", "2", "--loop.log_every", "1",
@@ -113,6 +118,7 @@ def test_two_processes_train_and_score_like_one(tmp_path, folder):
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="processes would share one GPU")
+@pytest.mark.slow
 def test_two_processes_find_exactly_what_one_finds(tmp_path, folder):
     edit(folder, "val", lambda c: (c["images"].pop(), [c["annotations"].pop() for _ in range(2)]))  # 3 images on two
     recipe = small("folder", steps=1)

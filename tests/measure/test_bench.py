@@ -13,7 +13,7 @@ from secvit.measure.parts import PARTS, forward_parts, timed_parts
 from secvit.measure.report import report
 from secvit.ops import attention, rows
 from secvit.signatures import explained, parameters
-from tests.conftest import ROOT
+from tests.conftest import ROOT, slow_but
 from tests.measure.literal import LITERAL, literal_module
 
 SMALL = {"batch_size": 2, "image_size": 32, "rounds": 1}
@@ -23,7 +23,7 @@ ONLY_INFERENCE = {
 
 
 @pytest.mark.parametrize("mode", ["inference", "training"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", slow_but(("float32",), ("float32", "bfloat16")))
 def test_every_setting_gives_a_ratio_to_the_base_and_to_the_twin(mode, dtype):
     found = speed.bench_models(["secvit_nano"], mode=mode, dtype=dtype, literal=literal_module(), **SMALL)
     rows = {row.name: row for row in found.rows}

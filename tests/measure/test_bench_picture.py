@@ -5,22 +5,20 @@ import pytest
 from PIL import Image
 
 from secvit.measure.bench_picture import draw_speeds
+from secvit.measure.bench_results import BenchResult, LengthTimes, ModelRow, ModelSpeeds
+from secvit.measure.rounds import Ratio
 
 
 def result(names, lengths):
-    ratios = {name: {"median": 1 + i / 4, "low": 0.9, "high": 2.0} for i, name in enumerate(names)}
-    table = {
-        "mode": "training", "dtype": "float32", "compiled": True, "base": names[0] if names else "",
-        "rows": [{"name": name, "vs_base": ratio} for name, ratio in ratios.items()],
-    }  # fmt: skip
+    rows = [ModelRow(name, Ratio(1 + i / 4, 0.9, 2.0), None, 1, None) for i, name in enumerate(names)]
+    base = names[0] if names else ""
+    table = ModelSpeeds("training", "float32", True, 1, 32, base, True, {}, {}, rows, {})
     times = [
-        {"length": n, "seconds": {"sec": [n * 1e-6], "sec (again)": [n * 1e-6], "global": [n * n * 1e-9]}}
+        LengthTimes(n, True, {}, {"sec": [n * 1e-6], "sec (again)": [n * 1e-6], "global": [n * n * 1e-9]})
         for n in lengths
     ]
-    return {
-        "models": [table] if names else [], "operation": [], "attention": times,
-        "hardware": "a machine", "versions": {"torch": "2"}, "date": "2026-01-01",
-    }  # fmt: skip
+    made = {"hardware": "a machine", "versions": {"torch": "2"}, "date": "2026-01-01"}
+    return BenchResult(made, 0.0, "processor time", models=[table] if names else [], attention=times)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def gpu(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_a_tiny_run_goes_all_the_way(tmp_path, gpu):
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "src"), "OUT": str(tmp_path)}
     command = [sys.executable, str(SCRIPT), "--tiny"]

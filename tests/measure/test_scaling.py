@@ -25,6 +25,7 @@ def test_clustering_is_timed_against_its_rivals():
         scaling.bench_operation(200)
 
 
+@pytest.mark.slow
 def test_attention_is_timed_and_its_memory_measured():
     found = scaling.bench_attention(784, heads=1, rounds=1)
     assert {"windows", "global"} <= found.times_sec.keys()

@@ -53,6 +53,7 @@ def compiled_equals_eager(model, backend, tolerance, sizes=SIZES, dynamic=True):
             torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * max(expected.abs().max().item(), 1e-3))
 
 
+@pytest.mark.slow
 def test_whole_graph_compiles_and_equals_eager_when_sizes_change():
     # float64 sums in another order
     compiled_equals_eager(filled(**SHALLOW), "eager", 1e-9, SIZES[:2])
@@ -106,6 +107,7 @@ NETWORKS = [
 
 
 @pytest.mark.parametrize(("name", "arguments"), NETWORKS)
+@pytest.mark.slow
 def test_exported_program_equals_eager_at_other_sizes_and_batches(name, arguments, tmp_path):
     model = filled(name, **arguments).double()
     program = torch.export.export(model, (image((64, 48), dtype=torch.float64),), dynamic_shapes=DYNAMIC)
@@ -132,6 +134,7 @@ def test_a_model_of_fixed_cluster_size_exports():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxscript")
 @pytest.mark.filterwarnings("ignore::FutureWarning:torch.onnx")
 @pytest.mark.parametrize(("name", "arguments"), NETWORKS)
+@pytest.mark.slow
 def test_onnx_equals_eager_at_other_sizes_and_batches(name, arguments, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="pip install secvit[export]")
     pytest.importorskip("onnxscript", reason="pip install secvit[export]")

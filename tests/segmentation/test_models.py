@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from secvit.measure import count_macs
 from secvit.segmentation import semantic_fpn, upernet
 from secvit.segmentation.models import SemanticFPN, UperNet
+from tests.conftest import slow_if
 
 MAKE = {"fpn": semantic_fpn, "upernet": upernet}
 # Table 6: parameters in millions and 1e9 of modules alone at 512 x 2048, as counted here and as printed
@@ -29,7 +30,10 @@ def small(kind, backbone="secvit_nano", **backbone_args):
     return MAKE[kind](backbone, 5, backbone_args=backbone_args or NANO, **SMALL[kind])
 
 
-@pytest.mark.parametrize(("kind", "backbone", "parameters", "work", "printed_m", "printed_g"), ROWS)
+@pytest.mark.parametrize(
+    ("kind", "backbone", "parameters", "work", "printed_m", "printed_g"),
+    slow_if(lambda row: row[1].split("_")[1] in ("base", "large"), ROWS),
+)
 def test_sizes_are_those_of_table_6(kind, backbone, parameters, work, printed_m, printed_g):
     with torch.device("meta"):
         model = MAKE[kind](backbone, 150, backbone_args={"strict_img_size": False} if "swin" in backbone else None)

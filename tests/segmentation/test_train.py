@@ -85,6 +85,7 @@ def test_a_run_broken_off_and_resumed_equals_the_unbroken_one_to_the_bit(tmp_pat
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="processes would share one GPU")
+@pytest.mark.slow
 def test_two_processes_train_and_score_like_one(tmp_path, folder):
     words = ["train", "segmentation.camvid_upernet", "--tiny", "--data", str(folder), "--loop.parts", "2",
              "--loop.log_every", "1", "--loop.steps", "3"]  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from secvit.train import latest
+from tests.conftest import slow_but
 from tests.train.launch import launch
 from tests.train.small import Data, Net, Task, loop, run
 
@@ -89,6 +90,7 @@ def assert_same_run(one: Path, other: Path) -> None:
             torch.testing.assert_close(b[name], a[name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_of_four_is_two_by_two_is_one_by_two_by_two(tmp_path):
     train(tmp_path / "one", "quiet", batch_size=4)
     train(tmp_path / "accumulated", "quiet", batch_size=4, parts=2)
@@ -98,7 +100,7 @@ def test_batch_of_four_is_two_by_two_is_one_by_two_by_two(tmp_path):
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.parametrize("model", ["noisy", "stack"])
+@pytest.mark.parametrize("model", slow_but(("stack",), ("noisy", "stack")))
 def test_parts_are_the_same_whoever_computes_them(tmp_path, model):
     """Batch norm with its statistics, dropout and every other random number included.
 
@@ -148,7 +150,7 @@ class Dies(Data):
         return super().__getitem__(key)
 
 
-@pytest.mark.parametrize("how", ["raise", "kill"])
+@pytest.mark.parametrize("how", slow_but(("kill",), ("raise", "kill")))
 def test_a_dead_process_ends_the_others_and_the_run_goes_on(tmp_path, how):
     train(tmp_path / "whole", "noisy", parts=2)
     code = (

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from secvit.train import Schedule, latest
+from tests.conftest import slow_but
 from tests.train import small
 from tests.train.small import Data, loop
 
@@ -121,7 +122,7 @@ def train_slowly(folder, method):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="asks Linux whether a process lives")
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", slow_but(("forkserver",), ("fork", "forkserver")))
 def test_a_killed_run_leaves_no_loading_process(tmp_path, method):
     process = multiprocessing.get_context("spawn").Process(target=train_slowly, args=(tmp_path, method))
     process.start()

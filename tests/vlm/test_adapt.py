@@ -30,7 +30,7 @@ from secvit.vlm.small import small_llava
 from secvit.vlm.task import VlmTask
 
 PROMPT = "USER: <image>\nwhat is on the left? ASSISTANT:"
-every_connector = pytest.mark.parametrize("name", connectors.NAMES)
+every_connector = pytest.mark.parametrize("name", connectors.CONNECTORS)
 SEC = {"name": "sec", "num_tokens": 144, "extra_token": None}
 
 # float32 through four layers; sums in another order

@@ -135,6 +135,7 @@ def test_a_broken_picture_is_named_with_its_question_and_what_came_before_is_kep
     assert len(read_lines(tmp_path / "a.jsonl.part0")) >= 1
 
 
+@pytest.mark.slow
 def test_two_processes_answer_what_one_does(llava, questions, tmp_path):
     for part in llava:
         part.save_pretrained(tmp_path / "llava")

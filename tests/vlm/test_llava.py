@@ -15,7 +15,7 @@ from secvit.vlm.small import small_llava
 from tests.conftest import since
 
 PROMPT = "USER: <image>\nwhat is on the left? ASSISTANT:"
-every_connector = pytest.mark.parametrize("name", connectors.NAMES)
+every_connector = pytest.mark.parametrize("name", connectors.CONNECTORS)
 
 # float32 through four layers; sums in another order
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
