@@ -64,7 +64,8 @@ def _piece_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Optio
     key_slots = _Slots(plan, prefix)
     parts = 2 if options.near < plan.num_clusters and (options.near > 1 or options.far) else 1
     query_slots = _Slots(halves(plan), prefix) if parts == 2 else key_slots
-    queries, held = (_in_clusters(x, parts) for x in (query_slots.take(q[:, :, prefix:]), query_slots.filled))
+    queries = query_slots.take(q[:, :, prefix:]).unflatten(1, (-1, parts))
+    held = None if query_slots.filled is None else query_slots.filled.unflatten(1, (-1, parts))
     keys = torch.cat([k, v], dim=-1)
     lead = keys[:, :, :prefix].flatten(0, 1).unsqueeze(1)
     keys = key_slots.take(keys[:, :, prefix:])
@@ -96,11 +97,6 @@ def _is_even(plan: Plan) -> bool:
     if plan.unequal_sizes is not None or torch.compiler.is_exporting():
         return False
     return plan.order.shape[-1] % plan.num_clusters == 0
-
-
-def _in_clusters(x: Tensor | None, parts: int) -> Tensor | None:
-    """(S, M parts, ...) -> (S, M, parts, ...)"""
-    return None if x is None else x.unflatten(1, (-1, parts))
 
 
 def _cluster_attention(
