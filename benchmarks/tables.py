@@ -4,6 +4,7 @@ python benchmarks/tables.py
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -433,9 +434,10 @@ SECTIONS = {
 }
 
 
-def with_tables(page: str) -> str:
-    """The page with each of its marked sections written anew."""
-    for name, write in SECTIONS.items():
+def with_tables(page: str, sections: Iterable[str] = SECTIONS) -> str:
+    """The page with each of its marked sections, or some of them, written anew."""
+    for name in sections:
+        write = SECTIONS[name]
         start, end = f"<!-- {name}: written by benchmarks/tables.py -->", f"<!-- end of {name} -->"
         if start in page:
             before, rest = page.split(start)

@@ -132,6 +132,7 @@ def test_a_segmenter_gives_logits_of_each_pixel(tmp_path):
     assert "whole" not in facts["input"]["view"] and "middle" not in facts["input"]["view"]
 
 
+@pytest.mark.slow
 def test_openvino_computes_what_pytorch_does_and_the_files_belong_together(tmp_path):
     openvino = pytest.importorskip("openvino", reason='pip install "secvit[openvino]"')
     model = secvit_network().eval()

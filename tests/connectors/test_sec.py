@@ -178,7 +178,11 @@ def test_a_nan_token_spoils_its_own_group_alone():
 
 
 @pytest.mark.parametrize(
-    "form", [dict(), dict(positions="coords", order="spatial", per_head=True, num_tokens=60)], ids=["plain", "all"]
+    "form",
+    [
+        pytest.param({}, id="plain", marks=pytest.mark.slow),
+        pytest.param(dict(positions="coords", order="spatial", per_head=True, num_tokens=60), id="all"),
+    ],
 )
 def test_connector_compiles_as_one_graph(form):
     connector = SECConnector(16, 8, **{"num_tokens": 64, **form})

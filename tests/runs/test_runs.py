@@ -13,7 +13,6 @@ from PIL import Image
 
 from secvit import runs
 from secvit.cli import main
-from tests.conftest import slow_but
 from tests.detection.make import coco_folder
 from tests.segmentation.make import mask_folder
 from tests.vlm.make import folder as conversations
@@ -247,7 +246,8 @@ def test_a_patched_vit_keeps_its_patch(tmp_path):
     torch.testing.assert_close(loaded(x), trained.model(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("task", slow_but(("classification",), ("classification", "segmentation")))
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ("classification", "segmentation"))
 def test_a_run_is_exported_and_gives_the_same_logits_in_its_runtime(made, task, photos, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime", reason='pip install "secvit[export]"')
     run, file = made(task), tmp_path / "net.onnx"

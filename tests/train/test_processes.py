@@ -124,6 +124,7 @@ def test_sharded_weights_give_the_same_run_and_the_same_checkpoints(tmp_path):
             torch.testing.assert_close(other["optimizer"]["state"][i][key], value, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_sharded_and_back(tmp_path):
     train(tmp_path / "whole", "stack", parts=2)
     train(tmp_path / "mixed", "stack", parts=2, time_limit_minutes=1e-9)  # one step
@@ -188,6 +189,7 @@ def test_a_run_killed_at_a_random_step_goes_on_to_the_bit(tmp_path):
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_shares_hold_each_index_once_and_sums_are_exact(tmp_path):
     """Three processes and seven indices; eight processes would leave one of them without any."""
     code = (

@@ -21,7 +21,6 @@ from secvit.vlm.initial import from_parts, initial_llava, set_trained
 from secvit.vlm.llava import SecLlavaForConditionalGeneration
 from secvit.vlm.task import VlmTask, answers
 from secvit.vlm.training import create_optimizer, evaluate
-from tests.conftest import slow_but
 from tests.train.launch import train_on_one_and_on_two
 from tests.vlm.make import folder
 
@@ -222,7 +221,8 @@ def test_a_run_broken_off_and_resumed_equals_the_unbroken_one_to_the_bit(tmp_pat
     assert resumed["loss"] == whole["loss"]
 
 
-@pytest.mark.parametrize("sharding", slow_but(("fsdp",), ("ddp", "fsdp")))
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ("ddp", "fsdp"))
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="processes would share one GPU")
 def test_two_processes_train_like_one(tmp_path, mixed, sharding):
     """Also where one of them has batches without pictures while it shares the connector's weights."""
