@@ -16,6 +16,7 @@ from secvit.cli import main
 from secvit.compare import compare, reopen
 from secvit.compare.options import _split
 from secvit.train.checkpoint import to_yaml
+from tests.conftest import slow_but
 from tests.detection.make import coco_folder
 from tests.segmentation.make import mask_folder
 from tests.vlm.make import folder as conversations
@@ -241,7 +242,7 @@ def test_a_module_of_ones_own_is_imported_before(tmp_path, trained, monkeypatch,
     assert "broken_rules: NameError" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("task", ["simmim", "segmentation", "detection", "vlm"])
+@pytest.mark.parametrize("task", slow_but(("simmim", "segmentation"), ("simmim", "segmentation", "detection", "vlm")))
 def test_each_task_is_compared_by_its_own_figure(task, tmp_path, capsys):
     words = {
         "simmim": ["simmim.digits", "--vary", "masking.ratio=0.5,0.6"],

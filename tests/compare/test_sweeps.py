@@ -36,6 +36,7 @@ def test_all_rows_of_the_papers_tables_are_in_their_sweeps():
         assert len({variant.row.name for variant in sweeps.find(name).variants}) == rows
 
 
+@pytest.mark.slow
 def test_a_sweep_prints_the_papers_rows_beside_ours(tmp_path, capsys):
     words = ["compare", "table10", "--tiny", "--data", "digits", "--seeds", "0", "--loop.steps", "1"]
     words += ["--loop.device", "cpu", "--output", str(tmp_path / "t")]

@@ -8,7 +8,7 @@ from torchvision.ops import roi_align
 from secvit.detection import cascade_mask_rcnn, mask_rcnn, retinanet
 from secvit.detection.roi_heads import AlignedRoIAlign, plain_roi_align
 from secvit.measure.detectors import detector_macs
-from tests.conftest import slow_if
+from tests.conftest import slow_but, slow_if
 
 MAKE = {"mask": mask_rcnn, "cascade": cascade_mask_rcnn, "retina": retinanet}
 # tables 4 and 5 as the project counts them: parameters in millions, 1e9 of modules alone at 800 x 1280
@@ -141,7 +141,7 @@ def test_every_weight_learns_from_images_of_different_sizes(kind, options):
         assert [out["masks"].shape[-2:] for out in found] == [(60, 90), (80, 70)]
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "sec_swin_tiny", "convnext_atto"])
+@pytest.mark.parametrize("backbone", slow_but(("convnext_atto",), ("resnet18", "sec_swin_tiny", "convnext_atto")))
 def test_other_backbones_of_timm_serve(backbone):
     small = {"embed_dim": 24, "depths": (1, 1, 1, 1), "num_heads": (2, 2, 4, 8)} if "swin" in backbone else {}
     model = mask_rcnn(backbone, 2, backbone_args=small, min_size=64, max_size=96).eval()

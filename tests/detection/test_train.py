@@ -62,6 +62,7 @@ def test_tiny_twin_of_a_recipe_runs(tmp_path, folder, name):
     assert {"config.yaml", "model.safetensors", "result.json"} <= {p.name for p in (tmp_path / "run").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_again_to_the_same_figures(tmp_path, folder, capsys):
     """By `secvit evaluate`, with AP by class; its detections carry the data's own category ids."""
     recipe = small("folder", steps=2, evaluate_every=2)

@@ -29,6 +29,7 @@ def test_odd_input_is_refused_by_name_or_read_as_meant(worker, area):
     assert {one.kind for one in results} >= {"right", "clear"}
 
 
+@pytest.mark.slow
 def test_same_seed_makes_the_same_input_in_another_process(worker, tmp_path):
     with Worker(seed=0, keep=tmp_path, limit=20, memory=4096, areas=["masks"]) as other:
         found, again = ([(one.kind, one.change) for one in some.run("masks", range(12))] for some in (worker, other))

@@ -178,6 +178,7 @@ def test_compiling_stops_at_its_time_limit_visibly(monkeypatch):
     assert [row.name for row in found.rows] == ["secvit_nano", "secvit_nano (again)"]
 
 
+@pytest.mark.slow
 def test_a_run_writes_what_its_tables_show(tmp_path):
     target = tmp_path / "out.json"
     words = "--models secvit_tiny --dtypes float32 --no-training --image-size 64 --batch-size 1 --rounds 1"

@@ -304,6 +304,7 @@ class Holder(torch.nn.Module):
         return images.mean() * self.weight + held[0]
 
 
+@pytest.mark.slow
 def test_a_peak_is_what_the_call_holds():
     found = peak.peak_memory(Holder(), "original", 32, {})
     # the product of 64 MiB beside its input of 64 MiB; the kernel counts pages in lots, and the interpreter has needs

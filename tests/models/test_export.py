@@ -120,6 +120,7 @@ def test_exported_program_equals_eager_at_other_sizes_and_batches(name, argument
             torch.testing.assert_close(loaded(x), model(x), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_model_of_fixed_cluster_size_exports():
     # at least two clusters in every stage: torch.export fixes what is 1
     model = filled(cluster_size=10, **SHALLOW).double()

@@ -97,6 +97,7 @@ def test_two_processes_train_and_score_like_one(tmp_path, folder):
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="processes would share one GPU")
+@pytest.mark.slow
 def test_scores_of_many_processes_are_exactly_those_of_one(tmp_path, folder):
     train(small(steps=1), folder, tmp_path / "run")
     code = f"""

@@ -207,6 +207,7 @@ def test_shares_hold_each_index_once_and_sums_are_exact(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused_by_all_processes_at_once(tmp_path):
     from secvit.train.lock import Lock
 

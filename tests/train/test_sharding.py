@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from secvit.train.sharding import blocks, gathered
-from tests.conftest import slow_but
 from tests.train.launch import launch
 from tests.train.small import Data, Net, Task, loop, run
 
@@ -54,7 +53,8 @@ def train(output: str, **changes: object) -> int:
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="processes would share one GPU")
-@pytest.mark.parametrize("sharding", slow_but(("fsdp",), ("ddp", "fsdp")))
+@pytest.mark.parametrize("sharding", ("ddp", "fsdp"))
+@pytest.mark.slow
 def test_all_processes_skip_a_bad_step_and_the_first_names_where_it_began(tmp_path, sharding):
     """Under bfloat16, saved at once; then a copy of the run where only one process finds the checkpoint."""
     code = (
