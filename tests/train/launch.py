@@ -15,12 +15,22 @@ from secvit.cli import main
 from secvit.files import read_csv
 
 ROOT = Path(__file__).parents[2]
+# Processes leave together and at once: in torch 2.7 destroy_process_group hangs now and then, and a process that ends
+# with its group alive is now and then aborted by newer versions.
+LEAVE = """
+import os, sys
+import torch.distributed
+sys.stdout.flush()
+if torch.distributed.is_initialized():
+    torch.distributed.barrier()
+os._exit(0)
+"""
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def launch(folder: Path, code: str, processes: int = 2, timeout: int = 150) -> subprocess.CompletedProcess[str]:
     """`code` in a file, on so many gloo processes of one thread each."""
-    (folder / "go.py").write_text(code)
+    (folder / "go.py").write_text(code + LEAVE)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.run(
         [sys.executable, *command, str(folder / "go.py")],
