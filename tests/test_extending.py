@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import types
+from dataclasses import dataclass
 from types import ModuleType
 
 import pytest
@@ -104,6 +105,16 @@ def assert_the_command_knows_them(folder):
 def test_what_cannot_be_added_is_refused_with_the_reason(add, name, thing, reason):
     with pytest.raises(ValueError, match=reason):
         add(name, thing)
+
+
+def test_a_recipe_of_a_task_of_ones_own_may_have_a_model_entry_of_any_kind(monkeypatch):
+    @dataclass(frozen=True)
+    class Depth:
+        model: str = "mine"
+
+    monkeypatch.setitem(recipes.TASKS, "depth", Depth)
+    changed = Depth("other")
+    assert recipes.task_of(changed) == "depth" and recipes.adjusted(Depth(), changed, {"model"}) is changed
 
 
 def test_a_name_belongs_to_one_thing_and_the_same_thing_made_again_replaces_it():

@@ -16,10 +16,10 @@ from secvit.extras import Missing
 from secvit.registry import Registry
 
 logger = logging.getLogger(__name__)
-# entries of a recipe's model that hold for one network, or one head, alone
-# recipes, and tasks, of somebody's own
+# recipes, and the classes of recipes by task, that were added from outside
 ADDED: Registry[Callable[[], Any]] = Registry("recipe", "secvit.recipes.register")
 TASKS: Registry[type[Any]] = Registry("task", "secvit.runs.register_task")
+# entries of a recipe's model that hold for one network, or one head, alone
 OWN = {"name": ("args", "patch"), "backbone": ("backbone_args",), "detector": ("args",), "head": ("args",)}
 
 
@@ -104,7 +104,7 @@ def adjusted(recipe: Any, changed: Any, changed_entries: Collection[str]) -> Any
     size, and instead of the recipe's frozen parts all but the classifier is frozen.  One line in the log says what
     became of what.  ValueError for a network that nobody knows.
     """
-    if not hasattr(recipe, "model"):  # of a task of one's own
+    if task_of(recipe) in TASKS:  # its entries are its own, whatever they are called
         return changed
     changes: dict[str, Any] = {}
     reasons: dict[str, list[str]] = {}

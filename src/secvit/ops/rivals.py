@@ -1,15 +1,17 @@
 """The partitions that SEC is compared with, at the same cluster sizes (Figure 1): a score or label for each token.
 
 Window and raster know only places, random knows nothing, a random projection and the first principal component sort
-by another axis.  k-means is the one whose clusters are not equal; balanced k-means pays for making them so.
+by another axis.  k-means is the one whose clusters are not equal; balanced k-means pays for making them so.  Each is
+called with the five values of `Score`, and names those that it uses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from secvit.ops.order import (
     Plan,
@@ -26,13 +28,7 @@ Grid = tuple[int, int]
 Score = Callable[[Tensor, int, "Tensor | None", "Grid | None", "torch.Generator | None"], Tensor]
 
 
-def first_component(
-    k: Tensor,
-    num_clusters: int,
-    mask: Tensor | None = None,
-    grid: Grid | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def first_component(k: Tensor, num_clusters: int, mask: Tensor | None = None, *_: Any) -> Tensor:
     """Coordinate of each token on the first principal component; its sign makes the largest entry positive."""
     k = torch.nan_to_num(k, posinf=0.0, neginf=0.0)
     centred = k - mean_key(k, mask).unsqueeze(-2)
@@ -44,11 +40,7 @@ def first_component(
 
 
 def random_projection(
-    k: Tensor,
-    num_clusters: int,
-    mask: Tensor | None = None,
-    grid: Grid | None = None,
-    generator: torch.Generator | None = None,
+    k: Tensor, num_clusters: int, mask: Tensor | None, grid: Grid | None, generator: Generator | None
 ) -> Tensor:
     """Coordinate of each token on a random axis; the same axis every time unless a generator is given."""
     generator = generator or torch.Generator().manual_seed(0)
@@ -57,35 +49,19 @@ def random_projection(
 
 
 def random_score(
-    k: Tensor,
-    num_clusters: int,
-    mask: Tensor | None = None,
-    grid: Grid | None = None,
-    generator: torch.Generator | None = None,
+    k: Tensor, num_clusters: int, mask: Tensor | None, grid: Grid | None, generator: Generator | None
 ) -> Tensor:
     """A random number per token: a new partition at every call, from torch's generator unless one is given."""
     device = k.device if generator is None else generator.device
     return torch.rand(k.shape[:-1], generator=generator, device=device).to(k.device)
 
 
-def raster(
-    k: Tensor,
-    num_clusters: int,
-    mask: Tensor | None = None,
-    grid: Grid | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def raster(k: Tensor, *_: Any) -> Tensor:
     """Place in the sequence: clusters are runs of neighbouring tokens, row by row."""
     return torch.arange(k.shape[-2], device=k.device, dtype=k.dtype).expand(k.shape[:-1])
 
 
-def window(
-    k: Tensor,
-    num_clusters: int,
-    mask: Tensor | None = None,
-    grid: Grid | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def window(k: Tensor, num_clusters: int, mask: Tensor | None, grid: Grid | None, *_: Any) -> Tensor:
     """Windows of the grid: bands of rows, cut along columns.  Exact windows where the grid divides,
     and equal sizes with ragged edges where it does not."""
     length = k.shape[-2]
@@ -118,13 +94,7 @@ def kmeans_labels(k: Tensor, num_clusters: int, mask: Tensor | None, iterations:
     return _product(points, centres.mT).argmax(dim=-1)
 
 
-def balanced_kmeans(
-    k: Tensor,
-    num_clusters: int,
-    mask: Tensor | None = None,
-    grid: Grid | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
+def balanced_kmeans(k: Tensor, num_clusters: int, mask: Tensor | None, *others: Any) -> Tensor:
     """Lloyd's algorithm with room for L / M tokens in each cluster.  k (..., L, D) -> labels (..., L) as a score.
 
     Each round every token without a cluster asks for the nearest that has room; a cluster takes

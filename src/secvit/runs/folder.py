@@ -36,10 +36,10 @@ def weights_in(path: Path, quiet: bool = False) -> Path:
 def result_of(path: Path) -> dict[str, Any]:
     """What result.json says, "steps" at least; {} where that is not known."""
     try:
-        said = read_json(path / "result.json")
+        result = read_json(path / "result.json")
     except (ValueError, OSError):
         return {}
-    return said if isinstance(said, dict) and isinstance(said.get("steps"), int) else {}
+    return result if isinstance(result, dict) and isinstance(result.get("steps"), int) else {}
 
 
 def _newer(path: Path, newest: Path) -> Path:

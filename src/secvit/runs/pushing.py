@@ -72,18 +72,17 @@ def _copy(run: Path, folder: Path) -> None:
     for file in files:
         if not (file.suffix == ".json" and (run / file.stem).is_file()):
             shutil.copy(file, folder / file.name)
-    config = folder / "config.yaml"
-    if config.is_file() and isinstance(said := read_yaml(config), dict):
-        if isinstance(samples := said.get("samples"), dict):
-            said["samples"] = {key: _last(value) if key in PLACES else value for key, value in samples.items()}
-        write_atomically(config, to_yaml(_unplaced(said)))
-    result = folder / "result.json"
-    if result.is_file() and isinstance(said := read_json(result), dict):
-        write_atomically(result, json.dumps(_unplaced(said), indent=2).encode())
+    config_file, result_file = folder / "config.yaml", folder / "result.json"
+    if config_file.is_file() and isinstance(config := read_yaml(config_file), dict):
+        if isinstance(samples := config.get("samples"), dict):
+            config["samples"] = {key: _last(value) if key in PLACES else value for key, value in samples.items()}
+        write_atomically(config_file, to_yaml(_unplaced(config)))
+    if result_file.is_file() and isinstance(result := read_json(result_file), dict):
+        write_atomically(result_file, json.dumps(_unplaced(result), indent=2).encode())
 
 
-def _unplaced(said: dict[str, Any]) -> dict[str, Any]:
-    return {**said, "data": _last(said["data"])} if "data" in said else said
+def _unplaced(entries: dict[str, Any]) -> dict[str, Any]:
+    return {**entries, "data": _last(entries["data"])} if "data" in entries else entries
 
 
 def _last(place: Any) -> Any:
