@@ -29,12 +29,13 @@ from secvit.detection.shapes import check_boxes, check_masks, read_masks
 from secvit.detection.source import Content
 from secvit.detection.split import Coco
 from secvit.detection.split_log import SplitLog
+from secvit.detection.view import TrainView
 from secvit.fields import Faults
 from secvit.images.classes import check_names
 from secvit.images.names import Names
 from secvit.progress import reading
 
-__all__ = ["Coco", "decode", "encode", "find", "load", "splits"]
+__all__ = ["Coco", "TrainView", "decode", "encode", "find", "load", "splits"]
 
 
 @reading
