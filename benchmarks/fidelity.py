@@ -47,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path, help="a weight file for the network, in timm's or its publisher's form")
     parser.add_argument("photos", type=Path, nargs="+", help="image files")
@@ -57,13 +57,14 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, nargs="+", default=[16], help="numbers of clusters")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="variants")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of timing; 0 for none")
-    asked = parser.parse_args()
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
+    asked = parser.parse_args(words)
     model = timm.create_model(asked.network, num_classes=0, img_size=asked.size)
     model.load_state_dict(checkpoint_filter_fn(load_file(asked.weights), model))
     with using_threads(1):
         result = measure(model.eval(), asked)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / result_name(f"fidelity.{asked.size}")
+    asked.results.mkdir(exist_ok=True)
+    path = asked.results / f"{result_name(f'fidelity.{asked.size}', result)}.json"
     save_result(result, path)
     print(f"wrote {path}")
 
