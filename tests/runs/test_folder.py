@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from secvit import runs
 from secvit.classification import recipes
+from secvit.classification.training import initial_model
 from secvit.images.sources import place_of
 from secvit.train.checkpoint import complete
 from tests.images.make import folder as image_folder
@@ -78,6 +80,18 @@ def test_weights_of_an_earlier_stop_do_not_stand_for_newer_checkpoints(run, capl
     shutil.rmtree(complete(run)[-1])
     caplog.clear()
     assert runs.open(run, device="cpu").path == run and "not finished; its weights are of step 2" in caplog.text
+
+
+def test_what_begins_with_a_run_that_was_killed_takes_its_newest_checkpoint(run):
+    """As `runs.open` does: its own weights are of a stop before that."""
+    result = json.loads((run / "result.json").read_text())
+    older, newest = complete(run)
+    shutil.copy(older / "model.safetensors", run)
+    (run / "result.json").write_text(json.dumps({**result, "steps": 2, "stopped": "interrupted"}))
+    chosen = replace(recipe(STEPS).model, init=str(run))
+    model = initial_model(replace(recipe(STEPS), model=chosen), runs.open(newest, device="cpu").classes)
+    for name, weight in load_file(newest / "model.safetensors").items():
+        torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("file", ("model.safetensors", "config.yaml"))

@@ -16,6 +16,7 @@ from secvit.images import Images, Transform, load_split, middle
 from secvit.models.saved import class_names_of, device_of, load_model, name_of
 from secvit.precision import on_gpu_autocast
 from secvit.processes import of_all_processes
+from secvit.train.folder import start_of
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 256  # images that a process scores at once, whatever the batch of a training step is
@@ -135,7 +136,7 @@ def evaluate_checkpoint(
     pretrained_cfg.  Classes are compared by name, and by their number where the weights have no names.
     """
     place = device_of(device)
-    network = load_model(model, checkpoint)
+    network = load_model(model, None if checkpoint is None else start_of(checkpoint))
     view = split_view(network, data, split, f"the weights {checkpoint or model}", image_size)
     scores = evaluate(network, view, batch_size, place)
     about = {"model": name_of(checkpoint, model), "checkpoint": str(checkpoint or "shipped")}

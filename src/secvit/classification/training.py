@@ -22,6 +22,7 @@ from secvit.images.classes import match_classes
 from secvit.images.names import Names
 from secvit.images.sources import place_of
 from secvit.models.saved import class_names_in, class_names_of, create, load_pretrained, patched
+from secvit.train.folder import start_of
 from secvit.train.job import Job, save_weights
 from secvit.train.norms import synchronised
 from secvit.train.optim import create_optimizer
@@ -153,12 +154,13 @@ def initial_model(recipe: Recipe, classes: Sequence[str]) -> nn.Module:
     if kept:
         _match_classifier(model, fresh, class_names_of(model), classes, chosen.name)
     if chosen.init:
+        source = start_of(chosen.init)
         if getattr(model, "borrows_weights", False):
-            logger.info("starting from %s", load_pretrained(model, chosen.init))
+            logger.info("starting from %s", load_pretrained(model, source))
         else:
-            new = load_backbone(model, chosen.init, next(iter(fresh)).split(".")[0])
-            logger.info("starting from %s; new: %s", chosen.init, ", ".join(new) or "nothing")
-        _match_classifier(model, fresh, class_names_in(chosen.init), classes, chosen.init)
+            new = load_backbone(model, source, next(iter(fresh)).split(".")[0])
+            logger.info("starting from %s; new: %s", source, ", ".join(new) or "nothing")
+        _match_classifier(model, fresh, class_names_in(source), classes, source)
     model = patched(model, chosen.patch)
     _check_sees(model, chosen, len(classes))
     return model

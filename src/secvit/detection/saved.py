@@ -15,6 +15,7 @@ from secvit.detection.config import Model
 from secvit.fields import abridged
 from secvit.models.features import start_from
 from secvit.models.saved import device_of, saved_config
+from secvit.train.folder import start_of
 from secvit.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -26,8 +27,9 @@ def create(chosen: Model, classes: int) -> nn.Module:
     options = {"min_size": chosen.min_size, "max_size": chosen.max_size, **chosen.args}
     model = make(chosen.backbone, classes, backbone_args=dict(chosen.backbone_args), **options)
     if chosen.init:
-        new = start_from(model, chosen.init)
-        logger.info("starting from %s; new: %s", chosen.init, abridged(new) or "nothing")
+        source = start_of(chosen.init)
+        new = start_from(model, source)
+        logger.info("starting from %s; new: %s", source, abridged(new) or "nothing")
     return model
 
 
@@ -44,6 +46,7 @@ def load_detector(
     path = Path(weights)
     if not path.exists():
         raise ValueError(f"{path}: no such run or weights; check the path")
+    path = Path(start_of(path))
     config = saved_config(path)
     if not config:
         raise ValueError(f"{path}: no config.yaml beside the weights, so the network is unknown; give a run's folder")

@@ -21,9 +21,9 @@ from secvit import recipes
 from secvit.models.convert import check_name
 from secvit.models.saved import config_beside, has_weights, load_model, saved_config
 from secvit.registry import Registry
-from secvit.runs.folder import weights_in
 from secvit.runs.pushing import HUB, push
 from secvit.runs.trained import Made, Trained
+from secvit.train.folder import weights_in
 from secvit.train.job import Job
 
 __all__ = ["Made", "Trained", "kind_of", "network", "open", "prepare", "push", "register_task", "task_of", "train"]

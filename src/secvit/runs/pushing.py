@@ -12,8 +12,8 @@ from typing import Any
 
 from secvit.fields import read_json, read_yaml
 from secvit.files import write_atomically
-from secvit.runs.folder import result_of
 from secvit.train.checkpoint import latest, number, to_yaml
+from secvit.train.folder import result_of
 
 HUB = re.compile(r"[\w.-]*\w/[\w.-]+")  # a model of the Hugging Face hub
 SHOWN = (".safetensors", ".json", ".yaml", ".md", ".csv", ".png", ".txt", ".jinja", ".model")  # what is pushed

@@ -23,6 +23,7 @@ from secvit.segmentation.augment import base_scale
 from secvit.segmentation.config import Look, Model
 from secvit.segmentation.masks import LARGEST
 from secvit.segmentation.models import Segmenter
+from secvit.train.folder import start_of
 from secvit.weights import load_weights
 
 BAND = 64  # rows of the result that are made at a time
@@ -159,6 +160,7 @@ def load_trained(weights: str | os.PathLike[str], device: str | None = None, **c
     path = Path(weights)
     if not path.exists():
         raise ValueError(f"{path}: no such run or weights; check the path")
+    path = Path(start_of(path))
     config = saved_config(path)
     settings = config.get("model")
     if not isinstance(settings, dict) or "head" not in settings or not {"classes", "palette", "look"} <= config.keys():

@@ -25,6 +25,7 @@ from secvit.segmentation.prediction import class_list, create
 from secvit.segmentation.scoring import evaluate, report, scores
 from secvit.segmentation.task import SegmentationTask
 from secvit.train.checkpoint import latest
+from secvit.train.folder import start_of
 from secvit.train.job import Job
 from secvit.train.norms import synchronised
 from secvit.train.optim import create_optimizer
@@ -118,10 +119,11 @@ def initial_model(recipe: Recipe, classes: int, names: Sequence[str] = ()) -> Se
         model = create(chosen, classes, pretrained)
     if chosen.init:
         fresh = {key: value.clone() for key, value in model.state_dict().items() if key.startswith(PREDICTORS)}
-        new = start_from(model, chosen.init)
-        if names and (saved_names := saved_classes(chosen.init)):
-            new += match_predictors(model, fresh, chosen.init, saved_names, names)
-        logger.info("starting from %s; new: %s", chosen.init, abridged(new) or "nothing")
+        source = start_of(chosen.init)
+        new = start_from(model, source)
+        if names and (saved_names := saved_classes(source)):
+            new += match_predictors(model, fresh, source, saved_names, names)
+        logger.info("starting from %s; new: %s", source, abridged(new) or "nothing")
     elif not pretrained:
         logger.info("%s begins with random weights; --model.init gives others", chosen.backbone)
     return model

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
-from secvit.fields import read_json
-from secvit.models.saved import saved_config
+from secvit.fields import read_json, read_yaml
 from secvit.train.checkpoint import MANIFEST, fault, latest, newest_whole, number
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,12 @@ def weights_in(path: Path, quiet: bool = False) -> Path:
     return _newer(path, newest) if own else _whole(path)
 
 
+def start_of(source: str | os.PathLike[str]) -> str:
+    """What a recipe's `init` stands for: of a folder `weights_in` it, else the file or name as it is."""
+    path = Path(source)
+    return str(weights_in(path)) if path.is_dir() else str(source)
+
+
 def result_of(path: Path) -> dict[str, Any]:
     """What result.json says, "steps" at least; {} where that is not known."""
     try:
@@ -46,7 +52,7 @@ def _newer(path: Path, newest: Path) -> Path:
     """Of a folder's own weights and its checkpoints, the newer ones; transformers opens the folder alone."""
     done = result_of(path)
     behind = (number(newest) or 0) > done.get("steps", math.inf)
-    if behind and saved_config(newest).get("task") != "vlm":
+    if behind and not _is_language_model(newest):
         return _whole(path)
     if behind or done.get("stopped"):
         logger.warning(
@@ -56,6 +62,12 @@ def _newer(path: Path, newest: Path) -> Path:
             newest.name,
         )
     return path
+
+
+def _is_language_model(checkpoint: Path) -> bool:
+    config = checkpoint / "config.yaml"
+    content = read_yaml(config) if config.is_file() else None
+    return isinstance(content, dict) and content.get("task") == "vlm"
 
 
 def _whole(path: Path) -> Path:
