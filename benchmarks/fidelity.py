@@ -1,50 +1,33 @@
-"""How much of a trained ViT's features is left when its attention is put into clusters, and what that saves.
+"""How much of a trained ViT's features is left when its attention sees less, and what that saves.
 
 python benchmarks/fidelity.py WEIGHTS PHOTO... --size 448 --clusters 16 32
 
-Every photo goes through the network as it is, and through the same network patched without any training, by each
-VARIANT: SEC, windows, random groups and the balanced tree, blind to each other and with near and far; the tree's
-order made anew in each layer and head, or shared.  Compared are patch tokens (cosine, the mean over the tokens of a
-photo) and [cls]; times are interleaved, on one photo.  WEIGHTS is a file for timm's NETWORK, PHOTOS are squashed to
-squares.  Writes results/fidelity.<size>_<hardware>_<torch>_<date>.json.
+Every photo goes through the network as it is, and through the same network changed without any training, by each
+variant of trained.py: SEC, windows, random groups and the balanced tree, blind to each other and with near and far;
+similar tokens merged; a smaller image; the tree's order made anew in each layer and head, or shared.  Compared are
+patch tokens (cosine, the mean over the tokens of a photo) and [cls]; times are interleaved, on one photo.  WEIGHTS is
+a file for timm's NETWORK, PHOTOS are squashed to squares.  Writes
+results/fidelity.<size>_<hardware>_<torch>_<date>.json.
 """
 
 import argparse
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from safetensors.torch import load_file
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
+from trained import ORDERS, PLAIN, VARIANTS, as_input, change, features, network, twin
 
-import secvit
 from secvit.images import read_image
 from secvit.measure.results import head, save_result, using_threads
 from secvit.measure.rounds import Speeds, clock_for, clock_name, interleave
 from secvit.provenance import result_name
 
 RESULTS = Path(__file__).parent / "results"
-PLAIN = "unpatched"
-SEES = {"near": 2, "far": True}
-VARIANTS: dict[str, dict[str, Any]] = {
-    **{name: {"partition": name} for name in ("sec", "window", "random")},
-    **{f"{name}, near and far": {"partition": name, **SEES} for name in ("sec", "window", "random", "tree")},
-    "tree, near 4 and far": {"partition": "tree", "near": 4, "far": True},
-    "tree, near and far, one order for all heads": {"partition": "tree", **SEES, "shared": True},
-    **{
-        f"tree, near and far, one order for {layers} layers": {"partition": "tree", **SEES, "share_order_every": layers}
-        for layers in (2, 12)
-    },
-    **{f"sec, one order for {layers} layers": {"partition": "sec", "share_order_every": layers} for layers in (2, 12)},
-}
+ALL = {**VARIANTS, **ORDERS}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -55,14 +38,13 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", default="vit_small_patch14_dinov2", help="timm's name of it")
     parser.add_argument("--size", type=int, default=448, help="px of a side")
     parser.add_argument("--clusters", type=int, nargs="+", default=[16], help="numbers of clusters")
-    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="variants")
+    parser.add_argument("--only", nargs="+", default=list(ALL), choices=list(ALL), help="variants")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of timing; 0 for none")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
     asked = parser.parse_args(words)
-    model = timm.create_model(asked.network, num_classes=0, img_size=asked.size)
-    model.load_state_dict(checkpoint_filter_fn(load_file(asked.weights), model))
+    model = network(asked.network, asked.weights, (asked.size, asked.size))
     with using_threads(1):
-        result = measure(model.eval(), asked)
+        result = measure(model, asked)
     asked.results.mkdir(exist_ok=True)
     path = asked.results / f"{result_name(f'fidelity.{asked.size}', result)}.json"
     save_result(result, path)
@@ -72,22 +54,21 @@ def main(words: Sequence[str] | None = None) -> None:
 @torch.no_grad()
 def measure(model: nn.Module, asked: argparse.Namespace) -> dict[str, Any]:
     """Every variant on every photo, then the times."""
-    images = [seen(model, photo, asked.size) for photo in asked.photos]
-    before = [model.forward_features(image) for image in images]
+    images = [as_input(model, read_image(photo), (asked.size, asked.size)) for photo in asked.photos]
+    before = [features(model, image, {}) for image in images]
     rows: list[dict[str, Any]] = []
     for clusters in asked.clusters:
         for name in asked.only:
-            torch.manual_seed(0)  # of random groups
-            secvit.patch(model, clusters, **VARIANTS[name])
-            rows.append({"variant": name, "clusters": clusters, **compared(model, images, before)})
-            secvit.unpatch(model)
-            row = rows[-1]
+            undo = change(model, ALL[name], clusters)
+            row = {"variant": name, "clusters": clusters, **compared(model, images, before, ALL[name])}
+            undo()
+            rows.append(row)
             worst = min(row["patches"])
             photo = asked.photos[row["patches"].index(worst)].name
             print(f"M={clusters:3} {name:48} {fmean(row['patches']):.4f}  worst {worst:.4f} ({photo})", flush=True)
     recipe = {
         "network": asked.called, "architecture": asked.network, "size": asked.size, "rounds": asked.rounds,
-        "photos": [photo.name for photo in asked.photos], "variants": {name: VARIANTS[name] for name in asked.only},
+        "photos": [photo.name for photo in asked.photos], "variants": {name: ALL[name] for name in asked.only},
     }  # fmt: skip
     result = {**head("fidelity", recipe, threads=1), "rows": rows}
     if asked.rounds:
@@ -95,21 +76,15 @@ def measure(model: nn.Module, asked: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def seen(model: nn.Module, photo: Path, size: int) -> Tensor:
-    """A photo, squashed to a square, as the network takes it.  -> (1, 3, size, size)"""
-    square = read_image(photo).resize((size, size), Image.Resampling.BICUBIC)
-    config = timm.data.resolve_data_config(model=model)
-    mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
-    return ((torch.from_numpy(np.array(square)) / 255 - mean) / std).permute(2, 0, 1).unsqueeze(0)
-
-
-def compared(model: nn.Module, images: Sequence[Tensor], before: Sequence[Tensor]) -> dict[str, list[float]]:
+def compared(
+    model: nn.Module, images: Sequence[Tensor], before: Sequence[tuple[Tensor, Tensor]], variant: dict[str, Any]
+) -> dict[str, list[float]]:
     """Cosines of patch tokens and of [cls] to the unpatched network's, one a photo."""
     found: dict[str, list[float]] = {"patches": [], "cls": []}
-    for image, tokens in zip(images, before, strict=True):
-        cosine = F.cosine_similarity(model.forward_features(image), tokens, dim=-1)[0]
-        found["patches"].append(cosine[1:].mean().item())
-        found["cls"].append(cosine[0].item())
+    for image, (cls, patches) in zip(images, before, strict=True):
+        new_cls, new_patches = features(model, image, variant)
+        found["patches"].append(F.cosine_similarity(new_patches, patches, dim=-1).mean().item())
+        found["cls"].append(F.cosine_similarity(new_cls, cls, dim=-1).item())
     return found
 
 
@@ -117,9 +92,9 @@ def timed(model: nn.Module, image: Tensor, asked: argparse.Namespace) -> list[di
     """Speed of each variant over the unpatched network's, interleaved, for each number of clusters."""
     speeds = []
     for clusters in asked.clusters:
-        candidates: dict[str, Callable[[], object]] = {PLAIN: lambda: model.forward_features(image)}
+        candidates = {PLAIN: call(model, image, {}, clusters)}
         for name in asked.only:
-            candidates[name] = patched_call(model, image, clusters, VARIANTS[name])
+            candidates[name] = call(twin(model), image, ALL[name], clusters)
         clock = clock_for(1)
         seconds = interleave(candidates, PLAIN, asked.rounds, clock, title=f"M={clusters}")
         of = Speeds.of(seconds, asked.only, PLAIN, PLAIN)
@@ -129,11 +104,10 @@ def timed(model: nn.Module, image: Tensor, asked: argparse.Namespace) -> list[di
     return speeds
 
 
-def patched_call(model: nn.Module, image: Tensor, clusters: int, options: dict[str, Any]) -> Callable[[], object]:
-    """A forward of a patched copy, with the same weights."""
-    weights = {id(p): p for p in model.parameters()}
-    twin = secvit.patch(copy.deepcopy(model, weights), clusters, **options)
-    return lambda: twin.forward_features(image)
+def call(model: nn.Module, image: Tensor, variant: dict[str, Any], clusters: int) -> Callable[[], object]:
+    """A forward of a network that stays as the variant has it."""
+    change(model, variant, clusters)
+    return lambda: features(model, image, variant)
 
 
 if __name__ == "__main__":

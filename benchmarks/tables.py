@@ -10,6 +10,7 @@ from typing import Any
 
 import gpu_report
 import torch
+import trained_tables
 
 from secvit import detection
 from secvit.measure.bench_picture import draw_speeds
@@ -263,6 +264,16 @@ def patch_reports() -> str:
     return "\n".join(texts) or "No result yet.\n"
 
 
+def fidelities() -> str:
+    """What is left of a trained network's features when its attention sees less."""
+    return "\n".join(trained_tables.fidelity(result) for _, result in results("fidelity")) or "No result yet.\n"
+
+
+def probings() -> str:
+    """What these features are still good for."""
+    return "\n".join(trained_tables.probes(result) for _, result in results("probes")) or "No result yet.\n"
+
+
 def connectors() -> str:
     """What a small language model answers right with each connector: the mean over seeds and their range."""
     lines = []
@@ -426,6 +437,8 @@ SECTIONS = {
     "segmented_classes": segmented_classes,
     "patchings": patchings,
     "patch_reports": patch_reports,
+    "fidelities": fidelities,
+    "probings": probings,
     "cluster_purities": cluster_purities,
     "cluster_stabilities": cluster_stabilities,
     "connectors": connectors,

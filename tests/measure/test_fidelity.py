@@ -28,6 +28,7 @@ def test_a_run_compares_and_times_every_variant_that_is_asked_for(tmp_path, monk
     for i, photo in enumerate(photos):
         Image.linear_gradient("L").rotate(90 * i).save(photo)
     names = ["sec", "tree, near and far", "tree, near and far, one order for 2 layers"]
+    names += ["tokens merged to 50%", "image of 75% of the side"]
     words = [tmp_path / "w.safetensors", *photos, "--network", "vit_tiny_patch16_224", "--size", 32, "--clusters", 4]
     words += ["--rounds", 1, "--results", tmp_path / "results", "--only", *names]
     fidelity.main([str(word) for word in words])
