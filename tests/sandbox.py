@@ -4,11 +4,9 @@ import atexit
 import json
 import os
 import re
-import shlex
 import shutil
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from secvit.cli import main
+from tests import fresh
 from tests.conftest import ROOT
 from tests.detection.make import coco_folder
 from tests.images import make as images
@@ -117,7 +116,7 @@ def programs() -> str:
     }
     for name, words in modules.items():
         file = folder / name
-        file.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words} "$@"\n')
+        file.write_text(f'#!/bin/sh\nexec {fresh.shell_words()} {words} "$@"\n')
         file.chmod(file.stat().st_mode | stat.S_IXUSR)
     return str(folder)
 

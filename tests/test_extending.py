@@ -1,9 +1,8 @@
 """docs/extending.md: what it prints runs."""
 
 import json
-import os
 import re
-import subprocess
+import shlex
 import sys
 import types
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from secvit.ops import partition_sizes
 from secvit.ops.partitions import SCORES
 from secvit.recipe_options import overview
 from secvit.registry import Registry
+from tests import fresh
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -138,8 +138,7 @@ def test_the_command_of_the_page_trains_with_a_name_and_the_run_keeps_it(tmp_pat
     (tmp_path / "rules.py").write_text(BLOCKS[-1])
     python, *words = COMMAND.split(maxsplit=4)
     assert (python, words[0]) == ("python", "rules.py")
-    command = f'"{sys.executable}" {" ".join(words)} --tiny'
-    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
+    done = fresh.run([*shlex.split(" ".join(words)), "--tiny"], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "partition: diagonal" in (tmp_path / "runs" / "diagonal" / "config.yaml").read_text()
 

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from secvit.app.files import PREFIX, own_folder, remove_leftovers, sweep, use
+from tests import fresh
 
 fcntl = pytest.importorskip("fcntl")
 MINUTE = 60
@@ -25,7 +24,7 @@ def temporary(tmp_path, monkeypatch):
 @pytest.fixture
 def another():
     """The folder of another process, and the process."""
-    with subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True) as process:
+    with fresh.start(["-c", HOLD]) as process:
         yield process.stdout.readline().strip(), process
         process.kill()
 

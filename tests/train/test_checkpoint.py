@@ -1,8 +1,5 @@
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
@@ -16,6 +13,7 @@ from safetensors.torch import load_file
 from secvit.train import latest
 from secvit.train.checkpoint import complete, save_checkpoint
 from secvit.weights import load_weights, read_weights, weight_bytes
+from tests import fresh
 from tests.train.small import Net, loop, run
 
 
@@ -49,16 +47,11 @@ KILLED = """
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_kill_in_the_middle_of_a_save_leaves_the_previous_one(tmp_path, at):
     code = textwrap.dedent(KILLED.format(root=str(ROOT), output=str(tmp_path), at=at))
-    process = subprocess.Popen([sys.executable, "-c", code])
-    try:
+    with fresh.Running(["-c", code]) as running:
         deadline = time.monotonic() + 60
         while not (tmp_path / "inside").exists():
-            assert process.poll() is None and time.monotonic() < deadline
+            assert running.poll() is None and time.monotonic() < deadline, running.written()
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
     assert (tmp_path / "checkpoints/step_00000002.tmp").exists()
     assert latest(tmp_path).name == "step_00000001"
     load_weights(Net(), latest(tmp_path))

@@ -5,8 +5,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -16,6 +14,7 @@ from secvit import runs
 from secvit.cli import main
 from secvit.progress import Progress, brief, busy, duration, reading
 from secvit.train import latest
+from tests import fresh
 from tests.train.launch import ROOT
 from tests.train.small import Data, loop, run
 
@@ -24,14 +23,8 @@ DIGITS += ["--loop.device", "cpu"]
 
 
 def begin(folder, *words):
-    def restore():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    command = [sys.executable, "-m", "secvit.cli", *DIGITS, "--output", str(folder), *words]
     paths = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=paths, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=restore
-    )
+    return fresh.start(["-m", "secvit.cli", *DIGITS, "--output", str(folder), *words], env=paths)
 
 
 def until(process, pattern):

@@ -46,7 +46,6 @@ def load_detector(
     path = Path(weights)
     if not path.exists():
         raise ValueError(f"{path}: no such run or weights; check the path")
-    path = Path(start_of(path))
     config = saved_config(path)
     if not config:
         raise ValueError(f"{path}: no config.yaml beside the weights, so the network is unknown; give a run's folder")
@@ -64,6 +63,6 @@ def load_detector(
         raise ValueError(f"min_size={min_size}; choose the short side in px, for example {shortest}")
     size = min_size or shortest
     model = create(replace(chosen, min_size=(size,), max_size=round(chosen.max_size * size / shortest)), len(classes))
-    load_weights(model, path)
+    load_weights(model, start_of(path))
     categories = dict(zip(config.get("category_ids") or range(1, len(classes) + 1), classes, strict=True))
     return model.to(device_of(device)).eval(), categories

@@ -160,7 +160,6 @@ def load_trained(weights: str | os.PathLike[str], device: str | None = None, **c
     path = Path(weights)
     if not path.exists():
         raise ValueError(f"{path}: no such run or weights; check the path")
-    path = Path(start_of(path))
     config = saved_config(path)
     settings = config.get("model")
     if not isinstance(settings, dict) or "head" not in settings or not {"classes", "palette", "look"} <= config.keys():
@@ -183,7 +182,7 @@ def load_trained(weights: str | os.PathLike[str], device: str | None = None, **c
     look = replace(look, **{name: value for name, value in changes.items() if value is not None})
     with torch.random.fork_rng(devices=[]):
         model = create(chosen, len(classes))
-    load_weights(model, path)
+    load_weights(model, start_of(path))
     return Trained(model.to(device_of(device)).eval(), classes, values, palette, look)
 
 
