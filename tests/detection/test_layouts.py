@@ -14,6 +14,7 @@ from secvit.detection.data import find, load, splits
 from secvit.detection.evaluate import average_precision
 from secvit.detection.training import check_overlap
 from secvit.detection.view import TrainView
+from tests.conftest import slow_but
 
 WIDTH, HEIGHT = 80, 64
 NAMES = ("square", "triangle")
@@ -222,7 +223,7 @@ def test_a_tools_export_is_read_to_the_boxes_that_were_drawn(tmp_path, make):
 TRAINED = (cvat_task, cvat_project, cvat_brush, label_studio, roboflow_boxes, yolo, voc)
 
 
-@pytest.mark.parametrize("make", TRAINED, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", slow_but((cvat_project, voc), TRAINED), ids=lambda make: make.__name__)
 def test_a_tools_export_is_trained_on_and_scored(tmp_path, make):
     make(tmp_path / "data")
     recipe = recipes.tiny(recipes.folder())

@@ -154,6 +154,7 @@ def memory(*size):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
+@pytest.mark.slow
 def test_windows_never_hold_the_logits_of_all_pixels():
     before, most = memory(1200, 900)
     assert most - before < 4 * 150 * 1200 * 900 >> 20  # they would be 617 MiB
