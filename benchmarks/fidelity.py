@@ -1,12 +1,17 @@
 """How much of a trained ViT's features is left when its attention is put into clusters, and what that saves.
 
 python benchmarks/fidelity.py WEIGHTS PHOTO... --size 448 --clusters 16 32
+python benchmarks/fidelity.py WEIGHTS PHOTO... --size 336 --tokens 36 72 144   # how much connectors keep of them
 
 Every photo goes through the network as it is, and through the same network patched without any training, by each
 VARIANT: SEC, windows, random groups and the balanced tree, blind to each other and with near and far; the tree's
 order made anew in each layer and head, or shared.  Compared are patch tokens (cosine, the mean over the tokens of a
 photo) and [cls]; times are interleaved, on one photo.  WEIGHTS is a file for timm's NETWORK, PHOTOS are squashed to
 squares.  Writes results/fidelity.<size>_<hardware>_<torch>_<date>.json.
+
+With --tokens nothing is patched: T tokens of each of CONNECTORS, not trained and before the MLP, stand for the patch
+tokens, and compared is the share of the tokens' variance that they keep (`variance_kept`).  Writes
+results/connector-fidelity.<size>_<hardware>_<torch>_<date>.json.
 """
 
 import argparse
@@ -26,6 +31,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 import secvit
+from secvit.connectors import create
 from secvit.images import read_image
 from secvit.measure.results import head, save_result, using_threads
 from secvit.measure.rounds import Speeds, clock_for, clock_name, interleave
@@ -45,6 +51,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     **{f"sec, one order for {layers} layers": {"partition": "sec", "share_order_every": layers} for layers in (2, 12)},
 }
+CONNECTORS: dict[str, dict[str, Any]] = {
+    "tree": {"name": "tree"},
+    "tome": {"name": "tome"},
+    "windows": {"name": "window", "pooling": "mean"},
+    "sec, sequential": {"name": "sec", "pooling": "mean", "arrangement": "sequential"},
+    "sec": {"name": "sec", "pooling": "mean"},
+    "random groups": {"name": "random", "pooling": "mean"},
+}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -55,16 +69,18 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", default="vit_small_patch14_dinov2", help="timm's name of it")
     parser.add_argument("--size", type=int, default=448, help="px of a side")
     parser.add_argument("--clusters", type=int, nargs="+", default=[16], help="numbers of clusters")
+    parser.add_argument("--tokens", type=int, nargs="+", help="numbers of tokens that connectors give; no patching")
     parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), help="variants")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of timing; 0 for none")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
     asked = parser.parse_args(words)
     model = timm.create_model(asked.network, num_classes=0, img_size=asked.size)
     model.load_state_dict(checkpoint_filter_fn(load_file(asked.weights), model))
+    title, measured = ("connector-fidelity", measure_connectors) if asked.tokens else ("fidelity", measure)
     with using_threads(1):
-        result = measure(model.eval(), asked)
+        result = measured(model.eval(), asked)
     asked.results.mkdir(exist_ok=True)
-    path = asked.results / f"{result_name(f'fidelity.{asked.size}', result)}.json"
+    path = asked.results / f"{result_name(f'{title}.{asked.size}', result)}.json"
     save_result(result, path)
     print(f"wrote {path}")
 
@@ -111,6 +127,37 @@ def compared(model: nn.Module, images: Sequence[Tensor], before: Sequence[Tensor
         found["patches"].append(cosine[1:].mean().item())
         found["cls"].append(cosine[0].item())
     return found
+
+
+@torch.no_grad()
+def measure_connectors(model: nn.Module, asked: argparse.Namespace) -> dict[str, Any]:
+    """Every connector, with each number of tokens, on the patch tokens of every photo."""
+    photos = [model.forward_features(seen(model, photo, asked.size))[:, 1:] for photo in asked.photos]
+    length, dim = photos[0].shape[1:]
+    rows: list[dict[str, Any]] = []
+    for count in asked.tokens:
+        for name, form in CONNECTORS.items():
+            connector = create(**form, in_dim=dim, out_dim=1, num_tokens=count, extra_token=None).eval()
+            kept = [variance_kept(tokens[0], connector.merged(tokens).weights[0]) for tokens in photos]
+            rows.append({"connector": name, "tokens": count, "kept": kept})
+            worst = asked.photos[kept.index(min(kept))].name
+            print(f"T={count:3} {name:16} {fmean(kept):.3f}  worst {min(kept):.3f} ({worst})", flush=True)
+    recipe = {
+        "network": asked.called, "architecture": asked.network, "size": asked.size, "length": length,
+        "photos": [photo.name for photo in asked.photos], "connectors": CONNECTORS,
+    }  # fmt: skip
+    return {**head("connector fidelity", recipe, threads=1), "rows": rows}
+
+
+def variance_kept(tokens: Tensor, weights: Tensor) -> float:
+    """Share of the variance of tokens (L, C) that is left when outputs stand for them, in float64.
+
+    weights (T, L): what the outputs are made of, as in `Merged`.  A token is replaced by its output, or by the mean of
+    its outputs, by weight: 1 where nothing was merged, 0 where all tokens are one.
+    """
+    tokens, weights = tokens.double(), weights.double()
+    back = (weights / weights.sum(dim=0)).T @ (weights @ tokens)
+    return 1 - ((tokens - back).square().sum() / (tokens - tokens.mean(dim=0)).square().sum()).item()
 
 
 def timed(model: nn.Module, image: Tensor, asked: argparse.Namespace) -> list[dict[str, Any]]:
