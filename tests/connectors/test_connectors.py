@@ -209,7 +209,9 @@ def test_a_trained_mlp_is_taken_as_it_is(name):
     assert torch.equal(connector.project(x), projector(x))
 
 
-@pytest.mark.parametrize("name", slow_but(["evit", "resampler", "tree"], ["pool", "evit", "window", "resampler", "tree"]))
+@pytest.mark.parametrize(
+    "name", slow_but(["evit", "resampler", "tree"], ["pool", "evit", "window", "resampler", "tree"])
+)
 def test_a_compiled_connector_gives_the_same(name):
     given, connector = inputs(), make(name)
     compiled = torch.compile(connector, fullgraph=True, backend="eager")
