@@ -339,14 +339,18 @@ def connector_fidelities() -> str:
         rows, recipe = result["rows"], result["recipe"]
         counts = list(dict.fromkeys(row["tokens"] for row in rows))
         heads = " | ".join(f"{count} tokens: mean | worst photo" for count in counts)
-        lines += [f"| connector, not trained | {heads} |", "|---|" + "---|---|" * len(counts)]
+        lines += [
+            f"| connector, not trained | {heads} | x, y that an output's number tells, of {counts[-1]} |",
+            "|---|" + "---|---|" * len(counts) + "---|",
+        ]
         for name in dict.fromkeys(row["connector"] for row in rows):
             cells = []
             for row in rows:
                 if row["connector"] == name:
                     kept, worst = row["kept"], min(row["kept"])
                     cells += [f"{sum(kept) / len(kept):.2f}", f"{worst:.2f}, {recipe['photos'][kept.index(worst)]}"]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+                    place = ", ".join(f"{share:.2f}" for share in row["place"])
+            lines.append(f"| {name} | {' | '.join(cells)} | {place} |")
         lines += [
             "",
             f"{recipe['network']}, {recipe['size']} px, {recipe['length']} tokens of its last layer; photos: "
