@@ -10,8 +10,9 @@ photo) and [cls]; times are interleaved, on one photo.  WEIGHTS is a file for ti
 squares.  Writes results/fidelity.<size>_<hardware>_<torch>_<date>.json.
 
 With --tokens nothing is patched: T tokens of each of CONNECTORS, not trained and before the MLP, stand for the patch
-tokens, and compared is the share of the tokens' variance that they keep (`variance_kept`), and how much an output's
-number says of its place (`place_told`).  Writes results/connector-fidelity.<size>_<hardware>_<torch>_<date>.json.
+tokens, and compared is the share of the tokens' variance that they keep (`variance_kept`), and how much of the outputs'
+places their index explains (`place_explained`).  Writes
+results/connector-fidelity.<size>_<hardware>_<torch>_<date>.json.
 """
 
 import argparse
@@ -140,7 +141,7 @@ def measure_connectors(model: nn.Module, asked: argparse.Namespace) -> dict[str,
             connector = create(**form, in_dim=dim, out_dim=1, num_tokens=count, extra_token=None).eval()
             merged = [connector.merged(tokens) for tokens in photos]
             kept = [variance_kept(tokens[0], one.weights[0]) for tokens, one in zip(photos, merged, strict=True)]
-            place = place_told(torch.cat([one.coordinates for one in merged]))
+            place = place_explained(torch.cat([one.coordinates for one in merged]))
             rows.append({"connector": name, "tokens": count, "kept": kept, "place": place})
             worst = asked.photos[kept.index(min(kept))].name
             print(f"T={count:3} {name:16} {fmean(kept):.3f}  worst {min(kept):.3f} ({worst})", flush=True)
@@ -162,8 +163,8 @@ def variance_kept(tokens: Tensor, weights: Tensor) -> float:
     return 1 - ((tokens - back).square().sum() / (tokens - tokens.mean(dim=0)).square().sum()).item()
 
 
-def place_told(coordinates: Tensor) -> list[float]:
-    """Share of the variance of x, and of y, that an output's number explains.  coordinates (B, T, 2) of B photos."""
+def place_explained(coordinates: Tensor) -> list[float]:
+    """Share of the variance of x, and of y, that an output's index explains.  coordinates (B, T, 2) of B photos."""
     centred = coordinates.double() - coordinates.double().mean(dim=(0, 1))
     return (centred.mean(dim=0).square().mean(dim=0) / centred.square().mean(dim=(0, 1))).tolist()
 

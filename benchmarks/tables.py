@@ -340,7 +340,7 @@ def connector_fidelities() -> str:
         counts = list(dict.fromkeys(row["tokens"] for row in rows))
         heads = " | ".join(f"{count} tokens: mean | worst photo" for count in counts)
         lines += [
-            f"| connector, not trained | {heads} | x, y that an output's number tells, of {counts[-1]} |",
+            f"| connector, not trained | {heads} | x, y explained by the index, {counts[-1]} tokens |",
             "|---|" + "---|---|" * len(counts) + "---|",
         ]
         for name in dict.fromkeys(row["connector"] for row in rows):
@@ -353,8 +353,8 @@ def connector_fidelities() -> str:
             lines.append(f"| {name} | {' | '.join(cells)} | {place} |")
         lines += [
             "",
-            f"{recipe['network']}, {recipe['size']} px, {recipe['length']} tokens of its last layer; photos: "
-            f"{', '.join(recipe['photos'])}; {made_with(result)}",
+            f"{recipe['network']}, {recipe['size']} px, {recipe['length']} tokens of its last layer, "
+            f"{len(recipe['photos'])} photos; {made_with(result)}",
             "",
         ]
     return "\n".join(lines).rstrip("\n") + "\n" if lines else "No result yet.\n"

@@ -59,12 +59,12 @@ def test_a_run_says_what_each_connector_keeps_of_the_tokens(run):
     assert all(row["kept"] == pytest.approx([1, 1]) for row in rows if row["tokens"] == 64)  # of 64: none is merged
 
 
-def test_a_number_tells_the_place_where_it_has_one_place_in_all_photos(run):
+def test_an_index_explains_its_place_where_that_is_the_same_in_all_photos(run):
     import fidelity
 
-    here = torch.rand(1, 5, 2)
-    assert fidelity.place_told(here.expand(3, -1, -1)) == pytest.approx([1, 1])
-    assert fidelity.place_told(torch.stack([here[0] * t for t in torch.tensor([1.0, -1])])) == pytest.approx([0, 0])
+    places = torch.rand(1, 5, 2)
+    assert fidelity.place_explained(places.expand(3, -1, -1)) == pytest.approx([1, 1])
+    assert fidelity.place_explained(torch.cat([places, -places])) == pytest.approx([0, 0])
 
 
 def test_variance_kept_is_that_between_groups(run):
