@@ -30,6 +30,7 @@ from secvit.vis.connectors import deepest_tokens
 FORMS = {
     "sec": {"name": "sec"},
     "sec, sequential": {"name": "sec", "arrangement": "sequential"},
+    "tree": {"name": "tree"},
     "tome": {"name": "tome"},
     "random groups": {"name": "random"},
     "window": {"name": "window"},

@@ -1,6 +1,7 @@
 """How much of a trained ViT's features is left when its attention sees less, and what that saves.
 
 python benchmarks/fidelity.py WEIGHTS PHOTO... --size 448 --clusters 16 32
+python benchmarks/fidelity.py WEIGHTS PHOTO... --size 336 --tokens 36 72 144   # how much connectors keep of them
 
 Every photo goes through the network as it is, and through the same network changed without any training, by each
 variant of trained.py: SEC, windows, random groups and the balanced tree, blind to each other and with near and far;
@@ -8,6 +9,11 @@ similar tokens merged; a smaller image; the tree's order made anew in each layer
 patch tokens (cosine, the mean over the tokens of a photo) and [cls]; times are interleaved, on one photo.  WEIGHTS is
 a file for timm's NETWORK, PHOTOS are squashed to squares.  Writes
 results/fidelity.<size>_<hardware>_<torch>_<date>.json.
+
+With --tokens nothing is patched: T tokens of each of CONNECTORS, not trained and before the MLP, stand for the patch
+tokens, and compared is the share of the tokens' variance that they keep (`variance_kept`), and how much of the outputs'
+places their index explains (`place_explained`).  Writes
+results/connector-fidelity.<size>_<hardware>_<torch>_<date>.json.
 """
 
 import argparse
@@ -21,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from trained import ORDERS, PLAIN, VARIANTS, as_input, change, features, network, twin
 
+from secvit.connectors import create
 from secvit.images import read_image
 from secvit.measure.results import head, save_result, using_threads
 from secvit.measure.rounds import Speeds, clock_for, clock_name, interleave
@@ -28,6 +35,14 @@ from secvit.provenance import result_name
 
 RESULTS = Path(__file__).parent / "results"
 ALL = {**VARIANTS, **ORDERS}
+CONNECTORS: dict[str, dict[str, Any]] = {
+    "tree": {"name": "tree"},
+    "tome": {"name": "tome"},
+    "windows": {"name": "window", "pooling": "mean"},
+    "sec, sequential": {"name": "sec", "pooling": "mean", "arrangement": "sequential"},
+    "sec": {"name": "sec", "pooling": "mean"},
+    "random groups": {"name": "random", "pooling": "mean"},
+}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -38,15 +53,17 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--network", default="vit_small_patch14_dinov2", help="timm's name of it")
     parser.add_argument("--size", type=int, default=448, help="px of a side")
     parser.add_argument("--clusters", type=int, nargs="+", default=[16], help="numbers of clusters")
+    parser.add_argument("--tokens", type=int, nargs="+", help="numbers of tokens that connectors give; no patching")
     parser.add_argument("--only", nargs="+", default=list(ALL), choices=list(ALL), help="variants")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of timing; 0 for none")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the result")
     asked = parser.parse_args(words)
     model = network(asked.network, asked.weights, (asked.size, asked.size))
+    title, measured = ("connector-fidelity", measure_connectors) if asked.tokens else ("fidelity", measure)
     with using_threads(1):
-        result = measure(model, asked)
+        result = measured(model, asked)
     asked.results.mkdir(exist_ok=True)
-    path = asked.results / f"{result_name(f'fidelity.{asked.size}', result)}.json"
+    path = asked.results / f"{result_name(f'{title}.{asked.size}', result)}.json"
     save_result(result, path)
     print(f"wrote {path}")
 
@@ -86,6 +103,46 @@ def compared(
         found["patches"].append(F.cosine_similarity(new_patches, patches, dim=-1).mean().item())
         found["cls"].append(F.cosine_similarity(new_cls, cls, dim=-1).item())
     return found
+
+
+@torch.no_grad()
+def measure_connectors(model: nn.Module, asked: argparse.Namespace) -> dict[str, Any]:
+    """Every connector, with each number of tokens, on the patch tokens of every photo."""
+    size = (asked.size, asked.size)
+    photos = [features(model, as_input(model, read_image(photo), size), {})[1].flatten(1, 2) for photo in asked.photos]
+    length, dim = photos[0].shape[1:]
+    rows: list[dict[str, Any]] = []
+    for count in asked.tokens:
+        for name, form in CONNECTORS.items():
+            connector = create(**form, in_dim=dim, out_dim=1, num_tokens=count, extra_token=None).eval()
+            merged = [connector.merged(tokens) for tokens in photos]
+            kept = [variance_kept(tokens[0], one.weights[0]) for tokens, one in zip(photos, merged, strict=True)]
+            place = place_explained(torch.cat([one.coordinates for one in merged]))
+            rows.append({"connector": name, "tokens": count, "kept": kept, "place": place})
+            worst = asked.photos[kept.index(min(kept))].name
+            print(f"T={count:3} {name:16} {fmean(kept):.3f}  worst {min(kept):.3f} ({worst})", flush=True)
+    recipe = {
+        "network": asked.called, "architecture": asked.network, "size": asked.size, "length": length,
+        "photos": [photo.name for photo in asked.photos], "connectors": CONNECTORS,
+    }  # fmt: skip
+    return {**head("connector fidelity", recipe, threads=1), "rows": rows}
+
+
+def variance_kept(tokens: Tensor, weights: Tensor) -> float:
+    """Share of the variance of tokens (L, C) that is left when outputs stand for them, in float64.
+
+    weights (T, L): what the outputs are made of, as in `Merged`.  A token is replaced by its output, or by the mean of
+    its outputs, by weight: 1 where nothing was merged, 0 where all tokens are one.
+    """
+    tokens, weights = tokens.double(), weights.double()
+    back = (weights / weights.sum(dim=0)).T @ (weights @ tokens)
+    return 1 - ((tokens - back).square().sum() / (tokens - tokens.mean(dim=0)).square().sum()).item()
+
+
+def place_explained(coordinates: Tensor) -> list[float]:
+    """Share of the variance of x, and of y, that an output's index explains.  coordinates (B, T, 2) of B photos."""
+    centred = coordinates.double() - coordinates.double().mean(dim=(0, 1))
+    return (centred.mean(dim=0).square().mean(dim=0) / centred.square().mean(dim=(0, 1))).tolist()
 
 
 def timed(model: nn.Module, image: Tensor, asked: argparse.Namespace) -> list[dict[str, Any]]:

@@ -56,6 +56,9 @@ CONNECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     "pixel_shuffle": ("pixel_shuffle", {}),
     "tome": ("tome", {}),
     "c_abstractor": ("c_abstractor", {}),
+    "tree": ("tree", {}),
+    "tree, attentive": ("tree", {"init": "random", "pooling": "attentive"}),
+    "tree, attentive, coordinates": ("tree", {"init": "random", "pooling": "attentive", "positions": "coords"}),
 }
 HOUR = Recipe()
 SCENES = Recipe(train_images=5940, test_images=780, tower_steps=500, steps=1500, batch=32, lr=2e-3)

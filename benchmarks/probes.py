@@ -23,10 +23,10 @@ from PIL import Image
 from torch import Tensor, nn
 from trained import PLAIN, VARIANTS, as_input, change, features, network
 
-from secvit import segmentation
 from secvit.images import load_split
 from secvit.measure.results import head, save_result, using_threads
 from secvit.provenance import result_name
+from secvit.segmentation.data import load as load_masks
 
 RESULTS = Path(__file__).parent / "results"
 DECAY = 1e-3  # of the probes' weights, on features of variance 1
@@ -208,7 +208,7 @@ class ByMask:
 
     @staticmethod
     def load(data: Path, split: str, count: int | None) -> Part:
-        part = segmentation.load(data, split)
+        part = load_masks(data, split)
         indices = evenly([0] * len(part), count or len(part))
         names = [part.images.names[i] for i in indices]
         return Part(names, lambda i: part.images.image(indices[i]), lambda i: part.mask(indices[i]), part.classes)

@@ -21,6 +21,7 @@ from secvit.measure.detectors import detector_macs
 from secvit.measure.patch_results import PatchReport
 from secvit.measure.patch_tables import patch_markdown
 from secvit.measure.report import report
+from secvit.measure.results import made_with
 from secvit.measure.rounds import Ratio
 from secvit.measure.scaling import growth
 
@@ -342,6 +343,34 @@ def connector_stabilities() -> str:
     return "\n".join(lines) + "\n" if lines else "No result yet.\n"
 
 
+def connector_fidelities() -> str:
+    """Share of the tokens' variance that each connector's outputs keep: the mean over photos, and the worst photo."""
+    lines = []
+    for _, result in results("connector fidelity"):
+        rows, recipe = result["rows"], result["recipe"]
+        counts = list(dict.fromkeys(row["tokens"] for row in rows))
+        heads = " | ".join(f"{count} tokens: mean | worst photo" for count in counts)
+        lines += [
+            f"| connector, not trained | {heads} | x, y explained by the index, {counts[-1]} tokens |",
+            "|---|" + "---|---|" * len(counts) + "---|",
+        ]
+        for name in dict.fromkeys(row["connector"] for row in rows):
+            cells = []
+            for row in rows:
+                if row["connector"] == name:
+                    kept, worst = row["kept"], min(row["kept"])
+                    cells += [f"{sum(kept) / len(kept):.2f}", f"{worst:.2f}, {recipe['photos'][kept.index(worst)]}"]
+                    place = ", ".join(f"{share:.2f}" for share in row["place"])
+            lines.append(f"| {name} | {' | '.join(cells)} | {place} |")
+        lines += [
+            "",
+            f"{recipe['network']}, {recipe['size']} px, {recipe['length']} tokens of its last layer, "
+            f"{len(recipe['photos'])} photos; {made_with(result)}",
+            "",
+        ]
+    return "\n".join(lines).rstrip("\n") + "\n" if lines else "No result yet.\n"
+
+
 def _range(values: list[float]) -> str:
     mean = sum(values) / len(values)
     return f"{mean:.1f}" + (f" ({min(values):.1f} .. {max(values):.1f})" if len(values) > 1 else "")
@@ -444,6 +473,7 @@ SECTIONS = {
     "connectors": connectors,
     "connector_costs": connector_costs,
     "connector_stabilities": connector_stabilities,
+    "connector_fidelities": connector_fidelities,
 }
 
 

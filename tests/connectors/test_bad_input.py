@@ -61,7 +61,7 @@ def test_pixel_shuffle_names_the_numbers_it_can_give():
         create("pixel_shuffle", 8, 8, 144, where="after")
 
 
-@pytest.mark.parametrize("name", ["pool", "window", "resampler", "c_abstractor"])
+@pytest.mark.parametrize("name", ["pool", "window", "resampler", "c_abstractor", "tree"])
 def test_tokens_that_are_no_square_grid(name):
     connector = create(name, 8, 8, 4, extra_token=None)
     with pytest.raises(ValueError, match=r"35 tokens are no square grid; give grid=\(H, W\)"):

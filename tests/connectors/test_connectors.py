@@ -8,15 +8,16 @@ import torch
 from secvit.connectors import CONNECTORS, create
 from secvit.connectors.base import Connector
 from secvit.connectors.positions import locate
+from tests.conftest import slow_but
 
 LENGTH, GRID = 64, (8, 8)
 # averages of tokens, so that Merged.weights alone say what the outputs are
-AVERAGES = ["sec", "mlp", "pool", "evit", "tome", "random", "window"]
+AVERAGES = ["sec", "mlp", "pool", "evit", "tome", "random", "window", "tree"]
 
 
 def make(name, num_tokens=16, **options):
     options = {"num_patches": LENGTH, "num_heads": 2, **options}
-    if name not in ("sec", "resampler", "random", "window"):
+    if name not in ("sec", "resampler", "random", "window", "tree"):
         del options["num_heads"]
     return create(name, 16, 12, LENGTH if name == "mlp" else num_tokens, **options)
 
@@ -132,12 +133,8 @@ def test_the_extra_token_is_first_and_merged_with_nothing(name, where):
 def test_after_means_tokens_are_merged_behind_the_mlp(name):
     connector = make(name, where="after", extra_token=None)
     given = inputs()
-    if name == "tome":  # goes by other tokens there
-        weights = connector.merged(**given).weights
-    else:
-        weights = (
-            make(name, extra_token=None).merged(**given).weights if name != "sec" else connector.merged(**given).weights
-        )
+    by_content = name in ("sec", "tome", "tree")  # go by other tokens there
+    weights = (connector if by_content else make(name, extra_token=None)).merged(**given).weights
     torch.testing.assert_close(connector(**given), weights @ connector.project(given["tokens"]), rtol=1e-4, atol=1e-5)
 
 
@@ -212,12 +209,13 @@ def test_a_trained_mlp_is_taken_as_it_is(name):
     assert torch.equal(connector.project(x), projector(x))
 
 
-def test_compiled_connectors_give_the_same():
-    given = inputs()
-    for name in ("pool", "evit", "window", "resampler"):
-        connector = make(name)
-        compiled = torch.compile(connector, fullgraph=True, backend="eager")
-        torch.testing.assert_close(compiled(**given), connector(**given))
+@pytest.mark.parametrize(
+    "name", slow_but(["evit", "resampler", "tree"], ["pool", "evit", "window", "resampler", "tree"])
+)
+def test_a_compiled_connector_gives_the_same(name):
+    given, connector = inputs(), make(name)
+    compiled = torch.compile(connector, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(**given), connector(**given))
 
 
 def test_every_connector_is_named_in_the_package():

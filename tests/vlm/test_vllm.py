@@ -101,6 +101,7 @@ def check_same_answers(folder, pictures, tokens_of_a_picture, **options):
         ("tome", "cls"),
         ("random", None),
         ("window", "cls"),
+        ("tree", "mean"),
     ],
 )
 def test_vllm_answers_as_transformers_does(name, extra_token, tokenizer, pictures, tmp_path):

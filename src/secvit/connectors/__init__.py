@@ -15,6 +15,7 @@ from secvit.connectors.random_groups import RandomConnector
 from secvit.connectors.resampler import ResamplerConnector
 from secvit.connectors.sec import SECConnector
 from secvit.connectors.tome import ToMeConnector
+from secvit.connectors.tree import TreeConnector
 from secvit.connectors.windows import WindowConnector
 from secvit.registry import Registry
 
@@ -29,6 +30,7 @@ OURS: tuple[type[Connector], ...] = (
     ToMeConnector,
     RandomConnector,
     WindowConnector,
+    TreeConnector,
 )
 CONNECTORS = Registry("connector", "secvit.connectors.register", {one.name: one for one in OURS})
 
@@ -68,6 +70,7 @@ __all__ = [
     "ResamplerConnector",
     "SECConnector",
     "ToMeConnector",
+    "TreeConnector",
     "WindowConnector",
     "create",
     "register",
