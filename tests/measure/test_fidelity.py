@@ -18,6 +18,7 @@ def test_a_run_compares_and_times_every_variant_that_is_asked_for(tmp_path, monk
         pytest.skip(f"no {BENCHMARKS}: run from a checkout")
     monkeypatch.syspath_prepend(BENCHMARKS)
     import fidelity
+    import fidelity_picture
 
     torch.manual_seed(0)
     create = timm.create_model
@@ -38,3 +39,7 @@ def test_a_run_compares_and_times_every_variant_that_is_asked_for(tmp_path, monk
     alone, near = (sum(row["patches"]) for row in result["rows"][:2])
     assert near > alone  # clusters that see each other are nearer to full attention
     assert result["commit"] and result["recipe"]["photos"] == ["0.png", "1.png"]
+    with Image.open(fidelity_picture.draw_fidelity(result, tmp_path / "fidelity.png")) as drawn:
+        assert drawn.width == 1950
+    with pytest.raises(ValueError, match="no times in this result"):
+        fidelity_picture.draw_fidelity({**result, "speed": []}, tmp_path / "none.png")
