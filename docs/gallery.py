@@ -1,10 +1,12 @@
 """Make the pictures of docs/gallery.md, small ones, in docs/images.
 
-python docs/gallery.py PHOTOS     # a folder with the photos that SIX and the lines below name
+python docs/gallery.py PHOTOS --weights FILE
+
+PHOTOS is a folder with the photos that SIX and the lines below name, FILE has weights for VIT.
 """
 
+import argparse
 import io
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +14,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from secvit.images import read_image
-from secvit.vis import View, draw_page, grad_cam, record_keys
+from secvit.vis import (
+    View,
+    cluster_maps,
+    draw_attention,
+    draw_clusters,
+    draw_page,
+    grad_cam,
+    record_keys,
+    token_attention,
+)  # fmt: skip
 from secvit.vis.clusters import normalised, sized
 from secvit.vis.pages import Row
-from secvit.vis.view import animation_of, clusters_of, partitions_of
+from secvit.vis.view import Recorded, animation_of, clusters_of, partitions_of
 
 IMAGES = Path(__file__).parent / "images"
 LARGEST = 300_000  # bytes
@@ -25,9 +36,17 @@ SIX = [
     "coco_000000364082.jpg", "coco_000000196393.jpg", "china.jpg",
 ]  # fmt: skip
 PAGE = View("secvit_nano.clothing10", size=320, num_clusters=8)
+VIT = "vit_small_patch14_dinov2"
+CALLED = "ViT-S/14 (DINOv2 architecture) of a saliency model, 1,369 tokens"
 
 
-def main(photos: Path) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("--weights", type=Path, help=f"for timm's {VIT}; without it the tree's pictures are left out")
+    parser.add_argument("--only", nargs="+", help="names of pictures; else all of them")
+    asked = parser.parse_args()
+    photos = asked.photos
     tennis, coffee = photos / SIX[0], photos / "coffee.png"
     pictures: dict[str, Callable[[], Figure | bytes]] = {
         "gallery_figure4.jpg": lambda: six(photos),
@@ -38,7 +57,13 @@ def main(photos: Path) -> None:
         ),
         "gallery_blocks.gif": lambda: drawn(animation_of, coffee, View(size=224, num_clusters=4)),
     }
+    if asked.weights:
+        tree = View(asked.weights, VIT, num_clusters=16, partition="tree", near=2, far=True)
+        pictures["gallery_tree.jpg"] = lambda: leaves(photos / SIX[4], tree)
+        pictures["gallery_attends.jpg"] = lambda: attends(photos / SIX[5], (0.5, 0.5), tree)
     for name, make in pictures.items():
+        if asked.only and name not in asked.only:
+            continue
         picture = make()
         content = small(picture) if isinstance(picture, Figure) else picture
         if len(content) > LARGEST:
@@ -48,8 +73,23 @@ def main(photos: Path) -> None:
 
 
 def drawn(draw: Callable[..., Figure | bytes], photo: Path, view: View, gradcam: bool = False) -> Figure | bytes:
-    image = sized(read_image(photo), view.size)
-    return draw(view.network(), image, view, f"{photo.name} in {view.model}", gradcam)
+    recorded = Recorded(view.network(), sized(read_image(photo), view.size), view)
+    more = {"gradcam": gradcam} if gradcam else {}
+    return draw(recorded, f"{photo.name} in {view.title}", **more)
+
+
+def leaves(photo: Path, view: View) -> Figure:
+    """The tree's clusters in the blocks that end the quarters of a trained ViT."""
+    network, image = view.network(), read_image(photo)
+    return draw_clusters(image, cluster_maps(network, normalised(image, network)), f"{photo.name} in a {CALLED}")
+
+
+def attends(photo: Path, at: tuple[float, float], view: View) -> Figure:
+    """What one token attends to in an early and in a late block."""
+    network, image = view.network(), read_image(photo)
+    pixels = normalised(image, network)
+    found = [one for block in (5, 8) for one in token_attention(network, pixels, at, block=block)]
+    return draw_attention(image, found, f"{photo.name} in a {CALLED}")
 
 
 def six(photos: Path) -> Figure:
@@ -77,6 +117,4 @@ def small(figure: Figure) -> bytes:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
-    main(Path(sys.argv[1]))
+    main()

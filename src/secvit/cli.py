@@ -176,9 +176,11 @@ secvit cluster RUN photo.jpg -o clusters.png --gradcam       a network you train
 secvit cluster photos/ more/*.png -o pictures --gif          a folder; animations through all blocks, too
 secvit cluster photo.jpg --stage 2 --block all --head all --style outlined
 secvit cluster photo.jpg --compare --num_clusters 8          window, k-means and SEC, sizes and times
+secvit cluster photo.jpg --attends 0.4,0.6 --near 2 --far    what the token at this place attends to
 secvit cluster photos/ --page -o page.png                    one page: clusters and Grad-CAM of all photos
 secvit cluster photos/ --metrics --masks masks/              do clusters follow objects, and do they stay?
-secvit cluster weights.safetensors photo.jpg --model deit_small_patch16_224 --cluster_size 49"""
+secvit cluster weights.safetensors photo.jpg --model deit_small_patch16_224 --cluster_size 49
+secvit cluster deit_small_patch16_224 photo.jpg --num_clusters 8 --partition tree --near 2 --far --attends 200,120"""
 
 
 def cluster(words: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 import secvit
 from secvit import app
 from secvit.app import look as looking
-from secvit.app.look import COUNTED, NUMBER, TOKENS, Setting, draw, look
+from secvit.app.look import COUNTED, NUMBER, TOKENS, Setting, attention, draw, look, place_of
 from secvit.classification import predict
 from secvit.models.saved import load_model
 from tests.app.make import CLASSES, make_run
@@ -56,6 +56,21 @@ def test_tokens_per_cluster_are_no_more_than_asked_for(photo, setting, partition
     assert numbers["partition (ms)"] > 0 and numbers["network (ms)"] > numbers["partition (ms)"]
 
 
+def test_near_and_far_change_the_network_and_not_the_clusters(photo, setting):
+    tree = replace(setting, partition="tree")
+    alone, seen = look(photo, tree), look(photo, replace(tree, near=2, far=True))
+    assert np.array_equal(alone.clusters, seen.clusters) and alone.classes != seen.classes
+
+
+def test_the_attention_of_a_place_is_drawn_beside_full_attention(photo, setting):
+    assert place_of(photo, (480, 720)) == (50, 100)  # the picture is 960 x 720 px
+    tree = replace(setting, partition="tree", near=2, far=True)
+    pictures = [attention(photo, tree, 10, 90), attention(photo, tree, 90, 10), attention(photo, setting, 10, 90)]
+    assert pictures[0].width > 3 * 400 and len({picture.tobytes() for picture in pictures}) == 3
+    with pytest.raises(ValueError, match="stages 1 to 4"):
+        attention(photo, replace(tree, stage=5), 10, 90)
+
+
 def test_k_means_is_the_one_whose_clusters_are_unequal(photo, setting):
     low, high = look(photo, replace(setting, partition="k-means")).numbers["tokens per cluster"].split(" to ")
     assert int(low) < 96 < int(high)  # 768 tokens, 8 clusters
@@ -89,7 +104,8 @@ def test_plain_vision_transformers_show_any_block(photo, tmp_path, name, more):
         ({"stage": 5}, "stages 1 to 4"),
         ({"block": 2}, "blocks 1 to 1"),
         ({"head": 3}, "heads 1 to 2"),
-        ({"partition": "voronoi"}, "choose one of SEC, window"),
+        ({"partition": "voronoi"}, "choose one of SEC, tree, window"),
+        ({"near": 0}, "near=0; choose a whole number"),
         ({"counted": "all"}, f"choose one of {COUNTED[0]}"),
         ({"counted": NUMBER, "count": 257}, "choose 1 to 256"),
         ({"counted": TOKENS, "count": 2}, "choose 3 tokens per cluster or more"),  # 768 tokens

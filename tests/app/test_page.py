@@ -121,6 +121,16 @@ def test_a_visitor_uploads_changes_clusters_compares_and_downloads(tab, photo, t
     assert hosts == {"127.0.0.1"}
 
 
+def test_a_click_shows_what_the_token_there_attends_to(tab):
+    tab.locator("#clusters_a img").click(position={"x": 30, "y": 20})
+    tab.wait_for_selector("#attention_a img")
+    first = shown(tab, "attention_a")
+    tab.get_by_label("tree").first.check()
+    wait_for_another(tab, "attention_a", first)
+    tab.locator("#asks_a input").uncheck()
+    tab.wait_for_selector("#attention_a img", state="hidden")
+
+
 def test_another_photo_stage_and_model_are_a_click_or_two_away(tab):
     first = shown(tab, "clusters_a")
     tab.locator("#bundled button.thumbnail-item, #bundled button.thumbnail-lg").nth(1).click()
@@ -169,6 +179,11 @@ def test_programs_get_the_same(site, photo, tmp_path):
     assert numbers["clusters"] == 4 and numbers["network (ms)"] > 0
     with pytest.raises(exceptions.AppError, match="has heads 1 to 2"):
         client.predict(head=3, **ask)
+    ask = {"photo": handle_file(photo), "x": 30, "partition": "tree", "near": 2, "far": True, "api_name": "/attends"}
+    with Image.open(client.predict(**ask)) as attention:
+        assert attention.width > 3 * 400  # three panels
+    with pytest.raises(exceptions.AppError, match="x: 101; give a whole number from 0 to 100"):
+        client.predict(**{**ask, "x": 101})
 
 
 def test_other_computers_cannot_reach_it_and_a_taken_port_is_named(site, tmp_path):

@@ -62,13 +62,13 @@ def given(path, **changes):
     photo = {"path": path, "meta": {"_type": "gradio.FileData"}}
     values = {
         "photo": photo, "model": "mine (yours)", "stage": 1, "block": 0, "head": 1, "partition": "SEC",
-        "counted": "as it is", "count": 8, "size": 64,
+        "counted": "as it is", "count": 8, "size": 64, "near": 1, "far": False,
     }  # fmt: skip
     return list({**values, **changes}.values())
 
 
-def clusters(site, values):
-    status, answer = send(site, "POST", "/gradio_api/run/clusters", json.dumps({"data": values}), JSON)
+def clusters(site, values, call="clusters"):
+    status, answer = send(site, "POST", f"/gradio_api/run/{call}", json.dumps({"data": values}), JSON)
     return status, json.loads(answer)
 
 
@@ -124,7 +124,7 @@ def test_a_body_that_comes_slowly_keeps_nobody_waiting(site):
         ({"count": 10**30}, "count: 1000000000000000000000000000000; give a whole number from 0 to 1000000"),
         ({"size": 63}, "size: 63; give a whole number from 64 to 640"),
         ({"model": None}, r"model: None; choose one of mine \(yours\), secvit_nano.clothing10"),
-        ({"partition": {"a": 1}}, r"partition: \{'a': 1\}; choose one of SEC, window, k-means, random"),
+        ({"partition": {"a": 1}}, r"partition: \{'a': 1\}; choose one of SEC, tree, window, k-means, random"),
         ({"counted": 3}, "counted: 3; choose one of as it is"),
         ({"photo": None}, "photo: None; give a photo that was uploaded here"),
         ({"photo": "leaves.jpg"}, "photo: 'leaves.jpg'; give a photo that was uploaded"),
@@ -134,6 +134,8 @@ def test_a_body_that_comes_slowly_keeps_nobody_waiting(site):
             "give a photo that was",
         ),
         ({"photo": {"path": "a\0b"}}, "give a photo that was uploaded"),
+        ({"near": 0}, "near=0; choose a whole number"),
+        ({"far": 1}, "far: 1; give true or false"),
         ({"head": 3}, "head 3; stage 1 of secvit_nano has heads 1 to 2"),
     ],
 )
@@ -142,15 +144,39 @@ def test_a_program_is_told_which_value_is_wrong(site, changes, reason):
     assert status == 500 and re.search(reason, answer["error"]), answer
 
 
+def test_a_program_gets_what_a_place_attends_to(site):
+    photo, *setting = given(upload(site), partition="tree", near=2, far=True)
+    status, answer = clusters(site, [photo, 30, 60, *setting], "attends")
+    assert status == 200, answer
+    with Image.open(io.BytesIO(send(site, "GET", urlsplit(answer["data"][0]["url"]).path)[1])) as picture:
+        assert picture.width > 3 * 400  # three panels
+    assert (
+        "x: 101; give a whole number from 0 to 100" in clusters(site, [photo, 101, 60, *setting], "attends")[1]["error"]
+    )
+
+
+def test_a_click_into_the_clusters_says_where_it_was(site):
+    calls = json.loads(send(site, "GET", "/config")[1])["dependencies"]
+    point = next(call["id"] for call in calls if call["targets"][0][1] == "select" and len(call["outputs"]) == 3)
+
+    def click(index):
+        body = {"data": [None], "fn_index": point, "session_hash": "s", "event_data": {"index": index, "value": None}}
+        return json.loads(send(site, "POST", "/gradio_api/run/predict", json.dumps(body), JSON)[1])
+
+    assert click([480, 10_000])["data"] == [True, 50, 100]  # of a picture 960 px wide
+    for wrong in (3, [1], ["a", 2], None):
+        assert "click into the picture" in click(wrong)["error"]
+
+
 def test_a_program_is_told_how_many_values_there_are(site):
-    names = "photo, model, stage, block, head, partition, counted, count, size"
-    assert clusters(site, [])[1]["error"] == f"0 values; give 9: {names}"
-    assert clusters(site, [*given(upload(site)), 1])[1]["error"] == f"10 values; give 9: {names}"
+    names = "photo, model, stage, block, head, partition, counted, count, size, near, far"
+    assert clusters(site, [])[1]["error"] == f"0 values; give 11: {names}"
+    assert clusters(site, [*given(upload(site)), 1])[1]["error"] == f"12 values; give 11: {names}"
 
 
 def test_the_pages_own_calls_check_what_comes_too(site):
-    for number in range(14):
-        body = {"data": ["words"] * 18, "fn_index": number, "session_hash": "s"}
+    for number in range(20):
+        body = {"data": ["words"] * 22, "fn_index": number, "session_hash": "s"}
         status, answer = send(site, "POST", "/gradio_api/run/predict", json.dumps(body), JSON)
         assert status == 500 and json.loads(answer)["error"]
 
@@ -192,7 +218,7 @@ def test_a_picture_to_keep_is_swept_too_and_a_killed_pages_folder_goes_at_the_ne
     with serving(tmp_path, run=run) as site:
         [own] = (tmp_path / "tmp").glob("secvit_app_*")
         calls = json.loads(send(site, "GET", "/config")[1])["dependencies"]
-        [keep] = [call["id"] for call in calls if len(call["inputs"]) == 18]
+        [keep] = [call["id"] for call in calls if len(call["inputs"]) == 22]
         half = given(None)[1:]
         body = {"data": [False, None, *half, *half], "fn_index": keep, "session_hash": "s"}
         status, answer = send(site, "POST", "/gradio_api/run/predict", json.dumps(body), JSON)

@@ -41,7 +41,7 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def test_a_run_compares_and_times_every_variant_that_is_asked_for(run):
+def test_a_run_compares_and_times_every_variant_that_is_asked_for(run, tmp_path):
     names = ["sec", "tree, near and far", "tree, near and far, one order for 2 layers"]
     names += ["tokens merged to 50%", "image of 75% of the side"]
     result = run("--clusters", 4, "--rounds", 1, "--only", *names)
@@ -49,6 +49,12 @@ def test_a_run_compares_and_times_every_variant_that_is_asked_for(run):
     assert all(len(row["patches"]) == 2 for row in result["rows"])
     alone, near = (sum(row["patches"]) for row in result["rows"][:2])
     assert near > alone  # clusters that see each other are nearer to full attention
+    import fidelity_picture
+
+    with Image.open(fidelity_picture.draw_fidelity(result, tmp_path / "fidelity.png")) as drawn:
+        assert drawn.width == 1950
+    with pytest.raises(ValueError, match="no times in this result"):
+        fidelity_picture.draw_fidelity({**result, "speed": []}, tmp_path / "none.png")
 
 
 def test_a_run_says_what_each_connector_keeps_of_the_tokens(run):

@@ -204,3 +204,35 @@ def test_tokens_that_are_all_alike_stay_finite():
         out = near_far_attention(x, x, x, Plan.equal(torch.arange(63).view(1, 1, -1), 8), 2, True, 0.25)
         torch.testing.assert_close(out, x)
         assert torch.autograd.grad(out.sum(), x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("far", [True, False])
+@pytest.mark.parametrize("token", [0, 1, 2, 40, 64])
+def test_the_weights_of_a_token_sum_to_one_and_give_its_output(token, far):
+    """Of two prefix tokens and of three patch tokens."""
+    (q, k, v), _ = qkv(65)
+    plan = tree(q, k, 7, 2)
+    out = near_far_attention(q, k, v, plan, 3, far, prefix=2)
+    clusters = [part.tolist() for part in plan.order[0, 1].split(plan.sizes[0, 1].tolist())]
+    weights, exact = reference.weights_of_token(token, q[0, 1], k[0, 1], clusters, 3, far, SCALE, 2)
+    torch.testing.assert_close(weights @ v[0, 1], out[0, 1, token], rtol=1e-10, atol=1e-10)
+    assert abs(weights.sum().item() - 1) < 1e-12
+    if token >= 2:
+        assert exact[0] == plan.labels[0, 1, token - 2] and len(set(exact)) == 3
+        seen = torch.isin(plan.labels[0, 1], torch.tensor(exact))
+        assert (weights[2:][~seen] > 0).all() if far else (weights[2:][~seen] == 0).all()
+
+
+def test_with_all_clusters_near_the_weights_of_a_token_are_its_softmax():
+    (q, k, _), _ = qkv(65)
+    clusters = [part.tolist() for part in torch.arange(63).split(9)]
+    full = torch.softmax(q[0, 0] @ k[0, 0].T * SCALE, dim=-1)
+    for token in range(65):
+        weights, _ = reference.weights_of_token(token, q[0, 0], k[0, 0], clusters, 7, True, SCALE, 2)
+        torch.testing.assert_close(weights, full[token], rtol=1e-12, atol=1e-12)
+
+
+def test_a_token_in_no_cluster_has_no_weights():
+    (q, k, _), _ = qkv(9)
+    with pytest.raises(ValueError, match="token 8 is in no cluster"):
+        reference.weights_of_token(8, q[0, 0], k[0, 0], [[0, 1, 2, 3], [4, 5, 6, 7]], 1, True, SCALE)

@@ -93,8 +93,10 @@ def test_one_pixel_gives_a_picture(small, tmp_path):
 def test_a_plain_vit_gets_its_clusters(file, tmp_path, monkeypatch):
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, embed_dim=32, num_heads=2)
     monkeypatch.setattr(runs, "network", lambda run, model=None: vit.eval())
-    made = cluster_photos([file], tmp_path / "vit.png", View("vit_tiny_patch16_224", cluster_size=8), gradcam=True)
-    assert made.written and vit.secvit_patch.clustering.cluster_size == 8
+    asked = View("vit_tiny_patch16_224", cluster_size=8, partition="tree", near=2, far=True)
+    made = cluster_photos([file], tmp_path / "vit.png", asked, gradcam=True)
+    clustering = vit.secvit_patch.clustering
+    assert made.written and (clustering.cluster_size, clustering.near, clustering.far) == (8, 2, True)
     with Image.open(made.written[0]) as out:
         assert out.width > 3 * 80  # the photo and two blocks
 

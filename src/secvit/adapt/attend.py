@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secvit.ops import Clustering, Keys, Plan, attend_sorted, sec_attention, shown_name
+from secvit.ops import Clustering, Keys, Plan, Projections, attend_sorted, sec_attention, shown_name
 
 
 class SharedOrder:
@@ -64,8 +64,8 @@ class ClusteredAttention(nn.Module):
                 "SEC cannot be causal: the centre and every token's rank depend on later tokens; "
                 "patch the vision tower, or other layers"
             )
-        if enable_gqa and key.shape[1] != query.shape[1]:
-            key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+        if enable_gqa:
+            key, value = (_for_each_query(x, query) for x in (key, value))
         if self.order is None:
             return attend(self.clustering, query, key, value, attn_mask, dropout_p, scale)
         if self.leads:  # a forward that failed midway may have left its own
@@ -91,6 +91,7 @@ class ClusteredAttention(nn.Module):
 
     def keys(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Keys:
         """What `forward` clusters of the same inputs."""
+        key, value = (_for_each_query(x, query) for x in (key, value))
         return scored(self.clustering, query, key, value)
 
     def plan(self, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> Plan:
@@ -99,10 +100,23 @@ class ClusteredAttention(nn.Module):
             return self.order.plan
         return self.clustering.plan(self.keys(query, key, value))
 
+    def projections(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+    ) -> Projections:  # fmt: skip
+        """What `forward` computes attention of, of the same inputs."""
+        key, value = (_for_each_query(x, query) for x in (key, value))
+        return Projections(query, key, value, query.shape[-1] ** -0.5 if scale is None else scale)
+
     def extra_repr(self) -> str:
         settings = {f.name: (getattr(self.clustering, f.name), f.default) for f in fields(self.clustering)}
         settings["partition"] = (shown_name(self.clustering.partition), "sec")
         return ", ".join(f"{name}={value!r}" for name, (value, default) in settings.items() if value != default)
+
+
+def _for_each_query(x: Tensor, query: Tensor) -> Tensor:
+    """Keys or values that several heads of queries share, once for each of these.  (B, h, L, D)"""
+    return x if x.shape[1] == query.shape[1] else x.repeat_interleave(query.shape[1] // x.shape[1], dim=1)
 
 
 def attend(

@@ -13,7 +13,7 @@ from pathlib import Path
 import gradio as gr
 
 from secvit.app.files import use
-from secvit.app.look import Seen, Setting, draw, extent, look, open_photo
+from secvit.app.look import Seen, Setting, attention, draw, extent, look, open_photo, place_of
 from secvit.draw.picture import save
 from secvit.vis.clusters import UNTRAINED
 
@@ -30,10 +30,10 @@ class Answers:
         use(photo)
         return look(photo, self._setting(*settings))
 
-    def _setting(self, model: str, stage, block, head, partition, counted, count, size) -> Setting:
+    def _setting(self, model: str, stage, block, head, partition, counted, count, size, near, far) -> Setting:
         return replace(
             self.models[model], stage=stage, block=block, head=head, partition=partition, counted=counted, count=count,
-            size=size,
+            size=size, near=near, far=far,
         )  # fmt: skip
 
     def show(self, on: bool, photo: str | None, *settings, progress=gr.Progress()):  # noqa: B008  how gradio hands it over
@@ -70,10 +70,28 @@ class Answers:
             gr.Slider(maximum=max(heads, 2), value=1, interactive=heads > 1),
         )
 
-    def clusters(self, photo, model, stage, block, head, partition, counted, count, size):
+    def clusters(self, photo, model, stage, block, head, partition, counted, count, size, near, far):
         with shown_errors():
-            seen = self._seen(photo, model, stage, block, head, partition, counted, count, size)
+            seen = self._seen(photo, model, stage, block, head, partition, counted, count, size, near, far)
         return seen.clusters, seen.cam, seen.classes, seen.numbers
+
+    def attends(self, photo, x, y, model, stage, block, head, partition, counted, count, size, near, far):
+        setting = (model, stage, block, head, partition, counted, count, size, near, far)
+        with shown_errors():
+            use(photo)
+            return attention(photo, self._setting(*setting), x, y)
+
+    def show_attention(self, on: bool, photo: str | None, x: int, y: int, *settings):
+        return self.attends(photo, x, y, *settings) if on and photo is not None else None
+
+    def point(self, photo: str | None, event: gr.SelectData):
+        """Where the picture of clusters was clicked, in per cent, and that its token's attention is wanted."""
+        with shown_errors():
+            at = event.index
+            fits = isinstance(at, list) and len(at) == 2 and all(type(number) in (int, float) for number in at)
+            if photo is None or not fits:
+                raise ValueError(f"a click at {reprlib.repr(at)}; click into the picture of a photo")
+            return True, *place_of(photo, at)
 
     def take(self, dropped: str, before: str | None):
         """The drop zone is emptied for the next photo; one that cannot be read leaves the page as it is."""

@@ -3,6 +3,7 @@
 import inspect
 import reprlib
 import traceback
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from secvit.app.answers import Answers, shown_errors, uploads
 from secvit.app.look import AS_IT_IS, COUNTED, MAX_CLUSTERS, PARTITIONS, Setting, extent
 from secvit.models.saved import has_weights, saved_config
+from secvit.vis.record import layers
 
 SHIPPED = ("secvit_nano.clothing10", "secvit_nano.cifar10")
 MIN_SIDE, MAX_SIDE = 64, 640  # px that a network sees
@@ -23,7 +25,8 @@ MAX_NUMBER = 10**6
 INTRO = """\
 # What does a network put together?
 Tokens of one colour attend to each other. SEC ranks them by the cosine of their keys to the mean key, dark to bright, \
-and cuts the ranking into clusters of equal size."""
+and cuts the ranking into clusters of equal size. A tree sorts by the first principal component and halves, again and \
+again; near clusters and summaries of far ones let its clusters see each other."""
 CREDIT = "Photos: danielbuechele, vultilion, CC BY 2.0."
 CSS = """
 .numbers thead {display: none}
@@ -120,37 +123,67 @@ def page(folder: Path, run: str | None = None) -> gr.Blocks:
                 button = gr.Button("Download the picture", variant="primary")
                 picture = gr.DownloadButton(visible="hidden", elem_id="picture")
             with gr.Column(scale=3, min_width=420):
-                own_controls, shown = side("a", models, "SEC")
+                own = side("a", models, next(iter(models.values())).partition)
             with gr.Column(scale=3, min_width=420, visible=False) as second:
-                others, shown_beside = side("b", models, "window")
+                other = side("b", models, "window")
         drop.upload(answers.take, [drop, photo], [photo, drop], **PRIVATE)
         gallery.select(answers.choose, None, photo, **PRIVATE)
         compare.input(lambda on: gr.Column(visible=on), compare, second, **PRIVATE)
-        button.click(answers.keep, [compare, photo, *own_controls, *others], picture, **QUEUED).success(None, js=CLICK)
-        for on, begin, controls, there in (
-            (gr.State(True), demo.load, own_controls, shown),
-            (compare, compare.input, others, shown_beside),
-        ):
-            connect(answers, on, begin, photo, controls, there)
+        kept = [compare, photo, *own.controls, *other.controls]
+        button.click(answers.keep, kept, picture, **QUEUED).success(None, js=CLICK)
+        connect(answers, gr.State(True), demo.load, photo, own)
+        connect(answers, compare, compare.input, photo, other)
         with gr.Column(visible=False):
             click = gr.Button().click
-            click(answers.clusters, *program_sides(models), api_name="clusters", concurrency_id="network")
+            (asked, *controls), seen = program_sides(models)
+            click(answers.clusters, [asked, *controls], seen, api_name="clusters", concurrency_id="network")
+            places = [gr.Number(50, label=name, precision=0, minimum=0, maximum=100) for name in ("x", "y")]
+            drawn = gr.Image(format="png", label="attention")
+            click(answers.attends, [asked, *places, *controls], drawn, api_name="attends", concurrency_id="network")
     return demo.queue(max_size=MAX_WAITING)
 
 
-def connect(answers: Answers, on: Any, begin: Any, photo: Any, controls: list[Any], there: list[Any]) -> None:
-    """What shows a setting follows its controls and the photo.  on: whether it is shown; begin: the event of that."""
+@dataclass(frozen=True)
+class Side:
+    """Controls of one setting, in the order of `Setting`, and what shows it.
+
+    asks: whether to show what a token attends to.  panel: holds place, x and y of it, and attention, the picture.
+    """
+
+    controls: list[Any]
+    shown: list[Any]
+    asks: Any
+    panel: Any
+    place: list[Any]
+    attention: Any
+
+
+def connect(answers: Answers, on: Any, begin: Any, photo: Any, there: Side) -> None:
+    """What shows a setting follows its controls and the photo.  on: whether it is shown; begin: the event of that.
+
+    The picture of attention follows its place, too: a click into the clusters, or the sliders.
+    """
     shows: dict[str, Any] = {
-        "fn": answers.show, "inputs": [on, photo, *controls], "outputs": there, "show_progress_on": there[:2],
+        "fn": answers.show, "inputs": [on, photo, *there.controls], "outputs": there.shown,
+        "show_progress_on": there.shown[:2],
     }  # fmt: skip
-    model, stage, *rest = controls
+    attends: dict[str, Any] = {
+        "fn": answers.show_attention, "inputs": [there.asks, photo, *there.place, *there.controls],
+        "outputs": there.attention,
+    }  # fmt: skip
+    model, stage, *rest = there.controls
     moved = gr.on([model.input, stage.input], answers.places, [model, stage], [stage, *rest[:2]], **PRIVATE)
-    moved.then(**shows, **QUEUED)
-    gr.on([begin, photo.change, *(control.input for control in rest)], **shows, **QUEUED)
+    changed = [photo.change, *(control.input for control in rest)]
+    there.shown[0].select(answers.point, photo, [there.asks, *there.place], **PRIVATE)
+    there.asks.change(lambda on: gr.Column(visible=on), there.asks, there.panel, **PRIVATE)
+    asked = [there.asks.change, *(number.change for number in there.place)]
+    for what, begins in ((shows, [begin, *changed]), (attends, [*asked, *changed])):
+        moved.then(**what, **QUEUED)
+        gr.on(begins, **what, **QUEUED)
 
 
-def side(name: str, models: dict[str, Setting], partition: str) -> tuple[list[Any], list[Any]]:
-    """Controls of one setting, in the order of `Setting`, and what shows it."""
+def side(name: str, models: dict[str, Setting], partition: str) -> Side:
+    """Controls of one setting and what shows it, laid out."""
     first, default = next(iter(models.items()))
     stages, blocks, heads = extent(default.network, default.stage)
     with gr.Group():
@@ -161,6 +194,12 @@ def side(name: str, models: dict[str, Setting], partition: str) -> tuple[list[An
             by = gr.Radio(list(PARTITIONS), value=partition, label="Partition of this stage", min_width=260)
             counted = gr.Radio(list(COUNTED), value=default.counted, label="Clusters of this stage", min_width=260)
         count = gr.Slider(1, MAX_CLUSTERS, default.count, step=1, label="How many", interactive=False)
+        with gr.Row():
+            near = gr.Number(
+                default.near, label="Near clusters, its own among them", precision=0, minimum=1, maximum=MAX_CLUSTERS,
+                min_width=260,
+            )  # fmt: skip
+            far = gr.Checkbox(default.far, label="A summary of every other cluster", min_width=260)
         with gr.Accordion("Block, head, size", open=False), gr.Row():
             block = gr.Slider(0, blocks, default.block, step=1, label="Block (0: the last)", min_width=150)
             head = gr.Slider(1, max(heads, 2), default.head, step=1, label="Head", min_width=150, interactive=heads > 1)
@@ -177,8 +216,14 @@ def side(name: str, models: dict[str, Setting], partition: str) -> tuple[list[An
     with gr.Row():
         numbers = gr.Markdown(elem_id=f"numbers_{name}", elem_classes="numbers", min_height=120)
         classes = gr.Label(label="Likeliest of the classes it knows", min_width=240)
+    asks = gr.Checkbox(label="What does a token attend to?  Click a place in the clusters", elem_id=f"asks_{name}")
+    with gr.Column(visible=False) as panel:
+        with gr.Row():
+            place = [gr.Slider(0, 100, 50, step=1, label=f"{axis} (%)", min_width=150) for axis in ("x", "y")]
+        attention = gr.Image(label="Attention", elem_id=f"attention_{name}", **picture)
     counted.input(lambda how: gr.Slider(interactive=how != AS_IT_IS), counted, count, **PRIVATE)
-    return [model, stage, block, head, by, counted, count, size], [clusters, cam, classes, numbers]
+    controls = [model, stage, block, head, by, counted, count, size, near, far]
+    return Side(controls, [clusters, cam, classes, numbers], asks, panel, place, attention)
 
 
 def supported_by(function: Any, **options: Any) -> dict[str, Any]:
@@ -198,6 +243,8 @@ def program_sides(models: dict[str, Setting]) -> tuple[list[Any], list[Any]]:
         gr.Dropdown(list(COUNTED), value=default.counted, label="counted"),
         gr.Number(default.count, label="count", **numbers),
         gr.Number(default.size, label="size", precision=0, minimum=MIN_SIDE, maximum=MAX_SIDE),
+        gr.Number(default.near, label="near", **numbers),
+        gr.Checkbox(default.far, label="far"),
     ]
     pictures = [gr.Image(format="png", label=name) for name in ("clusters", "cam")]
     return controls, [*pictures, *(gr.JSON(label=name) for name in ("classes", "numbers"))]
@@ -209,7 +256,9 @@ def own_model(run: str) -> dict[str, Setting]:
     if name is None:
         raise ValueError(f"{run}: no config.yaml that names the model; give the folder of a classification run")
     own = Setting(name, checkpoint=run)
-    extent(own.network, own.stage)  # here, rather than in the middle of the page, if it cannot be
+    now = layers(own.network)[0].clustering  # here, rather than in the middle of the page, if there is none
+    partition = next((shown for shown, name in PARTITIONS.items() if name == now.partition), own.partition)
+    own = replace(own, partition=partition, near=now.near, far=now.far)
     return {f"{Path(run).resolve().name} (yours)": own}
 
 

@@ -1,11 +1,12 @@
-"""What one network sees in one photo under one partition: clusters, Grad-CAM, classes, sizes and times."""
+"""What one network sees in one photo under one partition: clusters, attention, Grad-CAM, classes, sizes and times."""
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,17 +18,18 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from secvit.classification import predict
 from secvit.draw.panels import Panel, draw_panels, panel_size
 from secvit.images import read_image, upright_size
 from secvit.models.saved import has_weights, load_model
+from secvit.vis.attention import draw_attention, token_attention
 from secvit.vis.clusters import UNTRAINED, maps_of, normalised, overlay, sized
 from secvit.vis.gradcam import grad_cam, heat_overlay
 from secvit.vis.record import Layer, layers, record_keys
 
-PARTITIONS = {"SEC": "sec", "window": "window", "k-means": "kmeans", "random": "random"}
+PARTITIONS = {"SEC": "sec", "tree": "tree", "window": "window", "k-means": "kmeans", "random": "random"}
 AS_IT_IS, NUMBER, TOKENS = COUNTED = ("as it is", "number of clusters", "tokens per cluster")
 MAX_PIXELS = 40_000_000
 MAX_CLUSTERS = 256
@@ -41,9 +43,10 @@ looking = threading.Lock()  # a setting changes its network for a while, and tim
 class Setting:
     """Which partition to look at.  Stage, block and head are counted from 1; block 0 is the stage's last.
 
-    partition, counted and count apply to all blocks of the stage; the rest of the network stays as it is.
+    partition, counted, count, near and far apply to all blocks of the stage; the rest of the network stays as it is.
     counted: "as it is", or what `count` means: "number of clusters" or "tokens per cluster".
     size: long side in px that the network sees.
+    near, far: what clusters attend to, as in `secvit.sec_attention`.
     checkpoint: weights or the folder of a run; without, those that ship under the name, else random ones.
     """
 
@@ -55,6 +58,8 @@ class Setting:
     counted: str = AS_IT_IS
     count: int = 8
     size: int = 224
+    near: int = 1
+    far: bool = False
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
@@ -93,11 +98,24 @@ def look(photo: str, setting: Setting) -> Seen:
 
     Remembered by the photo's path, date and size, and the setting.
     """
+    return _look(photo, _version(photo), setting)
+
+
+def attention(photo: str, setting: Setting, x: int, y: int) -> Image.Image:
+    """What the token at a place attends to under a setting, beside full attention: `secvit.vis.draw_attention`.
+
+    x, y: per cent of the photo, from the left and from the top.  Remembered like `look`.
+    """
+    return _attention(photo, _version(photo), setting, x, y)
+
+
+def _version(photo: str) -> tuple[int, int]:
+    """Date and size of a photo's file."""
     try:
         about = os.stat(photo)
     except OSError as error:
         raise ValueError(f"{photo}: cannot be read ({error.strerror}); give it again") from None
-    return _look(photo, (about.st_mtime_ns, about.st_size), setting)
+    return about.st_mtime_ns, about.st_size
 
 
 @lru_cache(maxsize=16)
@@ -105,23 +123,18 @@ def _look(photo: str, version: tuple[int, int], setting: Setting) -> Seen:
     image = open_photo(photo)
     network: Any = setting.network
     pixels = normalised(sized(image, setting.size), network)
-    stage, layer = _place(network, setting)
     shown = sized(image, SHOWN_SIDE)
     classes, cam = {}, None
-    with looking, torch.random.fork_rng([]):
-        if setting.counted == TOKENS:
-            _check_count(setting.count, record_keys(network, pixels, [layer.stage], layer.block)[0].grid)
-        with _partitioned(stage, setting):
-            torch.manual_seed(0)  # a random partition is the same one every time
-            keys = record_keys(network, pixels, [layer.stage], layer.block)[0]
-            cluster_map = maps_of(keys, setting.head - 1)[0]
-            if setting.trained and network.num_classes:
-                classes = dict(predict(network, image, 5))
-                names = list(map(str, network.pretrained_cfg.get("label_names") or range(network.num_classes)))
-                target = names.index(next(iter(classes)))
-                cam = _picture(heat_overlay(shown, grad_cam(network, pixels, target, [layer.stage], layer.block)[0]))
-            with torch.inference_mode():
-                partition_ms, network_ms = _milliseconds(keys.cut), _milliseconds(lambda: network(pixels[None]))
+    with _partitioned(network, pixels, setting) as layer:
+        keys = record_keys(network, pixels, [layer.stage], layer.block)[0]
+        cluster_map = maps_of(keys, setting.head - 1)[0]
+        if setting.trained and network.num_classes:
+            classes = dict(predict(network, image, 5))
+            names = list(map(str, network.pretrained_cfg.get("label_names") or range(network.num_classes)))
+            target = names.index(next(iter(classes)))
+            cam = _picture(heat_overlay(shown, grad_cam(network, pixels, target, [layer.stage], layer.block)[0]))
+        with torch.inference_mode():
+            partition_ms, network_ms = _milliseconds(keys.cut), _milliseconds(lambda: network(pixels[None]))
     low, high = int(cluster_map.sizes.min()), int(cluster_map.sizes.max())
     numbers = {
         "place": f"block {cluster_map.block + 1} of {cluster_map.blocks}, "
@@ -133,6 +146,25 @@ def _look(photo: str, version: tuple[int, int], setting: Setting) -> Seen:
         "network (ms)": network_ms,
     }
     return Seen(_picture(overlay(shown, cluster_map)), cam, classes, numbers)
+
+
+@lru_cache(maxsize=16)
+def _attention(photo: str, version: tuple[int, int], setting: Setting, x: int, y: int) -> Image.Image:
+    image, network = open_photo(photo), setting.network
+    pixels = normalised(sized(image, setting.size), network)
+    with _partitioned(network, pixels, setting) as layer:
+        where = ([layer.stage], setting.head - 1, layer.block)
+        attentions = token_attention(network, pixels, (x / 100, y / 100), *where)
+    content = io.BytesIO()
+    draw_attention(image, attentions, note="" if setting.trained else UNTRAINED).savefig(content, format="png")
+    return Image.open(content).convert("RGB")
+
+
+def place_of(photo: str, pixel: Sequence[float]) -> tuple[int, int]:
+    """A pixel (x, y) of the page's picture of a photo, in per cent of width and height; at most 100."""
+    width, height = sized(open_photo(photo), SHOWN_SIDE).size
+    x, y = (round(100 * at / side) for at, side in zip(pixel, (width, height), strict=True))
+    return min(max(x, 0), 100), min(max(y, 0), 100)
 
 
 def open_photo(photo: str) -> Image.Image:
@@ -184,9 +216,25 @@ def _check_count(cluster_size: int, grid: tuple[int, int]) -> None:
 
 
 @contextmanager
-def _partitioned(stage: list[Layer], setting: Setting) -> Iterator[None]:
-    """The attentions of a stage cluster as the setting says, for a while."""
-    changes: dict[str, Any] = {"partition": PARTITIONS[setting.partition]}
+def _partitioned(network: nn.Module, pixels: Tensor, setting: Setting) -> Iterator[Layer]:
+    """The attentions of a stage cluster as the setting says, for a while; yields the one to look at.
+
+    Nobody else looks meanwhile, and random partitions are the same every time.
+    """
+    stage, layer = _place(network, setting)
+    with looking, torch.random.fork_rng([]):
+        if setting.counted == TOKENS:
+            _check_count(setting.count, record_keys(network, pixels, [layer.stage], layer.block)[0].grid)
+        with _changed(stage, setting):
+            torch.manual_seed(0)
+            yield layer
+
+
+@contextmanager
+def _changed(stage: list[Layer], setting: Setting) -> Iterator[None]:
+    changes: dict[str, Any] = {
+        "partition": PARTITIONS[setting.partition], "near": setting.near, "far": setting.far,
+    }  # fmt: skip
     if setting.counted != AS_IT_IS:
         changes["num_clusters"] = setting.count if setting.counted == NUMBER else None
         changes["cluster_size"] = setting.count if setting.counted == TOKENS else None
@@ -222,11 +270,12 @@ def draw(photo: str, settings: list[Setting]) -> Figure:
     for setting in settings:
         seen = look(photo, setting)
         of = seen.numbers
+        sight = (f", near {setting.near}" if setting.near > 1 else "") + (", far" if setting.far else "")
         row = [
             Panel(np.asarray(image.resize(size)), f"image\n{setting.size} px for the network"),
             Panel(
                 np.asarray(seen.clusters),
-                f"{setting.model}, {setting.partition}\nstage {setting.stage}, {of['place']}\n"
+                f"{setting.model}, {setting.partition}{sight}\nstage {setting.stage}, {of['place']}\n"
                 f"{of['clusters']} clusters × {of['tokens per cluster']} tokens, grid {of['grid']}",
             ),
         ]

@@ -38,11 +38,11 @@ class Legend:
 def draw_panels(
     rows: Sequence[Sequence[Panel | Legend]], size: tuple[int, int], title: str = "", note: str = ""
 ) -> Figure:
-    """Rows of panels of so many px (width, height) each, under a title and a note."""
+    """Rows of panels of so many px (width, height) each, under a title and a note of one or more lines."""
     width, height = size
     columns = max(len(row) for row in rows)
     lines = max(panel.words.count("\n") + 1 for row in rows for panel in row if isinstance(panel, Panel))
-    top = 30 + (44 if title else 0) + (34 if note else 0)
+    top = 30 + (44 if title else 0) + (12 + 22 * (note.count("\n") + 1) if note else 0)
     line = LINE * lines + 6
     total_w = 2 * MARGIN + columns * width + (columns - 1) * GAP
     total_h = top + len(rows) * (height + line + GAP) + MARGIN // 2

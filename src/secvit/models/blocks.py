@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from secvit.models.packed import PackedLinear, fold_layers
 from secvit.models.rotary import RotaryTable, rotate_packed_
-from secvit.ops import Clustering, Keys, Partition, Plan, sec_attention
+from secvit.ops import Clustering, Keys, Partition, Plan, Projections, sec_attention
 from secvit.ops.attention import packed_attention_and_values
 
 
@@ -87,6 +87,11 @@ class SECAttention(nn.Module):
     def plan(self, x: Tensor, table: Tensor) -> Plan:
         """Eqs. 1 to 3: the partition that `forward` makes of the same input, an order per head.  x (B, H, W, C)"""
         return self.clustering.plan(self.keys(x, table))
+
+    def projections(self, x: Tensor, table: Tensor) -> Projections:
+        """What `forward` computes attention of, of the same input.  x (B, H, W, C)"""
+        q, k, v = rotate_packed_(self._packed(x), table).permute(3, 0, 2, 1, 4).unbind(0)
+        return Projections(q, k, v, self.scale)
 
     def reparameterize(self) -> None:
         """For inference, `SECViT.fuse`."""

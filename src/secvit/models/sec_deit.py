@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from secvit.adapt.attend import attend, scored
 from secvit.models.secvit import preset_cfg
-from secvit.ops import Clustering, Keys, Partition, Plan
+from secvit.ops import Clustering, Keys, Partition, Plan, Projections
 
 __all__ = ["SECDeiT"]
 
@@ -84,6 +84,11 @@ class SECDeiTAttention(nn.Module):
     def plan(self, *inputs: Any, **kwargs: Any) -> Plan:
         """Eqs. 1 to 3: the partition that `forward` makes of the same inputs."""
         return self.clustering.plan(self.keys(*inputs, **kwargs))
+
+    def projections(self, x: Tensor, *args: Any, **kwargs: Any) -> Projections:
+        """What `forward` computes attention of, of the same input."""
+        q, k, v = self._heads(x)
+        return Projections(q, k, v, q.shape[-1] ** -0.5)
 
 
 class SECDeiTBlock(Block):

@@ -2,7 +2,7 @@
 
 from secvit.ops.attention import attend_sorted, sec_attention, sec_attention_packed
 from secvit.ops.backends import BACKENDS
-from secvit.ops.clustering import Clustering, Keys
+from secvit.ops.clustering import Clustering, Keys, Projections
 from secvit.ops.order import (
     Plan,
     cluster_order,
@@ -28,6 +28,7 @@ __all__ = [
     "Keys",
     "Partition",
     "Plan",
+    "Projections",
     "attend_sorted",
     "check_partition",
     "cluster",

@@ -6,6 +6,7 @@ An attention that clusters, of this package or your own, is a module with
     keys(*inputs) -> Keys             # what it clusters, of the same inputs as its forward
     plan(*inputs) -> Plan             # the partition that its forward makes: `clustering.plan(self.keys(*inputs))`
     num_heads: int
+    projections(*inputs) -> Projections   # what its forward computes attention of; for pictures of attention alone
 
 and no base class.  With these, pictures, the page and the measurements work on it (docs/extending.md).
 """
@@ -42,6 +43,19 @@ class Keys:
     centre: str | Tensor = "mean"
     unturned: Tensor | None = None
     queries: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What attention is computed of: queries, keys and values of all tokens, prefix tokens in front.
+
+    q, k, v (B, h, P + L, D): after norms and positions.  scale: factor of the products of queries and keys.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scale: float
 
 
 @dataclass(frozen=True)

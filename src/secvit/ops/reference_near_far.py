@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from secvit.ops.reference import attention, cluster_slices, sort_by_similarity
+from secvit.ops.reference import cluster_slices, sort_by_similarity
 
 # -- the tree ----------------------------------------------------------------------------------------
 
@@ -90,14 +90,14 @@ def mass(mean_query: Tensor, k: Tensor, scale: float) -> Tensor:
     return torch.logsumexp(k @ mean_query * scale, dim=0)
 
 
-def summary(mean_query: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What a far cluster is to queries near `mean_query`: one key, one value, one bias.  k v (N, D) -> (D), (D), ().
+def summary(mean_query: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """What a far cluster is to queries near `mean_query`: weights of its tokens, one key, one bias.  (N), (D), ().
 
-    log sum_i exp(q k_i) is, to first order in q around the mean query, bias + q key.
+    Its value is weights @ v.  log sum_i exp(q k_i) is, to first order in q around the mean query, bias + q key.
     """
     weights = torch.softmax(k @ mean_query * scale, dim=0)
-    key, value = weights @ k, weights @ v
-    return key, value, mass(mean_query, k, scale) - mean_query @ key * scale
+    key = weights @ k
+    return weights, key, mass(mean_query, k, scale) - mean_query @ key * scale
 
 
 def nearest(shares: list[Tensor], own: int, near: int) -> list[int]:
@@ -120,29 +120,75 @@ def near_far_attention(
     Tokens in no cluster (padding) get zeros.
     """
     out = torch.zeros_like(v)
-    lead = list(range(prefix))
-    clusters = [[prefix + token for token in tokens] for tokens in clusters]
-    everything = lead + [token for tokens in clusters for token in tokens]
+    clusters = behind_prefix(clusters, prefix)
     if prefix:
-        out[lead] = attention(q[lead], k[everything], v[everything], scale)
+        out[:prefix] = full_weights(q[:prefix], k, clusters, scale, prefix) @ v
     for m, cluster in enumerate(clusters):
-        half = (len(cluster) + 1) // 2
-        halves = [tokens for tokens in (cluster[:half], cluster[half:]) if tokens]
-        means = [q[tokens].mean(dim=0) for tokens in halves]
-        masses = [torch.stack([mass(mean, k[tokens], scale).detach() for tokens in clusters]) for mean in means]
-        chosen = nearest([one.softmax(dim=0) for one in masses], m, near) if halves else []
-        exact = lead + [token for c in chosen for token in clusters[c]]
-        for queries, mean in zip(halves, means, strict=True):
-            keys, values, biases = [k[exact]], [v[exact]], [torch.zeros_like(k[exact, 0])]
-            for c, tokens in enumerate(clusters):
-                if far and c not in chosen and tokens:
-                    key, value, bias = summary(mean, k[tokens], v[tokens], scale)
-                    keys.append(key[None])
-                    values.append(value[None])
-                    biases.append(bias[None])
-            logits = q[queries] @ torch.cat(keys).T * scale + torch.cat(biases)
-            out[queries] = torch.softmax(logits, dim=-1) @ torch.cat(values)
+        for queries in halves(cluster):
+            out[queries] = weights_of_half(q, k, clusters, m, queries, near, far, scale, prefix)[0] @ v
     return out
+
+
+def weights_of_token(
+    token: int, q: Tensor, k: Tensor, clusters: list[list[int]], near: int, far: bool, scale: float, prefix: int = 0
+) -> tuple[Tensor, list[int]]:
+    """What one token attends to in `near_far_attention`: its output is weights @ v.  q k (P + L, D) -> (P + L).
+
+    token: its place among all P + L.  Second, the numbers of the clusters that it attends to exactly: its own first,
+    then the other near ones; all of them for a prefix token.  A token of a far cluster has the weight of the cluster's
+    summary times its own within the summary.  Weights sum to 1.  ValueError for a token that is in no cluster.
+    """
+    clusters = behind_prefix(clusters, prefix)
+    if 0 <= token < prefix:
+        return full_weights(q[token : token + 1], k, clusters, scale, prefix)[0], list(range(len(clusters)))
+    own = next((m for m, cluster in enumerate(clusters) if token in cluster), None)
+    if own is None:
+        raise ValueError(f"token {token} is in no cluster; choose one of those that are")
+    queries = next(half for half in halves(clusters[own]) if token in half)
+    weights, chosen = weights_of_half(q, k, clusters, own, queries, near, far, scale, prefix)
+    return weights[queries.index(token)], chosen
+
+
+def weights_of_half(
+    q: Tensor, k: Tensor, clusters: list[list[int]], own: int, queries: list[int], near: int, far: bool, scale: float,
+    prefix: int,
+) -> tuple[Tensor, list[int]]:  # fmt: skip
+    """What the n queries of a half attend to, and the near clusters, its own first.  q k (P + L, D) -> (n, P + L).
+
+    clusters: lists of places among all P + L tokens.
+    """
+    masses = [
+        torch.stack([mass(q[half].mean(dim=0), k[tokens], scale).detach() for tokens in clusters])
+        for half in halves(clusters[own])
+    ]
+    chosen = nearest([one.softmax(dim=0) for one in masses], own, near)
+    exact = [*range(prefix), *(token for c in chosen for token in clusters[c])]
+    others = [tokens for c, tokens in enumerate(clusters) if far and c not in chosen and tokens]
+    summaries = [summary(q[queries].mean(dim=0), k[tokens], scale) for tokens in others]
+    logits = [q[queries] @ k[exact].T * scale]
+    logits += [(q[queries] @ key * scale + bias).unsqueeze(1) for _, key, bias in summaries]
+    to_exact, *to_far = torch.softmax(torch.cat(logits, dim=1), dim=1).split([len(exact), *[1] * len(others)], dim=1)
+    weights = [to_exact, *(share * within for share, (within, _, _) in zip(to_far, summaries, strict=True))]
+    places = torch.tensor(exact + [token for tokens in others for token in tokens], device=q.device)
+    return q.new_zeros(len(queries), len(q)).index_copy(1, places, torch.cat(weights, dim=1)), chosen
+
+
+def full_weights(q: Tensor, k: Tensor, clusters: list[list[int]], scale: float, prefix: int) -> Tensor:
+    """Full attention of n queries to the prefix and to all tokens that are in a cluster.  q (n, D) -> (n, P + L)."""
+    places = torch.tensor([*range(prefix), *(token for tokens in clusters for token in tokens)], device=q.device)
+    weights = torch.softmax(q @ k[places].T * scale, dim=1)
+    return q.new_zeros(len(q), len(k)).index_copy(1, places, weights)
+
+
+def behind_prefix(clusters: list[list[int]], prefix: int) -> list[list[int]]:
+    """Clusters of patch tokens as places among all P + L."""
+    return [[prefix + token for token in tokens] for tokens in clusters]
+
+
+def halves(cluster: list[int]) -> list[list[int]]:
+    """A cluster cut in the middle of its list, the first part one token more where the number is odd; none empty."""
+    middle = (len(cluster) + 1) // 2
+    return [half for half in (cluster[:middle], cluster[middle:]) if half]
 
 
 def sec_attention(

@@ -5,6 +5,7 @@ from secvit.extras import needs
 with needs("secvit.vis", "matplotlib", "vis"):
     import matplotlib  # noqa: F401
 
+from secvit.vis.attention import TokenAttention, draw_attention, token_attention
 from secvit.vis.clusters import ClusterMap, cluster_maps, draw_clusters
 from secvit.vis.connectors import draw_merged, merge_photo, picture_of
 from secvit.vis.gradcam import CamMap, grad_cam
@@ -16,6 +17,7 @@ from secvit.vis.view import View, cluster_page, cluster_photo, cluster_photos, s
 __all__ = [
     "CamMap",
     "ClusterMap",
+    "TokenAttention",
     "View",
     "cluster_maps",
     "cluster_metrics",
@@ -23,6 +25,7 @@ __all__ = [
     "cluster_photo",
     "cluster_photos",
     "compare_partitions",
+    "draw_attention",
     "draw_clusters",
     "draw_merged",
     "draw_page",
@@ -32,4 +35,5 @@ __all__ = [
     "picture_of",
     "record_keys",
     "show_clusters",
+    "token_attention",
 ]

@@ -33,7 +33,8 @@ class ClusterMap:
 
     labels (H, W): cluster of each token, 0 = least like the mean key, M - 1 = most.
     stage, block, head: where, counted from 0; `heads`, `blocks` and `stages` are how many there are (0: not told).
-    partition: the name of it, "sec", or a rival's; a rival's labels are no ranks.
+    partition: the name of it, "sec", or a rival's; a rival's labels are no ranks, and a tree's are its leaves in order.
+    near, far: what tokens of a cluster attend to, as in `secvit.sec_attention`.
     """
 
     labels: Tensor
@@ -45,6 +46,8 @@ class ClusterMap:
     partition: str = "sec"
     blocks: int = 0
     stages: int = 0
+    near: int = 1
+    far: bool = False
 
     @property
     def sizes(self) -> Tensor:
@@ -130,7 +133,7 @@ def maps_of(
         plan = keys.cut(num_clusters, cluster_size, partition)
         labels, clusters = plan.labels[0].unflatten(-1, keys.grid), plan.num_clusters
     chosen = range(heads) if head == "all" else [int(head) % heads]
-    where = (layer.blocks, layer.stages)
+    where = (layer.blocks, layer.stages, *layer.clustering.sight(clusters).values())
     return [ClusterMap(labels[i], clusters, layer.stage, layer.block, i, heads, name, *where) for i in chosen]
 
 
@@ -176,17 +179,33 @@ def legend(maps: Sequence[ClusterMap]) -> Legend:
     if len(full) == len(maps):
         return Legend(FULL)
     rest = "" if not full else "\n\nFull attention, nothing to draw:\n" + textwrap.fill(" · ".join(full), 50)
-    rival = next((cluster_map.partition for cluster_map in maps if cluster_map.partition != "sec"), None)
-    if rival:
-        return Legend(f"Partition: {rival.replace('_', ' ')}. Tokens of one\ncolour attend to each other.{rest}")
-    return Legend(RANKS + rest, rank_colours(256), ("least like the mean key", "most like it"))
+    some = next(cluster_map for cluster_map in maps if cluster_map.num_clusters > 1)
+    rest = f"\n{_sight(some)}{rest}"
+    if some.partition == "sec":
+        return Legend(RANKS + rest, rank_colours(256), ("least like the mean key", "most like it"))
+    if some.partition == "tree":
+        return Legend(TREE + rest, rank_colours(256), ("first leaf", "last leaf"))
+    return Legend(f"Partition: {some.partition.replace('_', ' ')}.{rest}")
+
+
+def _sight(cluster_map: ClusterMap) -> str:
+    """What tokens of a cluster attend to."""
+    others = cluster_map.near - 1
+    most = "the cluster" if others == 1 else f"the {others} clusters"
+    near = f", to {most} of most weight" if others else ""
+    some_far = cluster_map.far and cluster_map.near < cluster_map.num_clusters
+    far = ", and to a summary of each other cluster" if some_far else ""
+    return textwrap.fill(f"Tokens of one colour attend to each other{near}{far}.", 50)
 
 
 RANKS = """\
 Each head ranks its tokens by the cosine of their
 keys to the mean key, and cuts the ranking into
-clusters of equal size. Tokens of one colour
-attend to each other."""
+clusters of equal size."""
+TREE = """\
+Clusters are the leaves of a balanced tree: sort by the
+first principal component, halve, repeat in each half.
+Clusters of like colours are neighbours in it."""
 FULL = """\
 Full attention: each token attends to all others.
 There are no clusters to draw. Choose other stages,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -131,6 +132,20 @@ def cluster_metrics(
                         row |= {"purity": purity(cluster_map.labels, mask), **floor}
                     rows.append(row)
     return rows
+
+
+def mask_of(photo: Path, masks: Path) -> np.ndarray:
+    """The classes of a photo's pixels: in the file, or in the folder's file of the photo's name."""
+    from secvit.segmentation.data import MASKS, read_mask
+
+    tried = [masks / f"{photo.stem}{kind}" for kind in MASKS] if masks.is_dir() else [masks]
+    file = next((path for path in tried if path.is_file()), None)
+    if file is None:
+        raise ValueError(f"{tried[0]}: no mask for {photo.name}; give a folder of masks with the photos' names")
+    mask = read_mask(file)
+    if mask.dtype != np.uint8:
+        raise ValueError(f"{file}: holds the value {mask.max()}; purity takes class numbers of 0 to 254")
+    return mask
 
 
 def _unturned(partition: Partition) -> TypeGuard[str]:

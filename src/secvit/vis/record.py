@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from secvit.ops import Clustering, Partition, Plan, cluster
+from secvit.ops import Clustering, Keys, Partition, Plan, Projections, cluster
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ class LayerKeys:
 
     keys (1, h, L, D): after norms and rotary positions; h = 1 where all heads go by one order.
     labels (h, H, W): cluster of each token.  num_clusters, partition, centre: as the layer has them.
+    plan: the same clusters, with the order inside them.
     unturned (1, h, L, D): keys before rotary positions, where the layer has those.
+    queries (1, h, L, D): of the same tokens, for trees, where the layer tells them.
+    projections: what attention is computed of, where that was asked for and the layer tells it.
     """
 
     layer: Layer
@@ -57,12 +60,15 @@ class LayerKeys:
     labels: Tensor
     num_clusters: int
     partition: Partition
+    plan: Plan
     centre: str | Tensor = "mean"
     unturned: Tensor | None = None
+    queries: Tensor | None = None
+    projections: Projections | None = None
 
     def without_rotary(self) -> LayerKeys:
         """The same with keys that do not know their places: what k-means needs, which else finds rows of the image."""
-        return self if self.unturned is None else replace(self, keys=self.unturned)
+        return self if self.unturned is None else replace(self, keys=self.unturned, queries=None)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -81,6 +87,9 @@ class LayerKeys:
         if num_clusters is not None:
             num_clusters = min(num_clusters, self.keys.shape[-2])
         partition = partition or self.partition
+        if partition == "tree":
+            clustering = Clustering(num_clusters, cluster_size, partition=partition)
+            return clustering.plan(Keys(self.keys, queries=self.queries))
         centre = self.centre if partition == "sec" else "mean"
         options: dict[str, Any] = {"partition": partition, "centre": centre, "grid": self.grid, "generator": generator}
         return cluster(self.keys, num_clusters, cluster_size, **options)
@@ -91,12 +100,15 @@ def record_keys(
     image: Tensor,
     stages: Sequence[int] | None = None,
     block: int | str | None = None,
+    *,
+    projections: bool = False,
 ) -> list[LayerKeys]:
     """Keys and clusters of one normalised image (3, H, W) in the chosen attentions, by stage and block.
 
     stages: counted from 0; all of them if None.
     block: one of each stage, negative from its end, or "all"; None is the last of each stage, and of a plain ViT
         the last of each quarter of its depth.
+    projections: record queries, keys and values of all tokens, too, where the attentions tell them.
     The model is left as it was, modes included.
     """
     image = one_image(image)
@@ -105,7 +117,7 @@ def record_keys(
     size = (image.shape[-2], image.shape[-1])
     with evaluating(model), unsorted(model), ExitStack() as taps, torch.inference_mode():
         for layer in chosen:
-            taps.callback(before_each(layer, partial(_keep, layer, recorded, size)).remove)
+            taps.callback(before_each(layer, partial(_keep, layer, recorded, size, projections)).remove)
         run_features(model, image[None].to(next(model.parameters())))
     return [recorded[layer] for layer in chosen]
 
@@ -226,7 +238,7 @@ def before_each(layer: Layer, tell: Callable[[nn.Module, tuple[Any, ...], dict[s
 
 
 def _keep(
-    layer: Layer, recorded: dict[Layer, LayerKeys], size: tuple[int, int],
+    layer: Layer, recorded: dict[Layer, LayerKeys], size: tuple[int, int], with_projections: bool,
     module: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
 ) -> None:  # fmt: skip
     """Put what a layer clusters into `recorded`."""
@@ -234,11 +246,21 @@ def _keep(
     grid = keys.grid or grid_of(plan.order.shape[-1], size)
     labels = plan.labels[0] if plan.order.dim() == 3 else plan.labels  # of each head, or one for all
     tokens = keys.tokens if keys.tokens.dim() == 4 else keys.tokens.unsqueeze(1)
+    queries = None if keys.queries is None else keys.queries.reshape(tokens.shape).cpu()
     centre = keys.centre.cpu() if isinstance(keys.centre, Tensor) else keys.centre
+    projections = None
+    if with_projections and hasattr(module, "projections"):
+        made = module.projections(*args, **kwargs)
+        projections = Projections(made.q.cpu(), made.k.cpu(), made.v.cpu(), made.scale)
     recorded[layer] = LayerKeys(
-        layer, tokens.cpu(), labels.unflatten(-1, grid).cpu(), plan.num_clusters, module.clustering.partition, centre,
-        None if keys.unturned is None else keys.unturned.cpu(),
+        layer, tokens.cpu(), labels.unflatten(-1, grid).cpu(), plan.num_clusters, module.clustering.partition,
+        _on_cpu(plan), centre, None if keys.unturned is None else keys.unturned.cpu(), queries, projections,
     )  # fmt: skip
+
+
+def _on_cpu(plan: Plan) -> Plan:
+    sizes = None if plan.unequal_sizes is None else plan.unequal_sizes.cpu()
+    return Plan(plan.order.cpu(), plan.num_clusters, plan.max_size, sizes)
 
 
 def grid_of(num_tokens: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -22,6 +22,8 @@ from secvit.draw.picture import INK, check_output, save
 from secvit.files import check_writable
 from secvit.images.photos import Made, Photos, listed, opened, picture_names
 from secvit.ops import Partition, check_partition
+from secvit.ops.backends import check_near
+from secvit.vis.attention import Place, attention_of, draw_attention, place_in
 from secvit.vis.clusters import (
     STYLES,
     ClusterMap,
@@ -33,17 +35,15 @@ from secvit.vis.clusters import (
     weights_note,
 )
 from secvit.vis.gradcam import CamMap, grad_cam, heat_overlay
-from secvit.vis.metrics import cluster_metrics
+from secvit.vis.metrics import cluster_metrics, mask_of
 from secvit.vis.pages import Row, compare_partitions, draw_page, draw_partitions
 from secvit.vis.record import LayerKeys, choose, clustered, layers, record_keys
 
 FRAME_AREA = 360 * 270  # px of an animation
 FRAME_MS = 700
 FRAME_COLOURS = 64
-PAGE_NOTE = (
-    "Left, tokens of one colour attend to each other; dark = least like the mean key, bright = most.  "
-    "Right, what speaks for the likeliest class.  "
-)
+PAGE_NOTE = "Left, tokens of one colour attend to each other{ranks}.  Right, what speaks for the likeliest class.  "
+RANKS_NOTE = "; dark = least like the mean key, bright = most"
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class View:
     model: name of the network of a weight file that has no config.yaml beside it.
     size: long side in px that the network sees; None keeps the photo's, but at most 640.
     stages, block, head, num_clusters, cluster_size, partition: as in `secvit.vis.cluster_maps`.
+    near, far: what clusters attend to, as in `secvit.sec_attention`; None and False leave the network as it is.
     style: as in `secvit.vis.clusters.overlay`.
     """
 
@@ -68,12 +69,15 @@ class View:
     cluster_size: int | None = None
     partition: Partition | None = None
     style: str = "blended"
+    near: int | None = None
+    far: bool = False
 
     def __post_init__(self) -> None:
         if self.style not in STYLES:
             raise ValueError(f"style={self.style!r}; choose one of {', '.join(STYLES)}")
         if self.partition is not None:
             check_partition(self.partition)
+        check_near(1 if self.near is None else self.near, self.far)
         if self.size is not None and self.size < 1:
             raise ValueError(f"size={self.size}; choose the long side in px, for example 448")
         if self.num_clusters is not None and self.cluster_size is not None:
@@ -92,10 +96,15 @@ class View:
     def network(self) -> nn.Module:
         """The network, or the backbone of one, its attention in clusters."""
         model = runs.network(self.run, self.model)
-        if clustered(model):
-            return model
-        clusters = 4 if self.num_clusters is None and self.cluster_size is None else self.num_clusters
-        return patch(model, clusters, self.cluster_size, partition=self.partition or "sec")
+        if not clustered(model):
+            clusters = 4 if self.num_clusters is None and self.cluster_size is None else self.num_clusters
+            partition = self.partition or "sec"
+            return patch(model, clusters, self.cluster_size, partition=partition, near=self.near or 1, far=self.far)
+        if self.near or self.far:
+            for layer in layers(model):
+                now = layer.clustering
+                layer.module.clustering = replace(now, near=self.near or now.near, far=self.far or now.far)
+        return model
 
     def maps(self, keys: Iterable[LayerKeys]) -> list[ClusterMap]:
         """The chosen partitions of recorded keys; full attention once for all heads."""
@@ -127,6 +136,7 @@ def cluster_photos(
     gradcam: bool = False,
     gif: bool = False,
     compare: bool = False,
+    attends: str | None = None,
     metrics: bool = False,
     masks: str | os.PathLike[str] | None = None,
 ) -> Made:
@@ -138,6 +148,7 @@ def cluster_photos(
     gradcam: Grad-CAM of the same blocks in the picture.
     gif: also PHOTO_clusters.gif, which goes through all blocks.
     compare: also PHOTO_partitions.png, Figure 1: window, k-means and SEC of the first of the chosen layers.
+    attends: also PHOTO_attends.png: what the token at a place "X,Y" attends to (`secvit.vis.attention.place_in`).
     metrics: also the rows of `secvit.vis.metrics.cluster_metrics`.  masks: a folder with PHOTO.png, or one such
         file, of class numbers, for purity.
     A photo that cannot be read is skipped; a ValueError if there is no other.
@@ -150,14 +161,16 @@ def cluster_photos(
         kinds["_clusters.gif"] = animation_of
     if compare:
         kinds["_partitions.png"] = partitions_of
+    if attends is not None:
+        kinds["_attends.png"] = attention_from
     names = _names(photos, output, list(kinds))
     made, network = Made(), view.network()
-    for path, image in _sized(list(names), view, made):
-        recorded = Recorded(network, image, view, all_blocks=gif)
+    for path, image, at in _sized(list(names), view, made, attends):
+        recorded = Recorded(network, image, view, all_blocks=gif, at=at)
         if metrics:
             options: dict[str, Any] = {"stages": view.stages, "block": view.block, "keys": recorded.keys}
             options |= {"num_clusters": view.num_clusters, "cluster_size": view.cluster_size}
-            mask = None if masks is None else _mask_of(path, Path(masks))
+            mask = None if masks is None else mask_of(path, Path(masks))
             made.rows += [{"photo": str(path), **row} for row in cluster_metrics(network, image, mask, **options)]
         for draw, name in zip(kinds.values(), names[path], strict=True):
             drawn = draw(recorded, f"{path.name} in {view.title}")
@@ -169,23 +182,14 @@ def show_clusters(
     photos: Photos,
     output: str | None = None,
     *,
-    run: str = "secvit_nano.clothing10",
-    model: str | None = None,
-    size: int | None = None,
-    stage: Sequence[int] | None = None,
-    block: int | Literal["all"] | None = None,
-    head: int | Literal["all"] = 1,
-    num_clusters: int | None = None,
-    cluster_size: int | None = None,
-    partition: str | None = None,
+    run: str = "secvit_nano.clothing10", model: str | None = None, size: int | None = None,
+    stage: Sequence[int] | None = None, block: int | Literal["all"] | None = None, head: int | Literal["all"] = 1,
+    num_clusters: int | None = None, cluster_size: int | None = None, partition: str | None = None,
+    near: int | None = None, far: bool = False,
     style: Literal["blended", "outlined", "side_by_side"] = "blended",
-    gradcam: bool = False,
-    gif: bool = False,
-    compare: bool = False,
-    page: bool = False,
-    metrics: bool = False,
-    masks: str | None = None,
-) -> Made:
+    gradcam: bool = False, gif: bool = False, compare: bool = False, attends: str | None = None, page: bool = False,
+    metrics: bool = False, masks: str | None = None,
+) -> Made:  # fmt: skip
     """A picture of the clusters that each stage of a network makes of a photo; and what they are worth.
 
     Stages, blocks and heads count from 1, as in the pictures; in `View` and `secvit.vis.cluster_maps` from 0.
@@ -201,24 +205,28 @@ def show_clusters(
     head: number of the head, or "all".
     num_clusters: cut the keys into so many, not as the network does.
     cluster_size: or into clusters of so many tokens or fewer.
-    partition: sec, or a rival: window, raster, random, kmeans, ...
+    partition: sec, tree, or a rival: window, raster, random, kmeans, ...
+    near: clusters that each attends to, itself among them; else as the network does.
+    far: clusters attend to a summary of every other one, too.
     style: how clusters are laid over the photo.
     gradcam: Grad-CAM of the likeliest class below the clusters.
     gif: also PHOTO_clusters.gif, through all blocks.
     compare: also PHOTO_partitions.png: window, k-means and SEC, with sizes and times.
+    attends: also PHOTO_attends.png: what the token at X,Y attends to; parts of the photo, as 0.4,0.6, or px.
     page: one picture for all photos: clusters and Grad-CAM.
     metrics: compactness, stability and, with masks, purity, as a table.
     masks: folder of indexed PNGs by the photos' names, or one of them.
     """
     if masks and not metrics:
         raise ValueError("--masks is for --metrics; give both")
-    extra: dict[str, Any] = {"gradcam": gradcam, "gif": gif, "compare": compare, "metrics": metrics, "masks": masks}
+    extra: dict[str, Any] = {"gradcam": gradcam, "gif": gif, "compare": compare, "attends": attends}
+    extra |= {"metrics": metrics, "masks": masks}
     if page and any(extra.values()):
         raise ValueError("--page is one picture by itself; leave out " + ", ".join(f"--{n}" for n in extra if extra[n]))
     stages = None if stage is None else [_from_one("stage", one) for one in stage]
     where = {"stages": stages, "block": _from_one("block", block), "head": _from_one("head", head)}
     view = View(run, model, size, **where, num_clusters=num_clusters, cluster_size=cluster_size, partition=partition,
-                style=style)  # fmt: skip
+                style=style, near=near, far=far)  # fmt: skip
     if page:
         return cluster_page(photos, output, view)
     return cluster_photos(photos, output, view, **extra)
@@ -248,10 +256,12 @@ def cluster_page(
         output or picture_names([Path("page")], Path(), "_clusters.png", replace=False)[Path("page")][0]
     )
     network = view.network()
-    for _, image in _sized(paths, view, made):
+    for _, image, _ in _sized(paths, view, made):
         recorded = Recorded(network, image, view)
         rows.append(Row(image, view.maps(recorded.keys), recorded.cams()))
-    page = draw_page(rows, title or f"Clusters and Grad-CAM in {view.title}", PAGE_NOTE + view.note, view.style)
+    ranks = RANKS_NOTE if all(one.partition == "sec" for row in rows for one in row.maps) else ""
+    note = PAGE_NOTE.format(ranks=ranks) + view.note
+    page = draw_page(rows, title or f"Clusters and Grad-CAM in {view.title}", note, view.style)
     made.add(name, functools.partial(save, page))
     return made
 
@@ -263,13 +273,17 @@ class Recorded:
     """A photo and what a network clusters of it, recorded in one forward pass for all that is drawn of it.
 
     all_blocks: of the chosen stages, as an animation needs them, and not only the chosen ones.
+    at: the place (x, y), 0..1, of the token whose attention will be drawn.
     """
 
-    def __init__(self, network: nn.Module, image: Image.Image, view: View, all_blocks: bool = False) -> None:
-        self.network, self.image, self.view = network, image, view
+    def __init__(
+        self, network: nn.Module, image: Image.Image, view: View, all_blocks: bool = False, at: Place | None = None
+    ) -> None:
+        self.network, self.image, self.view, self.at = network, image, view, at
         self.pixels = normalised(image, network)
         chosen = [(layer.stage, layer.block) for layer in choose(layers(network), view.stages, view.block)]
-        self.blocks = record_keys(network, self.pixels, view.stages, "all" if all_blocks else view.block)
+        block = "all" if all_blocks else view.block
+        self.blocks = record_keys(network, self.pixels, view.stages, block, projections=at is not None)
         self.keys = [keys for keys in self.blocks if (keys.layer.stage, keys.layer.block) in chosen]
 
     def cams(self) -> list[CamMap]:
@@ -294,6 +308,14 @@ def partitions_of(recorded: Recorded, title: str = "") -> Figure:
         recorded.keys[0], head, num_clusters=view.num_clusters, cluster_size=view.cluster_size
     )
     return draw_partitions(recorded.image, compared, title, view.note)
+
+
+def attention_from(recorded: Recorded, title: str = "") -> Figure:
+    """What the token at the recorded place attends to in the chosen blocks."""
+    view, at = recorded.view, recorded.at or (0.5, 0.5)
+    cut = (view.num_clusters, view.cluster_size, view.partition)
+    attentions = [one for keys in recorded.keys for one in attention_of(keys, at, view.head, *cut)]
+    return draw_attention(recorded.image, attentions, title, view.note)
 
 
 def animation_of(recorded: Recorded, title: str = "") -> bytes:
@@ -348,22 +370,14 @@ def _names(
     return {paths[0]: (own, *others)}
 
 
-def _sized(paths: Sequence[Path], view: View, made: Made) -> Iterator[tuple[Path, Image.Image]]:
-    """Each photo that can be read, at the size that the network sees."""
-    for batch in opened(paths, made, 1, "clustering"):
-        for path, image in batch.items():
-            yield path, sized(image, view.size)
+def _sized(
+    paths: Sequence[Path], view: View, made: Made, attends: str | None = None
+) -> Iterator[tuple[Path, Image.Image, Place | None]]:
+    """Each photo that can be read, at the size that the network sees, and where in it the place is."""
 
+    def at(photo: Image.Image) -> Place | None:
+        return None if attends is None else place_in(attends, photo.size)
 
-def _mask_of(photo: Path, masks: Path) -> np.ndarray:
-    """The classes of a photo's pixels: in the file, or in the folder's file of the photo's name."""
-    from secvit.segmentation.data import MASKS, read_mask
-
-    tried = [masks / f"{photo.stem}{kind}" for kind in MASKS] if masks.is_dir() else [masks]
-    file = next((path for path in tried if path.is_file()), None)
-    if file is None:
-        raise ValueError(f"{tried[0]}: no mask for {photo.name}; give a folder of masks with the photos' names")
-    mask = read_mask(file)
-    if mask.dtype != np.uint8:
-        raise ValueError(f"{file}: holds the value {mask.max()}; purity takes class numbers of 0 to 254")
-    return mask
+    for batch in opened(paths, made, 1, "clustering", at):
+        for path, photo in batch.items():
+            yield path, sized(photo, view.size), at(photo)
