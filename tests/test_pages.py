@@ -49,6 +49,7 @@ SHORT = (
     (r"(secvit push .*)", r"\1 --to pushed"),
     (r"(secvit bench)", r"\1 --models secvit_nano --image_size 32 --batch_size 1 --rounds 1 --lengths 196 --large 32 64"),
     (r"(secvit patch-report .*--size)[ \d]+", r"\1 32 64 --rounds 1 "),
+    (r"(secvit patch-report .*)--pretrained ", r"\1"),
 )  # fmt: skip
 # the same for Python: downloads, and networks and trainings of hours
 SMALLER = (
