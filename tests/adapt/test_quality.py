@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,7 @@ from secvit.models.saved import load_model
 from secvit.ops import QUALITIES, Clustering
 from tests.adapt.test_timm import CLOSE, image, padded, tiny, tokens
 from tests.adapt.test_transformers import inputs, naflex, tower
-from tests.conftest import slow_but
+from tests.conftest import ROOT, slow_but
 
 RULED = {"fast": 1, "balanced": 2, "faithful": 4}  # near
 
@@ -38,12 +39,21 @@ def from_few(monkeypatch):
 def test_the_number_of_clusters_is_that_of_the_formula(quality):
     clustering, finer = Clustering(quality=quality), 2 if quality == "faithful" else 1
     least = QUALITIES[quality].break_even
-    for length in [*range(least, least + 999), 4095, 4096, 8190, 9216, 16384, 100_000]:
+    for length in [*range(least, least + 999), 8190, 9216, 16384, 100_000]:
         if length == 2048:  # half way between two powers of two, where float sums decide
             continue
         assert clustering.clusters_for(length) == finer * 2 ** round(math.log2(math.sqrt(length) / 2)), length
     assert {clustering.clusters_for(length) for length in range(1, least)} == {1}
     assert clustering.sight(16) == {"near": RULED[quality], "far": True}
+
+
+def test_the_page_has_the_numbers_of_the_rule():
+    rows = re.findall(
+        r'\| `"(\w+)"` \| ([\d,]+) tokens \|[^|]*\| (\d+) / (\d+) \| (\d) \|', (ROOT / "docs/patching.md").read_text()
+    )
+    page = {name: tuple(int(number.replace(",", "")) for number in numbers) for name, *numbers in rows}
+    counts = {name: [Clustering(quality=name).clusters_for(length) for length in (4096, 9216)] for name in QUALITIES}
+    assert page == {name: (one.break_even, *counts[name], one.near) for name, one in QUALITIES.items()}
 
 
 @pytest.mark.parametrize("quality", [None, *QUALITIES])
@@ -121,7 +131,7 @@ def test_what_contradicts_is_refused_by_name(options, message):
 
 
 def test_a_printed_model_says_from_how_many_tokens_on_it_has_clusters():
-    shown = "ClusteredAttention(num_prefix_tokens=1, quality='balanced', all tokens below 1024)"
+    shown = "ClusteredAttention(num_prefix_tokens=1, quality='balanced', all tokens below 2048)"
     assert shown in repr(secvit.patch(tiny(depth=1)))
 
 

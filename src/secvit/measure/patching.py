@@ -266,7 +266,8 @@ def _speeds(calls: Mapping[str, Callable[[], object]], rounds: int, clock: Clock
 def _agreement(networks: Mapping[str, nn.Module], batches: Iterable[Tensor]) -> tuple[int, dict[str, Agreement]]:
     """L, and how near the features of each are to the original's; of those that attend to all, "patched" alone."""
     prefix = clustering(networks["patched"]).num_prefix_tokens
-    length, agreement = 0, {}
+    length = 0
+    agreement: dict[str, Agreement] = {}
     with torch.inference_mode(), torch.random.fork_rng():
         torch.manual_seed(0)  # of random groups
         for images in batches:
