@@ -49,11 +49,12 @@ SHORT = (
     (r"(secvit push .*)", r"\1 --to pushed"),
     (r"(secvit bench)", r"\1 --models secvit_nano --image_size 32 --batch_size 1 --rounds 1 --lengths 196 --large 32 64"),
     (r"(secvit patch-report .*--size)[ \d]+", r"\1 32 64 --rounds 1 "),
+    (r"(secvit patch-report .*)--pretrained ", r"\1"),
 )  # fmt: skip
 # the same for Python: downloads, and networks and trainings of hours
 SMALLER = (
     ("llava-hf/llava-1.5-7b-hf", "stock_llava"),
-    ('"vit_base_patch16_siglip_512", pretrained=True', '"vit_base_patch16_siglip_512", pretrained=False'),
+    ('"vit_base_patch14_dinov2", pretrained=True', '"vit_base_patch14_dinov2", pretrained=False'),
     ('"resnet50", 3, backbone_args={"pretrained": True}', '"resnet18", 3, min_size=128, max_size=256'),
     ("recipes.folder()", "recipes.tiny(recipes.folder())"),
 )

@@ -228,7 +228,8 @@ def push(words: Sequence[str]) -> int:
 
 PATCH = """\
 secvit patch-report vit_base_patch16_224 --size 224 512 1024           random weights: speed and memory
-secvit patch-report deit3_small_patch16_384 --pretrained --images *.jpg   and what becomes of features
+secvit patch-report deit3_small_patch16_384 --pretrained --photos photos/   and what becomes of features
+secvit patch-report FOLDER --quality faithful --photos photos/ more.jpg   slower, and nearer to the original
 secvit patch-report deit_small_patch16_224 --num_clusters 4 --layers 6 7 8 9 10 11
 secvit patch-report FOLDER --size 256 512 --training --json out.json --plot out.png"""
 

@@ -253,7 +253,6 @@ def test_parts_are_patched_once():
 
 
 BAD = [
-    ({}, r"either num_clusters or cluster_size, not neither"),
     ({"num_clusters": 2, "cluster_size": 4}, r"not both \(num_clusters=2, cluster_size=4\)"),
     ({"num_clusters": 0}, r"num_clusters=0; choose num_clusters >= 1"),
     ({"num_clusters": -1}, r"num_clusters=-1; choose num_clusters >= 1"),

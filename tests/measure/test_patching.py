@@ -5,9 +5,11 @@ import subprocess
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import secvit.adapt.attend as attend
 from secvit.cli import main
@@ -18,6 +20,7 @@ from secvit.measure.patch_results import BASES, PatchReport, SizeResult, break_e
 from secvit.measure.patch_tables import patch_markdown
 from secvit.measure.patching import patch_report
 from secvit.measure.rounds import Ratio, Speeds
+from secvit.ops import QUALITIES
 from secvit.ops.order import Plan, partition_sizes
 from tests.conftest import ROOT
 
@@ -78,12 +81,21 @@ def test_macs_of_a_patched_model_are_those_of_the_formula(name, num_clusters):
 # -- where the time goes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"shared": True}, {"share_order_every": 2}, {"partition": "kmeans"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"shared": True},
+        {"share_order_every": 2},
+        {"partition": "kmeans"},
+        {"partition": "tree", "near": 2, "far": True},
+    ],
+)
 def test_parts_of_a_patched_model_sum_to_less_than_the_whole(options):
     network = variants.variant(small("deit_tiny_patch16_224"), "patched", 112, {"num_clusters": 4, **options})
     shares = forward_parts(network, torch.randn(2, 3, 112, 112), rounds=1, clock=time.perf_counter)
     # clusters of unequal sizes are gathered into slots and out of them
-    never = {"restore", "inverse"} if options.get("partition") == "kmeans" else set()
+    never = {"kmeans": {"restore", "inverse"}, "tree": {"inverse"}}.get(options.get("partition"), set())
     assert all(0 < shares[part] < 1 for part in set(PARTS) - never)
     assert shares["partition"] + shares["attention"] < 1
 
@@ -119,7 +131,10 @@ def test_the_report_has_every_number_of_every_size(report):
         (1, 4, 1), (1, 16, 2), (1, 36, 4),
     ]  # fmt: skip
     for at in report.sizes:
-        assert at.inference.speeds.keys() == {"original", "patched", "unfused"}
+        others = {"window", "random"} if at.clusters > 1 else set()  # the default attends to all of so few
+        assert at.inference.speeds.keys() == {"original", "patched", "unfused"} | others
+        assert at.agreement.keys() == {"patched"} | others
+        assert at.peak["inference"].keys() == {"original", "patched", "unfused"}
         assert at.training.speeds["patched"].median > 0
         assert len(at.inference.seconds["original"]) == 1
         assert at.peak["inference"]["unfused"] == 2000
@@ -149,6 +164,7 @@ def test_a_report_reads_as_it_was_written(report):
     assert PatchReport.read(entries) == report
     assert list(entries["sizes"][0]) == [
         "size", "tokens", "prefix_tokens", "clusters", "macs", "cosine", "peak", "inference", "parts", "training",
+        "agreement",
     ]  # fmt: skip
 
 
@@ -177,7 +193,9 @@ def test_the_plot_is_drawn_whole(report, tmp_path):
 def test_random_weights_are_said_to_be_random(no_processes, monkeypatch):
     monkeypatch.setattr(variants, "load_model", lambda name: small(name))
     found = patch_report("deit_tiny_patch16_224", [32], num_clusters=2, rounds=1, unfused=True)
-    assert "weights are random" in patch_markdown(found)
+    assert "**The weights are random, so the cosines below mean nothing" in patch_markdown(found)
+    given = patch_report(small("deit_tiny_patch16_224"), [32], num_clusters=2, rounds=1)
+    assert "random, so" not in patch_markdown(given)
 
 
 def test_unfused_attention_without_memory_is_left_out_visibly(no_processes, monkeypatch):
@@ -211,6 +229,61 @@ def test_each_family_of_timm_is_reported_at_two_sizes(family, no_processes):
     found = patch_report(model, [2 * side, 5 * side], num_clusters=3, rounds=1)
     assert [at.tokens for at in found.sizes] == [4, 25]
     assert found.sizes[1].macs["patched"].scores > 0
+
+
+# -- the default, and photos ------------------------------------------------------------------------------
+
+
+def photo(path, seed):
+    """Squares of one grey each, in another picture for every seed."""
+    squares = np.random.default_rng(seed).integers(0, 256, (5, 6), np.uint8)
+    Image.fromarray(squares).resize((120, 100), Image.Resampling.NEAREST).convert("RGB").save(path)
+
+
+def test_without_a_number_few_tokens_change_nothing_and_nothing_is_compared(no_processes):
+    found = patch_report(small("deit_tiny_patch16_224"), [64], rounds=1)
+    assert found.recipe["quality"] == "balanced" and found.sizes[0].clusters == 1
+    assert found.sizes[0].agreement.keys() == {"patched"}
+    assert found.sizes[0].cosine == {"tokens": pytest.approx(1, abs=1e-6), "pooled": pytest.approx(1, abs=1e-6)}
+    assert "At 64 px 16 tokens are too few for clusters to pay: nothing changes." in patch_markdown(found)
+
+
+def test_features_are_compared_photo_by_photo_and_the_worst_is_named(tmp_path, no_processes, monkeypatch):
+    monkeypatch.setitem(QUALITIES, "balanced", replace(QUALITIES["balanced"], break_even=8))
+    for name in ("b.png", "a.png"):
+        photo(tmp_path / name, ord(name[0]))
+    photo(tmp_path.parent / "c.png", 3)
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    model = small("deit_tiny_patch16_224")
+    with torch.no_grad():
+        for parameter in model.parameters():  # so that attention tells tokens apart
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    paths = [str(tmp_path), str(tmp_path.parent / "c.png")]
+    found = patch_report(model, [128], num_clusters=5, rounds=1, batch_size=2, photos=paths)
+    assert found.recipe["photos"] == ["a.png", "b.png", "c.png"]
+    assert [note for note in found.notes if note.startswith("broken.jpg: ")]
+    at = found.sizes[0]
+    assert {name: one.clusters for name, one in at.agreement.items()} == {
+        "patched": 5,
+        "default": 4,
+        "window": 5,
+        "random": 5,
+    }
+    assert at.inference.speeds.keys() == {"original", *at.agreement}
+    # the same by hand
+    files = [tmp_path / "a.png", tmp_path / "b.png", tmp_path.parent / "c.png"]
+    images = torch.cat(list(variants.photographs(files, 128, model, 1)))
+    for name, options in {"patched": {"num_clusters": 5}, "default": {}}.items():
+        with torch.no_grad():
+            x, y = (variants.variant(model, kind, 128, options).forward_features(images) for kind in BASES)
+        cosines = torch.cosine_similarity(x, y, dim=-1)
+        assert at.agreement[name].tokens == pytest.approx(cosines[:, 1:].mean(dim=1).tolist(), abs=1e-5)  # float32
+        assert at.agreement[name].pooled == pytest.approx(cosines[:, 0].tolist(), abs=1e-5)
+        assert len({round(cosine, 4) for cosine in at.agreement[name].tokens}) > 1
+    worst = min(at.agreement["patched"].tokens)
+    name = found.recipe["photos"][at.agreement["patched"].tokens.index(worst)]
+    line = next(line for line in patch_markdown(found).splitlines() if line.startswith("| 128 | 5 clusters"))
+    assert f"| {worst:.4f} ({name})" in line
 
 
 # -- transformers --------------------------------------------------------------------------------------
@@ -334,7 +407,10 @@ def test_a_killed_process_is_no_number(monkeypatch):
         ("deit_tiny_patch16_224 --layers 99", "choose from 0 to 11"),
         ("deit_tiny_patch16_224 --json nowhere/out.json", "no such folder"),
         ("deit_tiny_patch16_224 --plot nowhere/out.png", "no such folder"),
-        ("deit_tiny_patch16_224 --images nowhere.jpg --size 32", "nowhere.jpg: cannot be read"),
+        ("deit_tiny_patch16_224 --photos nowhere.jpg --size 32", "nowhere.jpg: cannot be read"),
+        ("deit_tiny_patch16_224 --quality best", "quality='best'; choose one of fast, balanced, faithful"),
+        ("deit_tiny_patch16_224 --quality fast --cluster_size 9", "drop cluster_size=9"),
+        ("deit_tiny_patch16_224 --near 2 --far", "quality='balanced' chooses near and far; drop near=2 and far=True"),
         ("nowhere.safetensors --model deit_tiny_patch16_224", "nowhere.safetensors"),
     ],
 )
@@ -354,19 +430,15 @@ def test_a_patched_model_is_refused():
 def test_the_command_writes_numbers_and_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(variants, "load_model", lambda name: small(name))
     target, plot = tmp_path / "out.json", tmp_path / "out.png"
-    photo = tmp_path / "photo.png"
-    from PIL import Image
-
-    Image.new("RGB", (50, 40), (200, 30, 30)).save(photo)
-    words = (
-        f"deit_tiny_patch16_224 --size 32 --num_clusters 2 --rounds 1 --images {photo} --json {target} --plot {plot}"
-    )
+    path = tmp_path / "photo.png"
+    photo(path, 0)
+    words = f"deit_tiny_patch16_224 --size 32 --num_clusters 2 --rounds 1 --photos {path} --json {target} --plot {plot}"
     assert main(["patch-report", *words.split()]) == 0
     said = capsys.readouterr().out
     assert "features on 1 photo" in said
     assert plot.is_file()
     found = json.loads(target.read_text())
-    assert found["recipe"]["images"] == ["photo.png"]
+    assert found["recipe"]["photos"] == ["photo.png"]
     assert str(tmp_path) not in target.read_text()
     assert found["sizes"][0]["peak"]["inference"]["original"] > 0
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from secvit.ops import Clustering, Keys, Plan, Projections, attend_sorted, sec_attention, shown_name
+from secvit.ops import QUALITIES, Clustering, Keys, Plan, Projections, attend_sorted, sec_attention, shown_name
 
 
 class SharedOrder:
@@ -36,6 +36,7 @@ class ClusteredAttention(nn.Module):
         self.attend = ClusteredAttention(Clustering(cluster_size=98, num_prefix_tokens=1))
         x = self.attend(q, k, v, scale=self.scale)  # was F.scaled_dot_product_attention(q, k, v, scale=self.scale)
 
+    `Clustering(quality="balanced", ...)` for clusters that see each other, and as many as the tokens ask for.
     attn_mask: only padding, (B | 1, h | 1, P + L | 1, P + L), boolean or additive: keys that some query may
         see are real.  A mask or bias that depends on the pair of tokens is refused, is_causal too (a compiled
         graph cannot look: there every mask is taken for padding).  M follows from the padded length.
@@ -110,8 +111,12 @@ class ClusteredAttention(nn.Module):
 
     def extra_repr(self) -> str:
         settings = {f.name: (getattr(self.clustering, f.name), f.default) for f in fields(self.clustering)}
-        settings["partition"] = (shown_name(self.clustering.partition), "sec")
-        return ", ".join(f"{name}={value!r}" for name, (value, default) in settings.items() if value != default)
+        quality = self.clustering.quality
+        settings["partition"] = (shown_name(self.clustering.partition), "sec" if quality is None else "tree")
+        shown = [f"{name}={value!r}" for name, (value, default) in settings.items() if value != default]
+        if quality is not None:
+            shown.append(f"all tokens below {QUALITIES[quality].break_even}")
+        return ", ".join(shown)
 
 
 def _for_each_query(x: Tensor, query: Tensor) -> Tensor:
@@ -141,7 +146,7 @@ def attend(
             "self-attention of image tokens (B, h, L, D); leave this layer out (layers=, modules=)"
         )
     num_clusters = clustering.clusters_for(key.shape[2] - prefix)
-    if num_clusters == 1 and backend == "auto":
+    if num_clusters == 1 and (backend == "auto" or clustering.quality is not None):
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, scale=scale)
     mask = None if attn_mask is None else padding_mask(attn_mask, key)
     options: dict[str, Any] = {"scale": scale, "backend": backend, "num_prefix_tokens": prefix, "dropout_p": dropout_p}

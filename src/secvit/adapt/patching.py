@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from secvit.adapt.attend import ClusteredAttention, SharedOrder
 from secvit.adapt.shared_order import Owner, carry_order, let_tap, refuse_recomputing
 from secvit.adapt.sites import Site, chosen_layers, named_modules, timm_attention, timm_prefix
-from secvit.ops import Clustering, Partition
+from secvit.ops import Clustering, Partition, chosen_quality
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ PATCHED_TIMM = "vit_sec_patched"  # timm's name for a patched network (secvit.mo
 class Patch:
     """What `patch` did to a model, kept as its attribute `secvit_patch` and undone by `unpatch`.
 
-    options: the arguments of `patch` that are not its defaults.
+    options: the arguments of `patch` that are not its defaults, and the quality where no number is given.
     layers, left_out: names of the attention modules that are clustered, and of the others in transformers.
     owner: name of the module whose blocks pass on sorted tokens.
     configs: transformers' configs before, by module; the patched model has its own.
@@ -68,28 +68,31 @@ def patch(
     num_clusters: int | None = None,
     cluster_size: int | None = None,
     *,
+    quality: str | None = None,
     layers: Iterable[int] | None = None,
     score: str = "keys",
     centre: str = "mean",
-    partition: Partition = "sec",
+    partition: Partition = "auto",
     shared: bool = False,
     share_order_every: int = 1,
     grid: tuple[int, int] | None = None,
     num_prefix_tokens: int | None = None,
     modules: Iterable[str] | None = None,
     backend: str = "auto",
-    near: int = 1,
-    far: bool = False,
+    near: int | None = None,
+    far: bool | None = None,
 ) -> nn.Module:
-    """Eqs. 1 to 4 inside the self-attention of a vision transformer, in place; returns the model.
+    """Clusters in the self-attention of a vision transformer, in place; returns the model.
 
     model: one of timm's plain ViTs (vit, deit, deit3, eva, dinov3, clip, siglip, ...), a vision tower of
         transformers (ViT, CLIP, SigLIP, DINOv2, DINOv3, ...), or, with `modules`, anything.
-    num_clusters | cluster_size: of the patch tokens; a size keeps the cost linear in their number.
+    quality: "fast", "balanced" (where no number is given) or "faithful": a tree of clusters that see each other, as
+        many as the number of tokens asks for, at each call; few tokens attend to all, as in the unpatched model.
+    num_clusters | cluster_size: the paper's, of the patch tokens; a size keeps the cost linear in their number.
     layers: which of the model's layers, counted from 0 (negative: from the end); all if None.
     score, centre, partition, shared, grid: see `secvit.Clustering`.
-    near, far: beside the paper, whose clusters see nothing of each other; a trained model is not made for that.
-        near is never more than there are clusters.
+    near, far: with a number; beside the paper, whose clusters see nothing of each other; a trained model is not made
+        for that.  near (1) is never more than there are clusters, far is False.
         partition="tree", near=2, far=True keeps its features nearly as they are (`secvit.sec_attention`).
     share_order_every: so many layers in a row go by the order of the first, one order for all heads.  Where
         blocks take nothing but tokens, the tokens travel in that order between them: a forward hook on a
@@ -103,13 +106,15 @@ def patch(
     """
     layers = None if layers is None else list(layers)
     modules = None if modules is None else list(modules)
-    options = {name: value for name, value in locals().items() if name != "model" and value != DEFAULTS[name]}
+    quality = chosen_quality(quality, num_clusters, cluster_size, near, far)
+    options = _beside_defaults({name: value for name, value in locals().items() if name != "model"})
     _check_request(model, partition, backend, share_order_every)
     by_interface = _of_transformers(model) and modules is None
     sites = _sites(model, modules)
     clustering = Clustering(
         num_clusters, cluster_size, _prefix(model) if num_prefix_tokens is None else num_prefix_tokens, score, centre,
-        partition, shared or share_order_every > 1, grid, backend, near, far,
+        partition, shared or share_order_every > 1, grid, backend, 1 if near is None else near,
+        False if far is None else far, quality,
     )  # fmt: skip
     chosen = chosen_layers(sites, layers)
     _check_sites(sites, [] if by_interface else chosen)
@@ -151,6 +156,17 @@ def unpatch(model: nn.Module) -> nn.Module:
 
 
 # -- the steps of `patch` ----------------------------------------------------------------------------
+
+
+def _beside_defaults(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `patch` that a file must hold."""
+    with_numbers = {"partition": "sec", "near": 1, "far": False}
+    implied = {"partition": "tree"} if arguments["quality"] is not None else with_numbers
+    return {
+        name: value
+        for name, value in arguments.items()
+        if value != DEFAULTS[name] and (name not in implied or value != implied[name])
+    }
 
 
 def _of_transformers(model: nn.Module) -> TypeGuard[PreTrainedModel]:

@@ -238,6 +238,7 @@ def _changed(stage: list[Layer], setting: Setting) -> Iterator[None]:
     if setting.counted != AS_IT_IS:
         changes["num_clusters"] = setting.count if setting.counted == NUMBER else None
         changes["cluster_size"] = setting.count if setting.counted == TOKENS else None
+        changes["quality"] = None
     before = [layer.clustering for layer in stage]
     try:
         for layer, clustering in zip(stage, before):

@@ -24,7 +24,8 @@ class Model:
         pretrained: start from the weights that timm knows under the name, with a new head.
         init: weights to start from, a file or the folder of a run; the head is new where it does
             not fit.
-        patch: arguments of secvit.patch for a plain ViT, {"cluster_size": 49}; empty for none.
+        patch: arguments of secvit.patch for a plain ViT, {"quality": "balanced"} or {"cluster_size": 49}; empty for
+            none.
         frozen: parts and weights of the network that do not learn, "stem", "stages.0", ...; their batch
             norms keep their statistics.
     """

@@ -14,12 +14,18 @@ from secvit.measure.rounds import Clock
 from secvit.measure.wrap import Function, wrapped
 
 PARTS = ("score and sort", "gather", "inverse", "restore", "indices", "attention")
-# "indices" is what the functions of that row do outside all others: index arithmetic, joining of groups
+# "indices" is what the functions of that row do outside all others: index arithmetic, joining of groups; and of
+# clusters that see each other, the choice of near ones and the summaries of far ones
 SPENT_IN = {
-    "score and sort": ("secvit.ops.attention:packed_order", "secvit.ops.clustering:cluster"),
+    "score and sort": (
+        "secvit.ops.attention:packed_order",
+        "secvit.ops.clustering:cluster",
+        "secvit.ops.clustering:tree_plan",
+    ),
     "gather": (
         "secvit.ops.rows:sort_packed_rows",
         "secvit.ops.rows:permute_rows",
+        "secvit.ops.near_far:permute_rows",
         "secvit.ops.slots:gather_slots",
         "secvit.ops.order:Plan.take",
     ),
@@ -31,7 +37,7 @@ SPENT_IN = {
         "secvit.adapt.attend:attend_sorted",
     ),
     "attention": (
-        *(f"secvit.ops.{room}:softmax_attention" for room in ("attention", "rows", "slots")),
+        *(f"secvit.ops.{room}:softmax_attention" for room in ("attention", "rows", "slots", "near_far")),
         "secvit.ops.rows:prefix_attention",
     ),
 }

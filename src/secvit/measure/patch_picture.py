@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from secvit.draw.picture import FAINT, INK, check_output, new_figure, save, style
 from secvit.measure.patch_results import PatchReport
+from secvit.measure.patch_tables import patched_how
 
 COLOURS = {"inference": "#c8553d", "training": "#8aa6c1"}
 
@@ -27,8 +28,7 @@ def draw_patch_report(report: PatchReport, output: str | os.PathLike[str]) -> Pa
     figure = new_figure(10, 4.2)
     speed, memory = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.065, right=0.96, top=0.8, bottom=0.13, wspace=0.22)
-    how = f"{recipe['num_clusters']} clusters" if recipe["num_clusters"] else f"clusters of {recipe['cluster_size']}"
-    figure.text(0.065, 0.94, f"{report.model} with {how}", fontsize=12, color=INK)
+    figure.text(0.065, 0.94, f"{report.model}, patched: {patched_how(recipe)}", fontsize=12, color=INK)
     figure.text(0.065, 0.89, f"{report.made['hardware']}, {recipe['dtype']}", fontsize=8, color=FAINT)
     speeds: list[float] = []
     memories: list[float] = []

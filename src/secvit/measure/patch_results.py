@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import fmean
 from typing import Any
 
 from secvit.measure.macs import Macs
@@ -14,13 +15,32 @@ BASES = ("original", "patched")
 
 
 @dataclass
+class Agreement:
+    """How near features are to the original's: cosines, a number a photo.
+
+    clusters: M.  tokens: the mean over the patch tokens of a photo.  pooled: of [cls], or of what the model pools.
+    """
+
+    clusters: int
+    tokens: list[float]
+    pooled: list[float]
+
+    @property
+    def means(self) -> dict[str, float]:
+        return {"tokens": fmean(self.tokens), "pooled": fmean(self.pooled)}
+
+
+@dataclass
 class SizeResult:
     """All of one image size.
 
-    size: px.  tokens: L, without the prefix.  macs, speeds, peak: by network, "original", "patched", "unfused".
-    cosine: of patched to original features, of the "tokens" and the "pooled" ones.
+    size: px.  tokens: L, without the prefix.
+    macs, speeds, peak: by network, "original", "patched", "default" (`secvit.patch` without a choice), "unfused";
+        speeds also of "window" and "random", the patched model with another partition.
+    cosine: of patched to original features, of the "tokens" and the "pooled" ones, the mean over photos.
     peak: bytes in each mode; None where the process was killed.
     parts: share of each part of a patched forward pass.
+    agreement: photo by photo, of "patched" and of the others that have more than one cluster.
     """
 
     size: int
@@ -33,6 +53,7 @@ class SizeResult:
     inference: Speeds
     parts: dict[str, float]
     training: Speeds | None = None
+    agreement: dict[str, Agreement] | None = None
 
     def speeds(self, mode: str) -> Speeds:
         """mode: "inference", or "training" where that was measured."""
@@ -52,13 +73,17 @@ class SizeResult:
             for name, counts in entries["macs"].items()
         }
         modes = {mode: Speeds.read(entries[mode]) for mode in ("inference", "training") if mode in entries}
-        return cls(**{**entries, "macs": macs, **modes})
+        result = cls(**{**entries, "macs": macs, **modes})
+        if result.agreement is not None:
+            result.agreement = {name: Agreement(**one) for name, one in entries["agreement"].items()}
+        return result
 
     def written(self) -> dict[str, Any]:
         entries = asdict(self)
         entries["macs"] = {name: {**vars(count), "total": count.total} for name, count in self.macs.items()}
-        if self.training is None:
-            del entries["training"]
+        for name in ("training", "agreement"):
+            if entries[name] is None:
+                del entries[name]
         return entries
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from secvit.adapt import patch, unpatch
 from secvit.extras import needs
 from secvit.images import read_image
+from secvit.images.photos import listed
 from secvit.models.saved import create, has_weights, load_model, saved_config
 
 
@@ -142,10 +143,25 @@ def features(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     return tokens, network.forward_head(tokens, pre_logits=True)
 
 
-def photographs(paths: Sequence[str], size: int, model: nn.Module) -> Tensor:
-    """Photos as the model wants them, the largest square of each.  (B, 3, size, size)"""
+def readable(photos: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Files that can be read, of files and folders, and what is wrong with others; a ValueError if there are none."""
+    paths, faults = [], []
+    for path in listed(photos):
+        try:
+            read_image(path)
+            paths.append(path)
+        except ValueError as error:
+            faults.append(str(error).replace(str(path), path.name))
+    if not paths:
+        raise ValueError("\n".join(faults))
+    return paths, faults
+
+
+def photographs(paths: Sequence[Path], size: int, model: nn.Module, batch_size: int) -> Iterator[Tensor]:
+    """Photos as the model wants them, the largest square of each, in batches (B, 3, size, size)."""
     data_config = resolve_data_config({}, pretrained_cfg=getattr(model, "pretrained_cfg", None) or {})
     transform = create_transform(
         (3, size, size), mean=data_config["mean"], std=data_config["std"], interpolation="bicubic", crop_pct=1.0
     )
-    return torch.stack([transform(read_image(path)) for path in paths])
+    for at in range(0, len(paths), batch_size):
+        yield torch.stack([transform(read_image(path)) for path in paths[at : at + batch_size]])

@@ -20,10 +20,13 @@ from secvit.ops.partitions import (
     written,
 )
 from secvit.ops.pooling import pool_plan, sec_pool
+from secvit.ops.quality import DEFAULT_QUALITY, QUALITIES, chosen_quality
 
 __all__ = [
     "BACKENDS",
+    "DEFAULT_QUALITY",
     "PARTITIONS",
+    "QUALITIES",
     "Clustering",
     "Keys",
     "Partition",
@@ -31,6 +34,7 @@ __all__ = [
     "Projections",
     "attend_sorted",
     "check_partition",
+    "chosen_quality",
     "cluster",
     "cluster_order",
     "inverse_order",

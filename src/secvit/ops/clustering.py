@@ -21,6 +21,7 @@ from torch import Tensor
 from secvit.ops.backends import BACKENDS, check_near
 from secvit.ops.order import Plan, check_mask, resolve_num_clusters
 from secvit.ops.partitions import Partition, check_partition, cluster, shown_name
+from secvit.ops.quality import QUALITIES, chosen_quality, clusters_of
 from secvit.ops.tree import tree_plan
 
 SCORES = ("keys", "queries", "values")
@@ -62,12 +63,15 @@ class Projections:
 class Clustering:
     """How the tokens of an attention are clustered; what `secvit.patch` is told.
 
-    num_clusters | cluster_size: M, never more than there are tokens, or the most tokens of a cluster.
+    num_clusters | cluster_size | quality: M, never more than there are tokens; or the most tokens of a cluster; or
+        "fast", "balanced" or "faithful", which finds M, near and far from the number of tokens of each call, and has
+        few tokens attend to all (`secvit.ops.quality`).
     num_prefix_tokens: tokens in front ([cls], registers) that every cluster attends to and that attend
         to all tokens.
     score: what is compared with the centre, "keys" (the paper), "queries" or "values".
     centre: the mean of it, that of the first prefix token, "cls", or "pc1", its first principal component.
-    partition: as in `secvit.cluster`: "sec", "tree" (of queries and keys), a rival, or a function of your own.
+    partition: as in `secvit.cluster`: "sec", "tree" (of queries and keys), a rival, or a function of your own;
+        "auto" is "tree" with a quality, else "sec".
     shared: one order for all heads.
     grid: (H, W) of the tokens for windows, where it is not square and the attention does not know.
     backend: of `secvit.sec_attention`.
@@ -79,15 +83,22 @@ class Clustering:
     num_prefix_tokens: int = 0
     score: str = "keys"
     centre: str = "mean"
-    partition: Partition = "sec"
+    partition: Partition = "auto"
     shared: bool = False
     grid: tuple[int, int] | None = None
     backend: str = "auto"
     near: int = 1
     far: bool = False
+    quality: str | None = None
 
     def __post_init__(self) -> None:
-        resolve_num_clusters(max(self.num_clusters or 1, 1), self.num_clusters, self.cluster_size)
+        if self.quality is None:
+            resolve_num_clusters(max(self.num_clusters or 1, 1), self.num_clusters, self.cluster_size)
+        else:
+            near, far = None if self.near == 1 else self.near, self.far or None
+            chosen_quality(self.quality, self.num_clusters, self.cluster_size, near, far)
+        if self.partition == "auto":
+            object.__setattr__(self, "partition", "sec" if self.quality is None else "tree")
         for name, choices in (("score", SCORES), ("centre", CENTRES), ("backend", BACKENDS)):
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"{name}={value!r}; choose one of {', '.join(choices)}")
@@ -110,12 +121,16 @@ class Clustering:
 
     def clusters_for(self, num_tokens: int) -> int:
         """M for L tokens, prefix tokens not counted; never more clusters than tokens."""
+        if self.quality is not None:
+            return clusters_of(self.quality, num_tokens)
         if self.num_clusters is not None:
             return min(self.num_clusters, num_tokens)
         return resolve_num_clusters(num_tokens, None, self.cluster_size)
 
     def sight(self, num_clusters: int) -> dict[str, Any]:
         """`near` and `far` for M clusters, as arguments of `secvit.sec_attention`."""
+        if self.quality is not None:
+            return {"near": min(QUALITIES[self.quality].near, num_clusters), "far": True}
         return {"near": min(self.near, num_clusters), "far": self.far}
 
     def plan(self, keys: Keys, mask: Tensor | None = None) -> Plan:
