@@ -157,7 +157,7 @@ def test_jpg_masks_are_refused_with_that_reason(tmp_path, ending):
     mask_folder(tmp_path)
     for path in (tmp_path / "train_label").iterdir():
         path.rename(path.with_suffix(ending))
-    with pytest.raises(ValueError, match=r"4 pictures without a mask .*: 0, 1, 2, \.\.\.; there are JPG files"):
+    with pytest.raises(ValueError, match=r"4 images without a mask .*: 0, 1, 2, \.\.\.; there are JPG files"):
         load(tmp_path, "train")
 
 
@@ -201,8 +201,8 @@ def test_an_unknown_layout_says_what_was_looked_for(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("gone", r"train.txt:\n  line 6: 'gone' has no picture in .*JPEGImages"),
-        ("../../etc/passwd", "line 6: '../../etc/passwd' has no picture"),
+        ("gone", r"train.txt:\n  line 6: 'gone' has no image in .*JPEGImages"),
+        ("../../etc/passwd", "line 6: '../../etc/passwd' has no image"),
         ("train_0_without.jpg", None),
     ],
 )
@@ -295,7 +295,7 @@ def test_a_split_that_is_half_there_is_not_replaced_by_a_part_of_train(tmp_path,
     assert len(load(tmp_path, "val")) == 1
     HALVES[name](tmp_path)
     for split in ("train", "val"):
-        with pytest.raises(ValueError, match="called like a (val|test) split, but it has no pictures with masks"):
+        with pytest.raises(ValueError, match="called like a (val|test) split, but it has no images with masks"):
             load(tmp_path, split)
 
 
@@ -379,20 +379,20 @@ def test_well_known_sets_are_read_as_they_come(tmp_path, name):
 
 def test_masks_with_several_endings_stay_unpaired(tmp_path):
     pairs(tmp_path, "images", "masks", ends="_mask.png"), pairs(tmp_path, "images", "masks", ends="_color.png")
-    with pytest.raises(ValueError, match="4 pictures without a mask of that name"):
+    with pytest.raises(ValueError, match="4 images without a mask of that name"):
         load(tmp_path, "train")
 
 
 def test_one_missing_mask_of_masks_with_an_ending_is_named(tmp_path):
     pairs(tmp_path, "images", "masks", ends="_mask.png")
     (tmp_path / "masks" / "2_mask.png").unlink()
-    with pytest.raises(ValueError, match="1 pictures without a mask of that name in .*masks: 2$"):
+    with pytest.raises(ValueError, match="1 images without a mask of that name in .*masks: 2$"):
         load(tmp_path, "train")
 
 
 def test_a_photo_beside_its_missing_mask_is_not_taken_for_a_lossy_mask(tmp_path):
     exports.roboflow(tmp_path)
     next((tmp_path / "train").glob("*_mask.png")).unlink()
-    with pytest.raises(ValueError, match="1 pictures without a mask") as found:
+    with pytest.raises(ValueError, match="1 images without a mask") as found:
         load(tmp_path, "train")
     assert "JPG" not in str(found.value)

@@ -1,4 +1,4 @@
-"""Labelled pictures: overlays with a legend, indexed PNGs, and which classes are taken for which."""
+"""Labelled photos: overlays with a legend, indexed PNGs, and which classes are taken for which."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def indexed(labels: np.ndarray, palette: Palette) -> Image.Image:
 
 
 def overlay(
-    picture: Image.Image,
+    photo: Image.Image,
     labels: np.ndarray,
     palette: Palette,
     classes: Sequence[str] = (),
     opacity: float = OPACITY,
 ) -> Image.Image:
-    """The picture under the colours of its classes (H, W); with names, above a legend of those that occur."""
+    """The photo under the colours of its classes (H, W); with names, above a legend of those that occur."""
     colours = indexed(np.minimum(labels, len(palette)), [*palette, (0, 0, 0)]).convert("RGB")  # black: no class
-    seen = Image.blend(picture, colours, opacity)
+    seen = Image.blend(photo, colours, opacity)
     if not classes:
         return seen
     counts = np.bincount(labels.ravel(), minlength=256)[: len(classes)]
