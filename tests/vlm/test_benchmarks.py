@@ -441,7 +441,7 @@ def test_an_answer_of_another_type_is_named(row):
 HEAD = "index\tquestion\tA\tB\timage\n"
 TABLES = {
     "short": (HEAD + "1\twhat?\ta\tb\n", "line 2: 4 fields, expected the head's 5"),
-    "no picture": (HEAD + "1\twhat?\ta\tb\t?!\n", "row 1: image is no picture in base64"),
+    "no picture": (HEAD + "1\twhat?\ta\tb\t?!\n", "row 1: image is not in base64"),
     "no number": (HEAD + "one\twhat?\ta\tb\tAAAA\n", "row 1: index is 'one', expected a number"),
     "a column twice": (HEAD.replace("B", "A\tB") + "1\twhat?\ta\tb\tc\tAAAA\n", "more than one column 'A'"),
 }

@@ -165,14 +165,14 @@ def test_pictures_are_made_square_by_a_border(made):
 # -- what is refused ---------------------------------------------------------------------------
 
 BAD = {
-    "none": (entry("none", "0.png", [("what?", "a cat")]), "sample 'none': 0 <image> in the questions for one picture"),
+    "none": (entry("none", "0.png", [("what?", "a cat")]), "sample 'none': 0 <image> in the questions for one image"),
     "two": (entry("two", "0.png", [("<image><image> what?", "a cat")]), "sample 'two': 2 <image> in the questions for one"),
-    "no picture": (entry("blind", None), "sample 'blind': 1 <image> in the questions for 0 pictures"),
+    "no picture": (entry("blind", None), "sample 'blind': 1 <image> in the questions for 0 images"),
     "in the answer": (entry("said", "0.png", [("what?", "a <image>")]), "sample 'said': <image> in answer 1"),
     "missing": (entry("gone", "gone.png"), "sample 'gone': .*gone.png: no such file; check the path and --samples.images"),
     "cut off": (entry("cut", "cut.png"), "sample 'cut': .*cut.png: broken or truncated"),
     "text": (entry("text", "text.png"), "sample 'text': .*text.png: not an image"),
-    "long": (entry("long", "0.png", [("<image> what?", "cat " * 900)]), "sample 'long': .* tokens, 10 of them for pictures, and max_length is 400"),
+    "long": (entry("long", "0.png", [("<image> what?", "cat " * 900)]), "sample 'long': .* tokens, 10 of them for images, and max_length is 400"),
     "asks": ({"id": "asks", "conversations": [{"from": "human", "value": "what?"}]}, "sample 'asks': expected human and gpt in turns"),
     "robot": ({"conversations": [{"from": "robot", "value": "what?"}]}, "entry 0, turn 0: from is 'robot', expected human or gpt"),
     "mute": (entry("mute", None, [("what?", " ")]), "sample 'mute': answer 1 is empty"),
@@ -227,9 +227,9 @@ def test_long_samples_are_left_out_if_asked(pictures_and_chat):
 
 
 def test_a_caption_template_wants_a_picture_and_its_caption(pictures_and_chat):
-    with pytest.raises(ValueError, match="sample 'blind': 0 pictures, 1 answers; the plain template is for captions"):
+    with pytest.raises(ValueError, match="sample 'blind': 0 images, 1 answers; the plain template is for captions"):
         attempt(*pictures_and_chat, [entry("blind", None, [("what?", "a cat")])], template="plain")
-    with pytest.raises(ValueError, match="sample 'talk': 1 pictures, 2 answers"):
+    with pytest.raises(ValueError, match="sample 'talk': 1 images, 2 answers"):
         attempt(*pictures_and_chat, [entry("talk", "1.png", [("<image>", "a cat"), ("so?", "no")])], template="plain")
 
 
@@ -272,11 +272,11 @@ def test_a_picture_broken_after_the_check_is_replaced_and_counted(made, tmp_path
 
 HUMAN, GPT = {"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}
 TYPES = {
-    "image: number": ({"image": 5}, "image is 5, expected the path of a picture"),
-    "image: numbers": ({"image": ["0.png", 5]}, "expected the path of a picture"),
-    "image: object": ({"image": {"0.png": 1}}, "expected the path of a picture"),
-    "image: no path": ({"image": "0.png\0"}, "expected the path of a picture"),
-    "image by another name": ({"image": None, "images": ["0.png"]}, "has 'images'; LLaVA's name for pictures is 'image'"),
+    "image: number": ({"image": 5}, "image is 5, expected the path of an image"),
+    "image: numbers": ({"image": ["0.png", 5]}, "expected the path of an image"),
+    "image: object": ({"image": {"0.png": 1}}, "expected the path of an image"),
+    "image: no path": ({"image": "0.png\0"}, "expected the path of an image"),
+    "image by another name": ({"image": None, "images": ["0.png"]}, "has 'images'; LLaVA's name for images is 'image'"),
     "id: list": ({"id": [1]}, "entry 1: id is [1], expected text or a whole number"),
     "id: NaN": ({"id": float("nan")}, "id is NaN, expected text or a whole number"),
     "no turns": ({"conversations": []}, "expected human and gpt in turns, gpt last, found none"),
@@ -404,7 +404,7 @@ def test_a_picture_that_is_missing_is_left_out_and_many_are_an_error(pictures_an
     entries = [entry(f"s{i}", "1.png") for i in range(5)]
     samples, _ = attempt(*pictures_and_chat, [*entries, entry("gone", "gone.png")], drop_broken=True)
     assert len(samples) == 5 and "used 5 of 6 samples" in caplog.text and "gone.png: no such file" in caplog.text
-    with pytest.raises(ValueError, match=r"(?s)'gone'.*'lost'.*2 pictures are missing below .*images; .*too many"):
+    with pytest.raises(ValueError, match=r"(?s)'gone'.*'lost'.*2 images are missing below .*images; .*too many"):
         attempt(*pictures_and_chat, [*entries, entry("gone", "gone.png"), entry("lost", "l.png")], drop_broken=True)
 
 

@@ -196,8 +196,8 @@ def test_a_tower_without_cls_is_told_of_other_extra_tokens(tokenizer, pictures):
 @pytest.mark.parametrize(
     ("prompt", "images", "message"),
     [
-        ("USER: what? ASSISTANT:", 1, r"\[0\] <image> in the prompts for 1 picture"),
-        ("USER: <image> <image> what? ASSISTANT:", 1, r"\[2\] <image> in the prompts for 1 picture"),
+        ("USER: what? ASSISTANT:", 1, r"\[0\] <image> in the prompts for 1 image"),
+        ("USER: <image> <image> what? ASSISTANT:", 1, r"\[2\] <image> in the prompts for 1 image"),
     ],
 )
 def test_prompts_that_do_not_name_their_pictures_are_refused(made, pictures, prompt, images, message):
@@ -208,7 +208,7 @@ def test_prompts_that_do_not_name_their_pictures_are_refused(made, pictures, pro
 
 def test_pictures_given_by_prompt_are_counted_by_prompt(made, pictures):
     _, processor = made("sec")
-    with pytest.raises(ValueError, match=r"prompt 0 has 2 <image> for 1 picture"):
+    with pytest.raises(ValueError, match=r"prompt 0 has 2 <image> for 1 image"):
         processor(images=[pictures[:1], pictures], text=["<image> <image>", "<image>"], return_tensors="pt")
 
 

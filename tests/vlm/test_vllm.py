@@ -172,10 +172,10 @@ def test_a_chat_by_the_template_that_the_recipes_train_with(tokenizer, pictures,
 def test_a_prompt_with_another_number_of_images_than_pictures_is_refused(tokenizer, pictures, tmp_path):
     llm = start(save(tmp_path, *small_llava(tokenizer, "sec", 4, **SHAPE)))
     with pytest.raises(
-        ValueError, match=r"the prompt has 2 <image> for 1 picture\(s\); write it once where each picture goes"
+        ValueError, match=r"the prompt has 2 <image> for 1 image\(s\); write it once where each image goes"
     ):
         by_vllm(llm, [(BOTH, pictures[:1])])
-    with pytest.raises(ValueError, match=r"the prompt has 1 <image> for 2 picture\(s\)"):
+    with pytest.raises(ValueError, match=r"the prompt has 1 <image> for 2 image\(s\)"):
         by_vllm(llm, [(QUESTION, pictures)])
 
 

@@ -26,7 +26,7 @@ UNSURE = "\nWhen the provided information is insufficient, respond with 'Unanswe
 class Question:
     """What a model is asked, and what is known of the answer.
 
-    id: as in the benchmark's files, where several questions may share one.  image: a file, an encoded picture, or
+    id: as in the benchmark's files, where several questions may share one.  image: a file, an encoded image, or
     None.  truth: None where it is not known.  kind: the category that scores are given for.
     """
 
@@ -193,7 +193,7 @@ def _mme_words(question: str) -> str:
 
 
 def read_mmbench(folder: Path, split: str = "val") -> list[Question]:
-    """The rows of mmbench_dev_20230712.tsv (or the only .tsv file there), pictures included; kinds: its categories."""
+    """The rows of mmbench_dev_20230712.tsv (or the only .tsv file there), images included; kinds: its categories."""
     file = mmbench_file(folder)
     rows = mmbench_rows(folder)
     images = {row["index"]: row["image"] for row in rows}
@@ -202,11 +202,11 @@ def read_mmbench(folder: Path, split: str = "val") -> list[Question]:
         row = entry.fields
         options = [f"\n{letter}. {row[letter]}" for letter in _options(row)]
         hint = "" if _is_empty(row.get("hint")) else row["hint"] + "\n"
-        picture = str(images.get(row["image"], row["image"]))  # rotations may name the row that has the picture
+        encoded = str(images.get(row["image"], row["image"]))  # rotations may name the row that has the image
         try:
-            image = base64.b64decode("".join(picture.split()), validate=True)
+            image = base64.b64decode("".join(encoded.split()), validate=True)
         except ValueError as error:
-            raise ValueError(f"{entry.where}: image is no picture in base64 ({error})") from None
+            raise ValueError(f"{entry.where}: image is not in base64 ({error})") from None
         truth = None if _is_empty(row.get("answer")) else row["answer"]
         prompt = hint + entry.get("question", text) + "".join(options) + LETTER
         return Question(entry.get("index", integer), prompt, image, truth, row.get("category") or "")

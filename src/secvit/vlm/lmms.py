@@ -30,7 +30,7 @@ def manifest() -> ModelManifest:
 class SecLlava(lmms):
     """A run of `secvit train vlm...` or any LLaVA of transformers.
 
-    pretrained: as for `load_trained`.  template: "v1" for LLaVA-1.5's own prompt and square pictures; else the
+    pretrained: as for `load_trained`.  template: "v1" for LLaVA-1.5's own prompt and square images; else the
     processor's.  The other arguments are lmms-eval's.
     """
 
@@ -71,7 +71,7 @@ class SecLlava(lmms):
         return [results[i] for i in range(len(requests))]
 
     def conversation(self, request: Instance) -> list[dict[str, Any]]:
-        """A request's messages, with pictures inside."""
+        """A request's messages, with images inside."""
         _, to_messages, _, doc, task, split = request.args
         return ChatMessages(messages=to_messages(self.task_dict[task][split][doc])).to_hf_messages()
 
