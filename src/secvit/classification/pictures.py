@@ -1,4 +1,4 @@
-"""Pictures that a classifier takes for something else."""
+"""Images that a classifier takes for something else."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 
 from secvit.draw.picture import FAINT, INK, new_figure, save
 
-SIDE, COLUMNS = 200, 6  # px of a picture; pictures in a row
+SIDE, COLUMNS = 200, 6  # px of an image; images in a row
 
 
 def draw_wrong(rows: Sequence[tuple[Image.Image, str, str, Any]], title: str, output: str | os.PathLike[str]) -> Path:
-    """A page of pictures with what each is, and what it is taken for with which probability.
+    """A page of images with what each is, and what it is taken for with which probability.
 
-    rows: picture, its class, the class it is taken for, the probability of that in 0..1.  Returns the page's path.
+    rows: image, its class, the class it is taken for, the probability of that in 0..1.  Returns the page's path.
     """
     lines = -(-max(1, len(rows)) // COLUMNS)
     width, height, head = COLUMNS * (SIDE + 12) + 12, lines * (SIDE + 44), 44

@@ -172,7 +172,7 @@ def eval_view(images: Images, model: nn.Module, size: int | None = None, crop_pc
 
 
 def view_of(model: nn.Module, size: int | None = None) -> Transform:
-    """How evaluation sees a picture."""
+    """How evaluation sees an image."""
     return middle(*seen_by(model, size))
 
 

@@ -167,7 +167,7 @@ def initial_model(recipe: Recipe, classes: Sequence[str]) -> nn.Module:
 
 
 def _check_sees(model: nn.Module, chosen: Model, classes: int) -> None:
-    """A ValueError where a network cannot look at pictures of the recipe's size, before the first step."""
+    """A ValueError where a network cannot look at images of the recipe's size, before the first step."""
     size = (1, getattr(model, "in_chans", 3), chosen.image_size, chosen.image_size)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -181,7 +181,7 @@ def _check_sees(model: nn.Module, chosen: Model, classes: int) -> None:
     finally:
         model.train()
     if shape != (1, classes):
-        raise ValueError(f"{chosen.name} with {chosen.args} gives {shape} for a picture; expected {(1, classes)}")
+        raise ValueError(f"{chosen.name} with {chosen.args} gives {shape} for an image; expected {(1, classes)}")
 
 
 def _classifier(model: Any) -> dict[str, Tensor]:

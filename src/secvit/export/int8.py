@@ -82,7 +82,7 @@ def _bytes(files: Iterator[Path] | Sequence[Path]) -> int:
 
 
 def _relative_time(run: Run, other: Run, sample: Tensor) -> float:
-    """Time of one picture by `run` over that by `other`, the median of turns."""
+    """Time of one image by `run` over that by `other`, the median of turns."""
     ratios = []
     for turn in range(6):
         times = []
