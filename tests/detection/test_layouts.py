@@ -21,7 +21,7 @@ NAMES = ("square", "triangle")
 
 
 def things(seed):
-    """Of one picture: label, box, polygon."""
+    """Of one image: label, box, polygon."""
     random = np.random.default_rng(seed)
     for label in (0, 1):
         x, y = (int(v) for v in random.integers(2, 40, 2))
@@ -38,7 +38,7 @@ def picture(path, seed):
 
 
 def coco(file, pictures, name="{}.png", first=1, categories=None, **own):
-    """A COCO file of some pictures, by seed.  name: what it calls them; first: where its ids begin."""
+    """A COCO file of some images, by seed.  name: what it calls them; first: where its ids begin."""
     file.parent.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for i, seed in enumerate(pictures):
@@ -356,7 +356,7 @@ def test_a_voc_size_may_be_missing_or_zero(tmp_path, size):
 
 
 @pytest.mark.parametrize("size", ["64x80", "800x640", "widex64"])
-def test_a_voc_size_that_is_not_the_pictures_is_a_fault(tmp_path, size):
+def test_a_voc_size_that_is_not_the_images_is_a_fault(tmp_path, size):
     voc(tmp_path)
     width, height = size.split("x")
     for seed in (1, 3):
@@ -481,14 +481,14 @@ def named(root, files, names):
         (["train/cats/0.png", "train/1.png"], ["/x/cats/0.png", "/x/dogs/1.png"], "/x/dogs/1.png"),
     ],
 )
-def test_a_missing_picture_is_not_found_in_another_folder(tmp_path, files, names, missing):
+def test_a_missing_image_is_not_found_in_another_folder(tmp_path, files, names, missing):
     named(tmp_path, files, names)
     with pytest.raises(ValueError, match=f"(?s)image 2: no file {missing} in"):
         load(tmp_path, "train")
 
 
 @pytest.mark.parametrize("names", [["cats/0.png", "dogs/1.png"], ["x/0.png", "1.png"], ["s3://a/b/0.png", "/c/1.png"]])
-def test_pictures_that_lie_in_one_folder_are_found_without_theirs(tmp_path, names):
+def test_images_that_lie_in_one_folder_are_found_without_theirs(tmp_path, names):
     named(tmp_path, ["train/0.png", "train/1.png"], names)
     assert len(load(tmp_path, "train")) == 2
 
@@ -528,7 +528,7 @@ def yolo_folders(root):
 
 
 def coco_in_folders(root):
-    """Pictures beside and outside of the split's own folder."""
+    """Images beside and outside of the split's own folder."""
     pictures(root / "images/train", range(3))
     pictures(root / "images/more", range(3, 6))
     pictures(root / "val", VAL)
@@ -541,7 +541,7 @@ def coco_in_folders(root):
 
 
 @pytest.mark.parametrize("make", [*LAYOUTS, yolo_lists, yolo_folders, coco_in_folders], ids=lambda make: make.__name__)
-def test_pictures_are_found_from_anywhere_where_the_data_are_given_by_a_relative_path(tmp_path, monkeypatch, make):
+def test_images_are_found_from_anywhere_where_the_data_are_given_by_a_relative_path(tmp_path, monkeypatch, make):
     make(tmp_path / "sets/mine")
     monkeypatch.chdir(tmp_path)
     read = [load("sets/mine", split) for split in ("train", "val")]

@@ -118,7 +118,7 @@ def test_a_mask_laid_around_its_box_is_torchvisions_wherever_the_box_lies():
         assert torch.equal(masks, expected) and masks.any()
 
 
-def test_pictures_bytes_and_numbers_in_0_to_1_are_the_same_image(run):
+def test_opened_images_bytes_and_numbers_in_0_to_1_are_the_same(run):
     model, _ = load_detector(run, device="cpu")
     image = photo(90, 70)
     in_bytes = torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -54,7 +54,7 @@ def yaml(root, **places):
 
 
 def read(root, split):
-    """The seeds of a split's pictures."""
+    """The seeds of a split's images."""
     found = load(root, split, divide=True)
     return sorted(int("".join(filter(str.isdigit, found.path(i).stem))) for i in range(len(found)))
 
@@ -115,8 +115,8 @@ REFUSED = {
     "a JSON of another word": (other_word("minival"), "instances_minival.json: a val split by its name.*call it instances_val.json"),
     "a JSON of two words": (other_word("val_small"), "instances_val_small.json: a val split by its name"),
     "a list of another word": (lambda root: lists(root, train=TRAIN, minival=VAL), "minival.txt: a val split .*call it val.txt"),
-    "pictures without labels": (no_labels, "data.yaml: val: no label file for .*images/val"),
-    "pictures without labels nor YAML": (no_labels_and_no_yaml, "images/val: a val split by its name, but images without"),
+    "images without labels": (no_labels, "data.yaml: val: no label file for .*images/val"),
+    "images without labels nor YAML": (no_labels_and_no_yaml, "images/val: a val split by its name, but images without"),
     "a folder that is not there": (lambda root: yaml(root, train="images/train", val="images/valid_B"), "data.yaml: val: images/valid_B is not there"),
     "no path": (lambda root: yaml(root, train="images/train", val=7), "data.yaml: val: .7., expected the path of a folder"),
     "a list beside an undivided JSON": (lambda root: (cvat_task(root), (root / "val.txt").write_text("1.png")), "val.txt: a val split by its name, but a list that is not read"),
@@ -150,7 +150,7 @@ def test_no_other_folder_and_no_part_takes_the_place_of_train(tmp_path, make, me
         load(tmp_path, "train", divide=True)
 
 
-def test_pictures_called_test_without_annotations_are_no_split(tmp_path):
+def test_images_called_test_without_annotations_are_no_split(tmp_path):
     coco_train(tmp_path)
     pictures(tmp_path / "images/test", VAL)
     assert len(read(tmp_path, "train")) == 5 and len(read(tmp_path, "val")) == 1
@@ -336,7 +336,7 @@ def capital_yolo(root):
 
 
 @pytest.mark.parametrize("make", [flat_voc, lower_voc, beside_voc, flat_yolo, capital_yolo], ids=lambda f: f.__name__)
-def test_labels_beside_pictures_and_folders_in_any_case_are_read(tmp_path, make, caplog):
+def test_labels_beside_images_and_folders_in_any_case_are_read(tmp_path, make, caplog):
     make(tmp_path)
     assert sorted(read(tmp_path, "train") + read(tmp_path, "val")) == list(ALL)
     assert load(tmp_path, "train").classes == NAMES and len(load(tmp_path, "train").table) == 14
@@ -459,7 +459,7 @@ NONE = {
 
 
 @pytest.mark.parametrize(("make", "message"), NONE.values(), ids=NONE)
-def test_a_split_of_which_no_picture_is_labelled_is_refused(tmp_path, make, message):
+def test_a_split_of_which_no_image_is_labelled_is_refused(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(ValueError, match=message):
         load(tmp_path, "val", divide=True)
@@ -497,7 +497,7 @@ def test_two_images_do_not_share_a_label_file(tmp_path):
 
 
 @pytest.mark.parametrize("make", [yolo_undivided, voc], ids=lambda make: make.__name__)
-def test_linked_folders_are_followed_for_pictures_and_labels_alike(tmp_path, make):
+def test_linked_folders_are_followed_for_images_and_labels_alike(tmp_path, make):
     make(tmp_path / "store")
     images, labels = ("images", "labels") if make is yolo_undivided else ("JPEGImages", "Annotations")
     for name in (images, labels):
@@ -523,20 +523,20 @@ def test_names_of_a_list_have_spaces_quotes_endings_and_columns(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["3.99", "3.v2", "3 1"])
-def test_a_name_of_a_list_is_not_cut_to_that_of_another_picture(tmp_path, name):
+def test_a_name_of_a_list_is_not_cut_to_that_of_another_image(tmp_path, name):
     lists(tmp_path, train=[0, 1, name], val=VAL)
     with pytest.raises(ValueError, match=rf"image {name} \(train.txt line 3\): no file of that name"):
         load(tmp_path, "train")
 
 
-def test_a_picture_of_a_list_without_an_xml_file_is_no_background(tmp_path):
+def test_an_image_of_a_list_without_an_xml_file_is_no_background(tmp_path):
     voc(tmp_path)
     (tmp_path / "Annotations/3.xml").unlink()
     with pytest.raises(ValueError, match=r"image 3 \(train.txt line 4\): no 3.xml in .*Annotations; add it"):
         load(tmp_path, "train")
 
 
-def test_pictures_without_an_xml_file_are_left_out_and_counted(tmp_path, caplog):
+def test_images_without_an_xml_file_are_left_out_and_counted(tmp_path, caplog):
     voc_of_roboflow(tmp_path)
     (tmp_path / "train/3.xml").unlink()
     assert read(tmp_path, "train") == [0, 1, 2, 4, 5]

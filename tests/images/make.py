@@ -20,7 +20,7 @@ def encoded(seed, size=(8, 8), kind="png"):
 
 
 def save(path, **options):
-    """A picture of its own for each path."""
+    """An image of its own for each path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture(zlib.crc32(str(path).encode()), **options).save(path)
     return path

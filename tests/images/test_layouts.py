@@ -99,7 +99,7 @@ WRITTEN = [ending for ending in EXTENSIONS if Image.registered_extensions().get(
 
 @pytest.mark.filterwarnings("ignore:.*image format is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("extension", WRITTEN)
-def test_pictures_of_every_extension_that_pillow_writes_can_be_read(extension, tmp_path):
+def test_images_of_every_extension_that_pillow_writes_can_be_read(extension, tmp_path):
     image = picture(0, (16, 16))
     for mode in ("RGB", "P", "L", "1"):  # some formats keep few modes
         try:

@@ -15,7 +15,7 @@ from tests.segmentation.make import mask_folder, save, scene
 from tests.segmentation.test_classes import striped
 
 CITY = tuple(name for name, _, _ in CITYSCAPES)
-# maker, classes, pictures of train and of val, whether two rows are ignored
+# maker, classes, images of train and of val, whether two rows are ignored
 EXPORTS = {
     exports.cvat: (exports.NAMES, 5, 5, True),
     exports.cvat_task: (exports.NAMES, 4, 1, True),
@@ -171,7 +171,7 @@ def test_webp_masks_are_not_called_jpg(tmp_path):
 
 @pytest.mark.parametrize("split", ["train", ""])
 @pytest.mark.parametrize("other", ["labels", "annotations"])
-def test_two_folders_of_masks_of_the_same_pictures_are_refused(tmp_path, split, other):
+def test_two_folders_of_masks_of_the_same_images_are_refused(tmp_path, split, other):
     for i in range(4):
         save(tmp_path / "images" / split / f"{i}.png", scene(i)[0])
         save(tmp_path / "masks" / split / f"{i}.png", scene(i)[1])
@@ -206,7 +206,7 @@ def test_an_unknown_layout_says_what_was_looked_for(tmp_path):
         ("train_0_without.jpg", None),
     ],
 )
-def test_a_list_names_pictures(tmp_path, line, message, caplog):
+def test_a_list_names_images(tmp_path, line, message, caplog):
     exports.voc(tmp_path)
     exports.write_list(tmp_path, "train", line)
     if message:
@@ -237,7 +237,7 @@ def test_a_colour_that_no_label_has_is_named(tmp_path):
 
 
 def pairs(root, images, masks, count=4, ends=".png", values=(0, 1, 2), first=0):
-    """Pictures in one folder, masks of stripes in another."""
+    """Images in one folder, masks of stripes in another."""
     for i in range(first, first + count):
         save(root / images / f"{i}.png", scene(i)[0][:30, :40])
         save(root / masks / f"{i}{ends}", striped(*values))
@@ -281,7 +281,7 @@ def test_a_list_that_is_a_link_to_nothing_is_named(tmp_path):
 
 
 HALVES = {
-    "pictures alone": lambda root: save(root / "images" / "val" / "9.png", scene(9)[0]),
+    "images alone": lambda root: save(root / "images" / "val" / "9.png", scene(9)[0]),
     "masks alone": lambda root: save(root / "masks" / "Validation" / "9.png", striped(0, 1)),
     "another layout": lambda root: save(root / "val" / "9.png", scene(9)[0]),
     "broken link": lambda root: (root / "images" / "val").symlink_to(root / "annex"),

@@ -1,4 +1,4 @@
-"""Labels of pictures: whole, by windows, at several scales; in bounded memory; saved networks."""
+"""Labels of images: whole, by windows, at several scales; in bounded memory; saved networks."""
 
 import itertools
 import subprocess
@@ -51,7 +51,7 @@ def picture(width, height, seed=0):
 
 
 @pytest.mark.parametrize("size", [(80, 64), (75, 61), (33, 90)])
-def test_a_whole_picture_is_labelled_as_the_network_does(size):
+def test_a_whole_image_is_labelled_as_the_network_does(size):
     model, photo = small(), picture(*size)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in model.backbone.normalization())
     image = (torch.from_numpy(np.array(photo)).permute(2, 0, 1) / 255 - mean) / std
@@ -121,7 +121,7 @@ def test_scales_and_flips_average_probabilities():
     assert np.array_equal(label_picture(model, photo, look), total.detach().argmax(0).numpy())
 
 
-def test_a_mirrored_picture_has_the_mirrored_labels():
+def test_a_mirrored_image_has_the_mirrored_labels():
     model, photo = small(), picture(90, 61)
     look = Look(0, flip=True)
     mirrored = label_picture(model, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT), look)
@@ -144,7 +144,7 @@ print(before // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def memory(*size):
-    """MiB before and at most while a picture gets its labels, of 150 classes."""
+    """MiB before and at most while an image gets its labels, of 150 classes."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, *map(str, size)], capture_output=True, text=True, timeout=500,
         env={"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}, check=False,
@@ -162,7 +162,7 @@ def test_windows_never_hold_the_logits_of_all_pixels():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
-def test_a_picture_of_12_megapixels_and_150_classes_stays_under_4_gib():
+def test_an_image_of_12_megapixels_and_150_classes_stays_under_4_gib():
     assert max(memory(4000, 3000)) < 4096
 
 
