@@ -26,16 +26,16 @@ def draw_wrong(rows: Sequence[tuple[Image.Image, str, str, Any]], title: str, ou
     figure.text(12 / width, 1 - 14 / total_height, title, size=7, color=INK, va="top", weight="bold")
     for i, (image, true, predicted, share) in enumerate(rows):
         row, column = divmod(i, COLUMNS)
-        seen = image.convert("RGB")
-        factor = SIDE / max(seen.size)
-        width_, height_ = (max(1, round(side * factor)) for side in seen.size)
-        seen = seen.resize((width_, height_), Image.Resampling.BICUBIC)
+        drawn = image.convert("RGB")
+        factor = SIDE / max(drawn.size)
+        width_, height_ = (max(1, round(side * factor)) for side in drawn.size)
+        drawn = drawn.resize((width_, height_), Image.Resampling.BICUBIC)
         left, top = 12 + column * (SIDE + 12), head + row * (SIDE + 44)
-        x, y = left + (SIDE - seen.width) / 2, top + (SIDE - seen.height) / 2
+        x, y = left + (SIDE - drawn.width) / 2, top + (SIDE - drawn.height) / 2
         axes = figure.add_axes(
-            (x / width, 1 - (y + seen.height) / total_height, seen.width / width, seen.height / total_height)
+            (x / width, 1 - (y + drawn.height) / total_height, drawn.width / width, drawn.height / total_height)
         )
-        axes.imshow(seen)
+        axes.imshow(drawn)
         axes.axis("off")
         for line, (words, colour) in enumerate(
             ((f"taken for {predicted}, {100 * share:.0f} %", INK), (f"is {true}", FAINT))

@@ -1,4 +1,4 @@
-"""What a network sees in an image."""
+"""The likeliest classes of an image."""
 
 from __future__ import annotations
 

@@ -86,18 +86,18 @@ class Llava(Trained):
         """
         if benchmark and data is None:
             raise ValueError("which questions?  Give --data with the benchmark's folder (docs/vlm_evaluation.md)")
-        given = data is not None
+        other_data = data is not None
         data = self.data_of(data)
         if benchmark:
             options = {"answers": answers, "template": template, "device": self.device}
             return evaluate_checkpoint(self.path, benchmark, data, split, batch_size=batch_size or 1, **options)
         if answers or template:
             raise ValueError("--answers and --template belong to --benchmark; give all of them")
-        chosen = self._samples(given)
+        chosen = self._samples(other_data)
         train, val = files(data, chosen)
         if split not in ("train", "val"):
             raise ValueError(f"--split {split}: conversations have train and val; or give a JSON file with --data")
-        file = train if split == "train" or (given and not Path(data).is_dir()) else val
+        file = train if split == "train" or (other_data and not Path(data).is_dir()) else val
         if file is None:
             raise ValueError(f"{data} has no {split}.json; give --split train, or the JSON file itself")
         chat = Chat(for_training(self.processor, chosen.template, chosen.pad))
@@ -105,16 +105,16 @@ class Llava(Trained):
         view = Conversations(samples, chat, lengths)
         return {"data": str(file), "samples": len(view), **evaluate(self.model, view, batch_size or 8)}
 
-    def _samples(self, given: bool) -> Samples:
-        """How the run read its conversations; given: those of other data, whose val and images are their own."""
+    def _samples(self, other_data: bool) -> Samples:
+        """How the run read its conversations; other_data: those of other data, whose val and images are their own."""
         chosen = Samples(**self.config.get("samples", {}))
         lost = chosen.images if chosen.images and not Path(chosen.images).is_dir() else None
-        if lost and not given:
+        if lost and not other_data:
             raise ValueError(
                 f"{self.path} learned from images in {lost}, which is not there now; give --data FILE.json, with the "
                 "images beside it"
             )
-        return replace(chosen, val=None, images=None if lost else chosen.images) if given else chosen
+        return replace(chosen, val=None, images=None if lost else chosen.images) if other_data else chosen
 
     def photos(
         self,

@@ -127,8 +127,8 @@ class Segmenter(Trained):
                 labels = label_picture(self.model, photo, self.look, progress=True)  # type: ignore[arg-type]
                 files, mask = names[path], numbered(labels, self.values, self.palette)
                 made.add(files[0], encoded(mask, "PNG", optimize=True, pnginfo=text))
-                seen = overlay(photo, labels, self.palette, self.classes)
-                made.add(files[1], encoded(seen, "JPEG", quality=92))
+                picture = overlay(photo, labels, self.palette, self.classes)
+                made.add(files[1], encoded(picture, "JPEG", quality=92))
                 shares = 100 * np.bincount(labels.ravel(), minlength=len(self.classes)) / labels.size
                 largest = [i for i in shares.argsort()[::-1] if shares[i]]
                 made.rows.append({"photo": str(path), **{self.classes[i]: shares[i] for i in largest}})

@@ -127,7 +127,7 @@ def _listed(
     place: Place, images: dict[str, Path], masks: dict[str, Path], left_out: LeftOut
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """Those that stand in the split's lists, a name a line."""
-    wanted: dict[str, None] = {}
+    listed: dict[str, None] = {}
     for file in place.lists:
         faults = Faults(file)
         for number, line in enumerate(read_text(file, LISTS).splitlines(), 1):
@@ -137,17 +137,17 @@ def _listed(
             if name and name not in images:
                 faults.add(f"line {number}: {name[:80]!r} has no image in {place.images}")
             elif name:
-                wanted[name] = None
+                listed[name] = None
         faults.check("Add the images, or take the names out")
-    if not wanted:
+    if not listed:
         raise ValueError(f"{place.lists[0]}: lists no image; write the name of one a line")
     left_out.add(
         f"not listed in {', '.join(file.name for file in place.lists)}",
-        len(images.keys() - wanted.keys()) + len(masks.keys() - wanted.keys()),
+        len(images.keys() - listed.keys()) + len(masks.keys() - listed.keys()),
     )
     return (
-        {name: path for name, path in images.items() if name in wanted},
-        {name: path for name, path in masks.items() if name in wanted},
+        {name: path for name, path in images.items() if name in listed},
+        {name: path for name, path in masks.items() if name in listed},
     )
 
 

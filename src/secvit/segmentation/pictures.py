@@ -42,15 +42,15 @@ def overlay(
 ) -> Image.Image:
     """The photo under the colours of its classes (H, W); with names, above a legend of those that occur."""
     colours = indexed(np.minimum(labels, len(palette)), [*palette, (0, 0, 0)]).convert("RGB")  # black: no class
-    seen = Image.blend(photo, colours, opacity)
+    blended = Image.blend(photo, colours, opacity)
     if not classes:
-        return seen
+        return blended
     counts = np.bincount(labels.ravel(), minlength=256)[: len(classes)]
     shown = [i for i in counts.argsort()[::-1] if counts[i]]
-    below = legend([classes[i] for i in shown], [palette[i] for i in shown], seen.width)
-    canvas = Image.new("RGB", (seen.width, seen.height + below.height), "white")
-    canvas.paste(seen, (0, 0))
-    canvas.paste(below, (0, seen.height))
+    below = legend([classes[i] for i in shown], [palette[i] for i in shown], blended.width)
+    canvas = Image.new("RGB", (blended.width, blended.height + below.height), "white")
+    canvas.paste(blended, (0, 0))
+    canvas.paste(below, (0, blended.height))
     return canvas
 
 

@@ -61,11 +61,11 @@ class SecLlava(lmms):
         bar = tqdm(total=len(requests), desc="answering", disable=self.rank != 0)
         for group in alike.values():
             for batch in (group[at : at + self.batch_size] for at in range(0, len(group), self.batch_size)):
-                wanted = requests[batch[0]].args[2]
+                options = requests[batch[0]].args[2]
                 conversations = [self.conversation(requests[i]) for i in batch]
-                for i, text in zip(batch, reply(self.model, self.processor, conversations, **generation(wanted))):
-                    results[i] = self.result(cut(text, wanted.get("until")))
-                    self.cache_hook.add_partial("generate_until", (requests[i].args[0], wanted), results[i].text)
+                for i, text in zip(batch, reply(self.model, self.processor, conversations, **generation(options))):
+                    results[i] = self.result(cut(text, options.get("until")))
+                    self.cache_hook.add_partial("generate_until", (requests[i].args[0], options), results[i].text)
                 bar.update(len(batch))
         bar.close()
         return [results[i] for i in range(len(requests))]

@@ -69,8 +69,8 @@ def answers(llava: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     if inputs is not None:
         features = inner.connect(inputs).flatten(0, 1)
     else:
-        seen = inner.get_image_features(batch["pixel_values"], image_sizes=batch.get("image_sizes"), return_dict=True)
-        features = torch.cat(seen.pooler_output)
+        output = inner.get_image_features(batch["pixel_values"], image_sizes=batch.get("image_sizes"), return_dict=True)
+        features = torch.cat(output.pooler_output)
     words = inner.get_input_embeddings()(batch["input_ids"])
     if not blind:
         features = features.to(words.dtype)
