@@ -16,11 +16,11 @@ from tests.detection.test_layouts import (
     VAL,
     coco,
     cvat_task,
-    pictures,
     roboflow,
     voc,
     voc_files,
     voc_of_roboflow,
+    write_images,
     yolo,
     yolo_labels,
     yolo_undivided,
@@ -28,7 +28,7 @@ from tests.detection.test_layouts import (
 
 
 def coco_train(root, file="annotations/instances_train.json", folder="images/train", seeds=TRAIN):
-    pictures(root / folder, seeds)
+    write_images(root / folder, seeds)
     coco(root / file, seeds)
 
 
@@ -75,7 +75,7 @@ def no_link(path, make):
 
 def no_annotations(root):
     coco_train(root)
-    pictures(root / "images/val", VAL)
+    write_images(root / "images/val", VAL)
 
 
 def other_word(word):
@@ -152,7 +152,7 @@ def test_no_other_folder_and_no_part_takes_the_place_of_train(tmp_path, make, me
 
 def test_images_called_test_without_annotations_are_no_split(tmp_path):
     coco_train(tmp_path)
-    pictures(tmp_path / "images/test", VAL)
+    write_images(tmp_path / "images/test", VAL)
     assert len(read(tmp_path, "train")) == 5 and len(read(tmp_path, "val")) == 1
 
 
@@ -260,7 +260,7 @@ def test_points_of_the_same_images_are_no_split_beside_instances(tmp_path):
 
 def test_cvats_yolo_with_subsets_is_read_by_its_lists_and_else_by_its_folders(tmp_path):
     for name, seeds in (("train", TRAIN), ("Validation", VAL)):
-        pictures(tmp_path / f"obj_{name}_data", seeds)
+        write_images(tmp_path / f"obj_{name}_data", seeds)
         yolo_labels(tmp_path / f"obj_{name}_data", seeds)
         lines = "".join(f"data/obj_{name}_data/{seed}.png\n" for seed in seeds)
         (tmp_path / f"{name}.txt").write_text(lines)
@@ -309,28 +309,28 @@ def test_lists_of_pascal_voc_that_are_not_used_are_said(tmp_path, place, caplog)
 
 
 def flat_voc(root):
-    pictures(root, ALL)
+    write_images(root, ALL)
     voc_files(root, ALL)
 
 
 def lower_voc(root):
-    pictures(root / "images", ALL)
+    write_images(root / "images", ALL)
     voc_files(root / "annotations", ALL)
 
 
 def beside_voc(root):
-    pictures(root / "images", ALL)
+    write_images(root / "images", ALL)
     voc_files(root / "images", ALL)
 
 
 def flat_yolo(root):
-    pictures(root, ALL)
+    write_images(root, ALL)
     yolo_labels(root, ALL)
     (root / "classes.txt").write_text("\n".join(NAMES))
 
 
 def capital_yolo(root):
-    pictures(root / "Images", ALL)
+    write_images(root / "Images", ALL)
     yolo_labels(root / "Labels", ALL)
     (root / "classes.txt").write_text("\n".join(NAMES))
 
@@ -347,7 +347,7 @@ def test_a_supercategory_of_the_same_name_is_left_out(tmp_path):
     classes = [{"id": 0, "name": "plate", "supercategory": "none"}]
     classes += [{"id": 1, "name": "plate", "supercategory": "plate"}]
     for name, seeds in (("train", TRAIN), ("valid", VAL)):
-        pictures(tmp_path / name, seeds)
+        write_images(tmp_path / name, seeds)
         coco(tmp_path / name / "_annotations.coco.json", seeds, categories=classes, category_id=lambda one: 1)
     c = load(tmp_path, "train")
     assert c.classes == ("plate",) and c.category_ids == (1,) and c.table.labels.tolist() == [0] * 12
@@ -433,7 +433,7 @@ def test_images_without_a_label_file_are_counted(tmp_path, caplog):
 
 def list_without_labels(root):
     yaml(root, train="images/train", val="val.txt")
-    pictures(root / "more", VAL)
+    write_images(root / "more", VAL)
     (root / "val.txt").write_text("".join(f"more/{seed}.png\n" for seed in VAL))
 
 

@@ -25,8 +25,8 @@ def test_an_opened_16_bit_photo_and_its_file_look_the_same(tmp_path, monkeypatch
 
     monkeypatch.setattr(processor, "apply_chat_template", note)
     with Image.open(tmp_path / "a.png") as opened:
-        for picture in (opened, tmp_path / "a.png"):
+        for photo in (opened, tmp_path / "a.png"):
             with pytest.raises(Seen):
-                ask(None, processor, picture, "what?")
+                ask(None, processor, photo, "what?")
     views = [processor.image_processor([image], return_tensors="pt")["pixel_values"] for image in seen]
     assert len(views) == 2 and torch.equal(*views)

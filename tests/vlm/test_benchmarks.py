@@ -190,7 +190,7 @@ def test_mme_reads_both_layouts_of_its_labels(samples, tmp_path):
 # -- MMBench: a table with images inside -------------------------------------------------------
 
 
-def picture() -> bytes:
+def png() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (2, 2), (200, 10, 10)).save(file, "PNG")
     return file.getvalue()
@@ -223,7 +223,7 @@ def mmbench(samples, tmp_path):
             options = dict(zip(row["option_char"], row["options"]))
             asked = row["prompt"].removesuffix("".join(f"\n{letter}. {text}" for letter, text in options.items()))
             hint, _, question = asked.rpartition("\n")
-            encoded = str(rows[0]["question_id"]) if number == 1 else base64.b64encode(picture()).decode()
+            encoded = str(rows[0]["question_id"]) if number == 1 else base64.b64encode(png()).decode()
             known = {"index": row["question_id"], "hint": hint or "nan", "question": question, "image": encoded}
             table.writerow({**known, **options, "answer": row["text"], "category": "physics"})
     return tmp_path, rows
@@ -233,7 +233,7 @@ def test_mmbench_asks_what_llava_asked(mmbench):
     folder, rows = mmbench
     asked = load("mmbench", folder)
     assert [question.prompt for question in asked] == [row["prompt"] + LETTER for row in rows]
-    assert {question.image for question in asked} == {picture()}  # the second row names the first one's
+    assert {question.image for question in asked} == {png()}  # the second row names the first one's
     found = benchmarks.score("mmbench", asked, match(asked, rows))
     assert found["single_accuracy"] == 1 and found["questions"] == len({row["question_id"] % 10**6 for row in rows})
 

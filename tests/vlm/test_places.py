@@ -18,9 +18,9 @@ def test_paths_of_conversations_hold_from_every_folder(tmp_path, monkeypatch):
 def test_other_conversations_are_scored_with_val_and_images_of_their_own(tmp_path):
     run = object.__new__(Llava)
     run.path, run.config = tmp_path, {"samples": {"images": str(tmp_path), "val": "held_out.json"}}
-    assert run._samples(given=False) == Samples(images=str(tmp_path), val="held_out.json")
-    assert run._samples(given=True) == Samples(images=str(tmp_path))
+    assert run._samples(other_data=False) == Samples(images=str(tmp_path), val="held_out.json")
+    assert run._samples(other_data=True) == Samples(images=str(tmp_path))
     run.config = {"samples": {"images": str(tmp_path / "gone")}}
-    assert run._samples(given=True) == Samples()
+    assert run._samples(other_data=True) == Samples()
     with pytest.raises(ValueError, match="gone, which is not there now; give --data FILE.json"):
-        run._samples(given=False)
+        run._samples(other_data=False)
