@@ -4,7 +4,7 @@ python benchmarks/clusters.py --data coco286 pets599 camvid --images 60
 python benchmarks/clusters.py --data camvid --weights secvit_nano.clothing10 untrained --clusters 2 8
 
 Each --data is a folder: one in COCO's format (masks of instances become classes of pixels, 0 where there is none),
-or one of pictures and masks (docs/segmentation.md).  Every stage's keys are cut into the same numbers of clusters,
+or one of images and masks (docs/segmentation.md).  Every stage's keys are cut into the same numbers of clusters,
 so that stages and partitions can be compared; the stages' own numbers play no part.  The network's attention stays
 as it was trained.  Writes results/clusters_<hardware>_<torch>_<date>.json: means over images of every head and of
 all heads together, and, for purity, SEC's lead over each rival with its standard error over images.

@@ -120,7 +120,7 @@ Everything else is in `recipe.yaml`; the log in `log.csv` and `eval.csv`; the cu
 
 ## Not for
 Anything that matters: it knows {len(timm.get_pretrained_cfg(name).label_names)} classes and answers one of them to any
-picture, with a confidence that was never calibrated.
+photo, with a confidence that was never calibrated.
 """
 
 

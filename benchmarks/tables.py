@@ -194,7 +194,7 @@ def segmentations() -> str:
 
 
 def segmented_classes() -> str:
-    """IoU of each class on the test pictures of a data set, a column for each run."""
+    """IoU of each class on the test images of a data set, a column for each run."""
     by_data: dict[str, list[dict[str, Any]]] = {}
     for _, result in results("secvit train segmentation"):
         if all("test" in run for run in result["runs"]):

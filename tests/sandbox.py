@@ -158,7 +158,7 @@ def data(task: str) -> Path:
 
 
 def pope(folder: Path) -> None:
-    """POPE's questions, gqa's and ScienceQA's, about two pictures, and answers to the last."""
+    """POPE's questions, gqa's and ScienceQA's, about two images, and answers to the last."""
     (folder / "coco").mkdir()
     rows = [
         {"question_id": i, "image": f"{i % 2}.png", "text": f"Is there a {thing}?", "label": ["yes", "no"][i % 2]}
@@ -196,7 +196,7 @@ def segments(path: Path, task: str) -> None:
 
 def photo(path: Path, task: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    images.picture(len(path.name), (12, 9)).resize((96, 72), Image.Resampling.BICUBIC).save(path)
+    images.make_image(len(path.name), (12, 9)).resize((96, 72), Image.Resampling.BICUBIC).save(path)
 
 
 def photos(path: Path, task: str) -> None:
@@ -223,7 +223,7 @@ def linked(task: str | None = None, inside: str = ""):
 
 
 def stock_llava(path: Path, task: str) -> None:
-    """What a download of LLaVA-1.5 is, with pictures of as many tokens."""
+    """What a download of LLaVA-1.5 is, with images of as many tokens."""
     from secvit.vlm.small import small_llava, small_tokenizer
 
     for part in small_llava(small_tokenizer(["what is on the left?", "a cat"]), connector=None):

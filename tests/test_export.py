@@ -191,7 +191,7 @@ def test_int8_that_is_no_use_is_refused(tmp_path):
         loud[1].weight[0] *= 1e5
         loud[3].weight[:, 0] = 0
         loud[3].weight *= 10
-    with pytest.raises(ValueError, match=r"int8 keeps the class of .* random pictures.*give images"):
+    with pytest.raises(ValueError, match=r"int8 keeps the class of .* random images.*give images"):
         export(loud, tmp_path / "model.onnx", size=16, int8=True, **VIEW)
     assert files(tmp_path) == []
 

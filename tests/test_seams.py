@@ -194,8 +194,8 @@ def test_saving_and_loading_of_a_model_go_through_methods_that_can_be_wrapped(tm
     assert CLIPModel.from_pretrained(tmp_path).vision_model.config.of_another == {"a": [1]}
 
 
-@seam("transformers", "vlm/next.py", "count the tiles of a LLaVA-NeXT picture by what replaces it")
-def test_llava_next_counts_the_tiles_of_a_picture():
+@seam("transformers", "vlm/next.py", "count the tiles of a LLaVA-NeXT image by what replaces it")
+def test_llava_next_counts_the_tiles_of_an_image():
     """image_size_to_num_patches(size, pinpoints, side) counts the tiles and the overview"""
     from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 

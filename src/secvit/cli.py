@@ -150,15 +150,15 @@ def ask(words: Sequence[str]) -> int:
     def answer(photos: Sequence[str], question: str, device: str | None = None, max_new_tokens: int = 256) -> str:
         """The answer of a vision-language model to a question about one or more photos together.
 
-        photos: the pictures, of any format and size.
+        photos: image files of any format and size.
         question: what to ask about them.
         device: cpu, cuda, ...; the GPU if there is one.
         max_new_tokens: most tokens of the answer.
         """
         from secvit.vlm import ask, load_trained
 
-        pictures = [read_image(photo) for photo in photos]
-        return ask(*load_trained(chosen, device), pictures, question, max_new_tokens)
+        images = [read_image(photo) for photo in photos]
+        return ask(*load_trained(chosen, device), images, question, max_new_tokens)
 
     from secvit.images import read_image
 

@@ -44,11 +44,11 @@ def reading(load: Callable[P, R]) -> Callable[P, R]:
     """A function that reads the data named by its first argument, and says so while that takes long."""
 
     @functools.wraps(load)
-    def told(*args: P.args, **options: P.kwargs) -> R:
+    def reporting(*args: P.args, **options: P.kwargs) -> R:
         with busy(f"reading {', '.join(str(part) for part in args[:2] if isinstance(part, (str, os.PathLike)))}"):
             return load(*args, **options)
 
-    return told
+    return reporting
 
 
 class Progress:

@@ -15,7 +15,7 @@ from secvit.signatures import explained, from_files, new_parser
 # what --data is where digits are of no use
 FOLDERS = {
     "detection": "a folder in COCO's, YOLO's or Pascal VOC's format (docs/detection.md)",
-    "segmentation": "a folder of pictures and masks (docs/segmentation.md)",
+    "segmentation": "a folder of images and masks (docs/segmentation.md)",
     "vlm": "a JSON of LLaVA's conversations, or a folder with train.json (docs/vlm_training.md)",
 }
 

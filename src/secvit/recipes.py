@@ -100,7 +100,7 @@ def adjusted(recipe: Any, changed: Any, changed_entries: Collection[str]) -> Any
 
     changed_entries: the entries that were changed, "model.name", "loop.steps", ...; these stay as they are.
     Arguments and `patch` of another network, or head, are left out, and so are bundled weights that it lacks
-    (detection) or that `model.init` replaces (classification).  A network of one fixed size gets pictures of that
+    (detection) or that `model.init` replaces (classification).  A network of one fixed size gets images of that
     size, and instead of the recipe's frozen parts all but the classifier is frozen.  One line in the log says what
     became of what.  ValueError for a network that nobody knows.
     """

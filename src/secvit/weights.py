@@ -177,18 +177,18 @@ def load_backbone(model: nn.Module, path: str | os.PathLike[str], head: str = "h
 
     head: name of the part that may differ.  Returns the names of its tensors that stayed new.
     """
-    saved, wanted = read_weights(path), model.state_dict()
+    saved, expected = read_weights(path), model.state_dict()
     backbone_weights = {key: value for key, value in saved.items() if key.split(".")[0] != head}
-    backbone = {key: value for key, value in wanted.items() if key.split(".")[0] != head}
+    backbone = {key: value for key, value in expected.items() if key.split(".")[0] != head}
     if report := misfit(backbone_weights, backbone):
         raise ValueError(
             f"{path} does not fit {type(model).__name__} without its head: {report}. "
             "Give the name and the arguments of the network that was saved."
         )
-    rest = {key: saved[key] for key in wanted.keys() - backbone_weights.keys() if key in saved}
-    fitting = {key: value for key, value in rest.items() if not misfit({key: value}, {key: wanted[key]})}
+    rest = {key: saved[key] for key in expected.keys() - backbone_weights.keys() if key in saved}
+    fitting = {key: value for key, value in rest.items() if not misfit({key: value}, {key: expected[key]})}
     model.load_state_dict({**backbone_weights, **fitting}, strict=False)
-    return sorted(wanted.keys() - backbone_weights.keys() - fitting.keys())
+    return sorted(expected.keys() - backbone_weights.keys() - fitting.keys())
 
 
 def weight_bytes(state: Mapping[str, Tensor]) -> bytes:

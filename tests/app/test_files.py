@@ -98,6 +98,6 @@ def test_empty_folders_go_after_a_minute(tmp_path):
 
 def test_a_photo_that_is_gone_is_named_with_the_reason(tmp_path):
     with pytest.raises(
-        ValueError, match=r"leaves.jpg: no longer here; pictures are kept for 60 minutes .* give the photo"
+        ValueError, match=r"leaves.jpg: no longer here; photos are kept for 60 minutes .* give the photo"
     ):
         use(str(tmp_path / "leaves.jpg"))

@@ -69,7 +69,7 @@ def test_padded_crops_are_shifts_with_black_borders():
 
 
 @pytest.mark.parametrize("augment", [Augment(cutmix=1.0, padding=0, flip=0.0), Augment(mixup=0.8, padding=0, flip=0.0)])
-def test_mixed_targets_are_the_shares_of_what_is_in_the_picture(augment):
+def test_mixed_targets_are_the_shares_of_what_is_in_the_image(augment):
     pixels = images().pixels.clone()
     pixels[:] = 0
     for i in range(24):

@@ -23,7 +23,7 @@ COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220), 
 
 
 def flags(root, names=tuple(COLOURS), called=None, count=4):
-    """One-coloured pictures; called: the folder of each colour, if not its name."""
+    """One-coloured images; called: the folder of each colour, if not its name."""
     for colour in names:
         for split in ("train", "val"):
             for i in range(count):
@@ -51,7 +51,7 @@ def run(path, classes, bias=None):
 
 
 def answers(model, data):
-    """The class that a model gives to each picture of val, by name."""
+    """The class that a model gives to each image of val, by name."""
     val = load_split(data, "val")
     return [predict(model, val.image(i), 1)[0][0] for i in range(len(val))]
 
@@ -66,7 +66,7 @@ def test_the_score_does_not_depend_on_the_order_of_the_classes(order, tmp_path):
     assert evaluate_checkpoint("secvit_nano", folder_of, data, device="cpu")["top1"] == pytest.approx(right)
 
 
-def test_a_table_of_the_same_pictures_gets_the_same_score(tmp_path):
+def test_a_table_of_the_same_images_gets_the_same_score(tmp_path):
     numbers = dict(zip(COLOURS, ("0", "10", "2", "1"), strict=True))
     data, folder_of = flags(tmp_path / "d", called=numbers), run(tmp_path / "run", ("0", "1", "10", "2"))
     scores = [evaluate_checkpoint("secvit_nano", folder_of, data, device="cpu")["top1"]]

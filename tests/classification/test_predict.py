@@ -1,4 +1,4 @@
-"""From pictures to names of classes."""
+"""From images to names of classes."""
 
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ def test_top_below_one_is_refused():
         predict(Colour(), Image.new("RGB", (8, 8)), top=0)
 
 
-def test_a_picture_is_named_from_the_terminal(tmp_path, capsys):
+def test_a_photo_is_named_from_the_terminal(tmp_path, capsys):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)).save(tmp_path / "a.png")
     assert main(["predict", str(tmp_path / "a.png"), "--top", "2"]) == 0
     said = capsys.readouterr().out
@@ -69,7 +69,7 @@ def test_what_cannot_be_predicted_is_refused(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_whole_pictures_are_named_when_another_is_broken(tmp_path, capsys):
+def test_whole_photos_are_named_when_another_is_broken(tmp_path, capsys):
     for name in ("a.png", "c.png"):
         Image.new("RGB", (16, 16)).save(tmp_path / name)
     (tmp_path / "b.png").write_bytes(b"no picture")

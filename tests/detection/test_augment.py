@@ -1,4 +1,4 @@
-"""Pieces of pictures: boxes, labels and masks stay what they were of it."""
+"""Pieces of images: boxes, labels and masks stay what they were of it."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_what_a_piece_shows_is_what_its_target_says():
 
 
 def test_pieces_have_the_fields_sizes():
-    """384 to 600 px of a picture whose short side is 400, 500 or 600 px; here each px of 300 is 4/3, 5/3 or 2."""
+    """384 to 600 px of an image whose short side is 400, 500 or 600 px; here each px of 300 is 4/3, 5/3 or 2."""
     sides = []
     for seed in range(100):
         torch.manual_seed(seed)
@@ -58,7 +58,7 @@ def test_a_piece_without_objects_is_a_piece():
 
 
 @pytest.mark.parametrize("size", [(8, 500), (500, 8), (1, 1)])
-def test_narrow_pictures_are_cut_too(size):
+def test_narrow_images_are_cut_too(size):
     image = tv_tensors.Image(torch.zeros(3, *size, dtype=torch.uint8))
     boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)
     piece, target = cut(image, {"boxes": boxes, "labels": torch.zeros(0, dtype=torch.long)})

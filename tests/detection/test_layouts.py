@@ -21,7 +21,7 @@ NAMES = ("square", "triangle")
 
 
 def things(seed):
-    """Of one picture: label, box, polygon."""
+    """Of one image: label, box, polygon."""
     random = np.random.default_rng(seed)
     for label in (0, 1):
         x, y = (int(v) for v in random.integers(2, 40, 2))
@@ -29,7 +29,7 @@ def things(seed):
         yield label, [x, y, 20, 20], corners
 
 
-def picture(path, seed):
+def write_image(path, seed):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 60, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     for label, (x, y, w, h), _ in things(seed):
@@ -37,11 +37,11 @@ def picture(path, seed):
     Image.fromarray(pixels).save(path)
 
 
-def coco(file, pictures, name="{}.png", first=1, categories=None, **own):
-    """A COCO file of some pictures, by seed.  name: what it calls them; first: where its ids begin."""
+def coco(file, seeds, name="{}.png", first=1, categories=None, **own):
+    """A COCO file of some images, by seed.  name: what it calls them; first: where its ids begin."""
     file.parent.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
-    for i, seed in enumerate(pictures):
+    for i, seed in enumerate(seeds):
         images.append({"id": i + first, "file_name": name.format(seed), "width": WIDTH, "height": HEIGHT})
         for label, box, corners in things(seed):
             one = {"id": len(annotations) + first, "image_id": i + first, "category_id": label + first, "bbox": box,
@@ -51,9 +51,9 @@ def coco(file, pictures, name="{}.png", first=1, categories=None, **own):
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 
 
-def pictures(folder, seeds):
+def write_images(folder, seeds):
     for seed in seeds:
-        picture(folder / f"{seed}.png", seed)
+        write_image(folder / f"{seed}.png", seed)
 
 
 def brush(one):
@@ -68,42 +68,42 @@ TRAIN, VAL, ALL = range(6), range(6, 8), range(8)
 
 
 def cvat_task(root):
-    pictures(root / "images", ALL)
+    write_images(root / "images", ALL)
     coco(root / "annotations/instances_default.json", ALL)
 
 
 def cvat_project(root):
     for name, seeds in (("Train", TRAIN), ("Validation", VAL)):
-        pictures(root / "images" / name, seeds)
+        write_images(root / "images" / name, seeds)
         coco(root / f"annotations/instances_{name}.json", seeds)
 
 
 def cvat_subset_names(root):
     for name, seeds in (("train", TRAIN), ("val", VAL)):
-        pictures(root / "images" / name, seeds)
+        write_images(root / "images" / name, seeds)
         coco(root / f"annotations/instances_{name}.json", seeds, f"images\\{name}\\{{}}.png")
 
 
 def cvat_brush(root):
-    pictures(root / "images", ALL)
+    write_images(root / "images", ALL)
     coco(root / "annotations/instances_default.json", ALL, iscrowd=lambda one: 1, segmentation=brush)
 
 
 def percent_names(root):
     for name, seeds in (("train", TRAIN), ("val", VAL)):
-        pictures(root / "images", [])
+        write_images(root / "images", [])
         for seed in seeds:
-            picture(root / name / f"a photo {seed}.png", seed)
+            write_image(root / name / f"a photo {seed}.png", seed)
         coco(root / f"annotations/instances_{name}.json", seeds, "a%20photo%20{}.png")
 
 
 def label_studio(root):
-    pictures(root / "images", ALL)
+    write_images(root / "images", ALL)
     coco(root / "result.json", ALL, "../../label-studio/data/images/{}.png", 0)
 
 
 def label_studio_uploads(root):
-    pictures(root / "images", ALL)
+    write_images(root / "images", ALL)
     coco(root / "result.json", ALL, "/data/upload/1/{}.png", 0)
 
 
@@ -111,7 +111,7 @@ def roboflow(root, **own):
     classes = [{"id": 0, "name": "things", "supercategory": "none"}]
     classes += [{"id": i, "name": name, "supercategory": "things"} for i, name in enumerate(NAMES, 1)]
     for name, seeds in (("train", TRAIN), ("valid", VAL)):
-        pictures(root / name, seeds)
+        write_images(root / name, seeds)
         coco(root / name / "_annotations.coco.json", seeds, categories=classes, **own)
 
 
@@ -132,7 +132,7 @@ def yolo_labels(folder, seeds, polygons=False):
 
 def yolo(root):
     for name, seeds in (("train", TRAIN), ("val", VAL)):
-        pictures(root / "images" / name, seeds)
+        write_images(root / "images" / name, seeds)
         yolo_labels(root / "labels" / name, seeds)
     (root / "data.yaml").write_text(
         f"path: /somewhere/else\ntrain: images/train\nval: images/val\nnames:\n  0: {NAMES[0]}\n  1: {NAMES[1]}\n"
@@ -147,13 +147,13 @@ def yolo_polygons(root):
 
 def yolo_of_roboflow(root):
     for name, seeds in (("train", TRAIN), ("valid", VAL)):
-        pictures(root / name / "images", seeds)
+        write_images(root / name / "images", seeds)
         yolo_labels(root / name / "labels", seeds)
     (root / "data.yaml").write_text(f"train: ../train/images\nval: ../valid/images\nnc: 2\nnames: {list(NAMES)}\n")
 
 
 def yolo_undivided(root):
-    pictures(root / "images", ALL)
+    write_images(root / "images", ALL)
     yolo_labels(root / "labels", ALL)
     (root / "classes.txt").write_text("\n".join(NAMES))
 
@@ -170,7 +170,7 @@ def voc_files(folder, seeds):
 
 
 def voc(root):
-    pictures(root / "JPEGImages", ALL)
+    write_images(root / "JPEGImages", ALL)
     voc_files(root / "Annotations", ALL)
     (root / "ImageSets" / "Main").mkdir(parents=True)
     for name, seeds in (("train", TRAIN), ("val", VAL), ("square_train", VAL)):
@@ -178,13 +178,13 @@ def voc(root):
 
 
 def voc_undivided(root):
-    pictures(root / "JPEGImages", ALL)
+    write_images(root / "JPEGImages", ALL)
     voc_files(root / "Annotations", ALL)
 
 
 def voc_of_roboflow(root):
     for name, seeds in (("train", TRAIN), ("valid", VAL)):
-        pictures(root / name, seeds)
+        write_images(root / name, seeds)
         voc_files(root / name, seeds)
 
 
@@ -259,7 +259,7 @@ def test_a_lone_train_is_divided_when_asked_and_whole_else(tmp_path):
 
 def test_the_part_that_is_held_out_depends_on_names_alone(tmp_path):
     cvat_task(tmp_path / "a")
-    pictures(tmp_path / "b" / "images", ALL)
+    write_images(tmp_path / "b" / "images", ALL)
     coco(tmp_path / "b" / "result.json", reversed(ALL), first=0)
     a, b = (load(tmp_path / name, "val").images[0]["file_name"] for name in "ab")
     assert a == b
@@ -267,7 +267,7 @@ def test_the_part_that_is_held_out_depends_on_names_alone(tmp_path):
 
 def test_of_two_files_for_one_split_none_is_chosen_by_chance(tmp_path):
     for name in ("train", "Train"):
-        pictures(tmp_path / name, TRAIN)
+        write_images(tmp_path / name, TRAIN)
         coco(tmp_path / f"annotations/instances_{name}.json", TRAIN)
     with pytest.raises(ValueError, match="instances_.*are both a train split"):
         find(tmp_path, "train")
@@ -356,7 +356,7 @@ def test_a_voc_size_may_be_missing_or_zero(tmp_path, size):
 
 
 @pytest.mark.parametrize("size", ["64x80", "800x640", "widex64"])
-def test_a_voc_size_that_is_not_the_pictures_is_a_fault(tmp_path, size):
+def test_a_voc_size_that_is_not_the_images_is_a_fault(tmp_path, size):
     voc(tmp_path)
     width, height = size.split("x")
     for seed in (1, 3):
@@ -400,7 +400,7 @@ def test_entities_are_refused_in_any_encoding(tmp_path, encoding):
     ],
 )
 def test_of_several_files_without_splits_none_is_chosen_by_chance(tmp_path, names):
-    pictures(tmp_path / "images", ALL)
+    write_images(tmp_path / "images", ALL)
     for name, seeds in zip(names, (TRAIN, VAL)):
         coco(tmp_path / name, seeds)
     with pytest.raises(ValueError, match="are each a set without splits; keep one of them") as error:
@@ -464,7 +464,7 @@ def test_leading_folders_are_dropped_where_all_names_have_them_and_it_is_said(tm
 
 def named(root, files, names):
     for seed, file in enumerate(files):
-        picture(root / file, seed)
+        write_image(root / file, seed)
     coco(root / "annotations/instances_train.json", range(len(names)))
     file = root / "annotations/instances_train.json"
     content = json.loads(file.read_text())
@@ -481,14 +481,14 @@ def named(root, files, names):
         (["train/cats/0.png", "train/1.png"], ["/x/cats/0.png", "/x/dogs/1.png"], "/x/dogs/1.png"),
     ],
 )
-def test_a_missing_picture_is_not_found_in_another_folder(tmp_path, files, names, missing):
+def test_a_missing_image_is_not_found_in_another_folder(tmp_path, files, names, missing):
     named(tmp_path, files, names)
     with pytest.raises(ValueError, match=f"(?s)image 2: no file {missing} in"):
         load(tmp_path, "train")
 
 
 @pytest.mark.parametrize("names", [["cats/0.png", "dogs/1.png"], ["x/0.png", "1.png"], ["s3://a/b/0.png", "/c/1.png"]])
-def test_pictures_that_lie_in_one_folder_are_found_without_theirs(tmp_path, names):
+def test_images_that_lie_in_one_folder_are_found_without_theirs(tmp_path, names):
     named(tmp_path, ["train/0.png", "train/1.png"], names)
     assert len(load(tmp_path, "train")) == 2
 
@@ -504,7 +504,7 @@ def test_no_categories_do_not_hide_what_is_wrong_with_the_files(tmp_path):
 @pytest.mark.parametrize("of_all", [True, False])
 def test_crowds_of_val_are_single_objects_only_if_those_of_train_are(tmp_path, of_all):
     for name, seeds in (("train", TRAIN), ("val", VAL)):
-        pictures(tmp_path / name, seeds)
+        write_images(tmp_path / name, seeds)
         crowd = name == "val" or of_all
         coco(tmp_path / f"annotations/instances_{name}.json", seeds, iscrowd=lambda one, crowd=crowd: int(crowd))
     assert load(tmp_path, "val").table.crowd.tolist() == [not of_all] * 4
@@ -514,7 +514,7 @@ def test_crowds_of_val_are_single_objects_only_if_those_of_train_are(tmp_path, o
 def yolo_lists(root):
     """Ultralytics' layout of COCO: each split is a list of files in several folders."""
     for name, seeds in (("a", range(3)), ("b", range(3, 6)), ("c", VAL)):
-        pictures(root / "images" / name, seeds)
+        write_images(root / "images" / name, seeds)
         yolo_labels(root / "labels" / name, seeds)
     for name, some in (("train", {"a": range(3), "b": range(3, 6)}), ("val", {"c": VAL})):
         lines = [f"./images/{folder}/{seed}.png" for folder, seeds in some.items() for seed in seeds]
@@ -528,10 +528,10 @@ def yolo_folders(root):
 
 
 def coco_in_folders(root):
-    """Pictures beside and outside of the split's own folder."""
-    pictures(root / "images/train", range(3))
-    pictures(root / "images/more", range(3, 6))
-    pictures(root / "val", VAL)
+    """Images beside and outside of the split's own folder."""
+    write_images(root / "images/train", range(3))
+    write_images(root / "images/more", range(3, 6))
+    write_images(root / "val", VAL)
     coco(root / "annotations/instances_train.json", TRAIN, "images/more/{}.png")
     content = json.loads((root / "annotations/instances_train.json").read_text())
     for one in content["images"][:3]:
@@ -541,7 +541,7 @@ def coco_in_folders(root):
 
 
 @pytest.mark.parametrize("make", [*LAYOUTS, yolo_lists, yolo_folders, coco_in_folders], ids=lambda make: make.__name__)
-def test_pictures_are_found_from_anywhere_where_the_data_are_given_by_a_relative_path(tmp_path, monkeypatch, make):
+def test_images_are_found_from_anywhere_where_the_data_are_given_by_a_relative_path(tmp_path, monkeypatch, make):
     make(tmp_path / "sets/mine")
     monkeypatch.chdir(tmp_path)
     read = [load("sets/mine", split) for split in ("train", "val")]

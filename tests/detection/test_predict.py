@@ -118,7 +118,7 @@ def test_a_mask_laid_around_its_box_is_torchvisions_wherever_the_box_lies():
         assert torch.equal(masks, expected) and masks.any()
 
 
-def test_pictures_bytes_and_numbers_in_0_to_1_are_the_same_image(run):
+def test_opened_images_bytes_and_numbers_in_0_to_1_are_the_same(run):
     model, _ = load_detector(run, device="cpu")
     image = photo(90, 70)
     in_bytes = torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -254,7 +254,7 @@ def test_the_command_leaves_a_picture_of_each_photo_and_a_file_that_training_rea
     assert sorted(p.name for p in output.iterdir()) == ["0_detections.jpg", "1_detections.jpg", "2_detections.jpg",
                                                         "detections.json"]  # fmt: skip
     coco = json.loads((output / "detections.json").read_text())
-    assert f"{len(coco['annotations'])} objects in 3 pictures" in capsys.readouterr().out and coco["annotations"]
+    assert f"{len(coco['annotations'])} objects in 3 photos" in capsys.readouterr().out and coco["annotations"]
     assert [(one["file_name"], one["width"], one["height"]) for one in coco["images"]] == [
         ("0.png", 90, 70), ("1.png", 60, 100), ("2.png", 33, 33)
     ]  # fmt: skip

@@ -16,11 +16,11 @@ from tests.detection.test_layouts import (
     VAL,
     coco,
     cvat_task,
-    pictures,
     roboflow,
     voc,
     voc_files,
     voc_of_roboflow,
+    write_images,
     yolo,
     yolo_labels,
     yolo_undivided,
@@ -28,7 +28,7 @@ from tests.detection.test_layouts import (
 
 
 def coco_train(root, file="annotations/instances_train.json", folder="images/train", seeds=TRAIN):
-    pictures(root / folder, seeds)
+    write_images(root / folder, seeds)
     coco(root / file, seeds)
 
 
@@ -54,7 +54,7 @@ def yaml(root, **places):
 
 
 def read(root, split):
-    """The seeds of a split's pictures."""
+    """The seeds of a split's images."""
     found = load(root, split, divide=True)
     return sorted(int("".join(filter(str.isdigit, found.path(i).stem))) for i in range(len(found)))
 
@@ -75,7 +75,7 @@ def no_link(path, make):
 
 def no_annotations(root):
     coco_train(root)
-    pictures(root / "images/val", VAL)
+    write_images(root / "images/val", VAL)
 
 
 def other_word(word):
@@ -115,8 +115,8 @@ REFUSED = {
     "a JSON of another word": (other_word("minival"), "instances_minival.json: a val split by its name.*call it instances_val.json"),
     "a JSON of two words": (other_word("val_small"), "instances_val_small.json: a val split by its name"),
     "a list of another word": (lambda root: lists(root, train=TRAIN, minival=VAL), "minival.txt: a val split .*call it val.txt"),
-    "pictures without labels": (no_labels, "data.yaml: val: no label file for .*images/val"),
-    "pictures without labels nor YAML": (no_labels_and_no_yaml, "images/val: a val split by its name, but images without"),
+    "images without labels": (no_labels, "data.yaml: val: no label file for .*images/val"),
+    "images without labels nor YAML": (no_labels_and_no_yaml, "images/val: a val split by its name, but images without"),
     "a folder that is not there": (lambda root: yaml(root, train="images/train", val="images/valid_B"), "data.yaml: val: images/valid_B is not there"),
     "no path": (lambda root: yaml(root, train="images/train", val=7), "data.yaml: val: .7., expected the path of a folder"),
     "a list beside an undivided JSON": (lambda root: (cvat_task(root), (root / "val.txt").write_text("1.png")), "val.txt: a val split by its name, but a list that is not read"),
@@ -150,9 +150,9 @@ def test_no_other_folder_and_no_part_takes_the_place_of_train(tmp_path, make, me
         load(tmp_path, "train", divide=True)
 
 
-def test_pictures_called_test_without_annotations_are_no_split(tmp_path):
+def test_images_called_test_without_annotations_are_no_split(tmp_path):
     coco_train(tmp_path)
-    pictures(tmp_path / "images/test", VAL)
+    write_images(tmp_path / "images/test", VAL)
     assert len(read(tmp_path, "train")) == 5 and len(read(tmp_path, "val")) == 1
 
 
@@ -260,7 +260,7 @@ def test_points_of_the_same_images_are_no_split_beside_instances(tmp_path):
 
 def test_cvats_yolo_with_subsets_is_read_by_its_lists_and_else_by_its_folders(tmp_path):
     for name, seeds in (("train", TRAIN), ("Validation", VAL)):
-        pictures(tmp_path / f"obj_{name}_data", seeds)
+        write_images(tmp_path / f"obj_{name}_data", seeds)
         yolo_labels(tmp_path / f"obj_{name}_data", seeds)
         lines = "".join(f"data/obj_{name}_data/{seed}.png\n" for seed in seeds)
         (tmp_path / f"{name}.txt").write_text(lines)
@@ -309,34 +309,34 @@ def test_lists_of_pascal_voc_that_are_not_used_are_said(tmp_path, place, caplog)
 
 
 def flat_voc(root):
-    pictures(root, ALL)
+    write_images(root, ALL)
     voc_files(root, ALL)
 
 
 def lower_voc(root):
-    pictures(root / "images", ALL)
+    write_images(root / "images", ALL)
     voc_files(root / "annotations", ALL)
 
 
 def beside_voc(root):
-    pictures(root / "images", ALL)
+    write_images(root / "images", ALL)
     voc_files(root / "images", ALL)
 
 
 def flat_yolo(root):
-    pictures(root, ALL)
+    write_images(root, ALL)
     yolo_labels(root, ALL)
     (root / "classes.txt").write_text("\n".join(NAMES))
 
 
 def capital_yolo(root):
-    pictures(root / "Images", ALL)
+    write_images(root / "Images", ALL)
     yolo_labels(root / "Labels", ALL)
     (root / "classes.txt").write_text("\n".join(NAMES))
 
 
 @pytest.mark.parametrize("make", [flat_voc, lower_voc, beside_voc, flat_yolo, capital_yolo], ids=lambda f: f.__name__)
-def test_labels_beside_pictures_and_folders_in_any_case_are_read(tmp_path, make, caplog):
+def test_labels_beside_images_and_folders_in_any_case_are_read(tmp_path, make, caplog):
     make(tmp_path)
     assert sorted(read(tmp_path, "train") + read(tmp_path, "val")) == list(ALL)
     assert load(tmp_path, "train").classes == NAMES and len(load(tmp_path, "train").table) == 14
@@ -347,7 +347,7 @@ def test_a_supercategory_of_the_same_name_is_left_out(tmp_path):
     classes = [{"id": 0, "name": "plate", "supercategory": "none"}]
     classes += [{"id": 1, "name": "plate", "supercategory": "plate"}]
     for name, seeds in (("train", TRAIN), ("valid", VAL)):
-        pictures(tmp_path / name, seeds)
+        write_images(tmp_path / name, seeds)
         coco(tmp_path / name / "_annotations.coco.json", seeds, categories=classes, category_id=lambda one: 1)
     c = load(tmp_path, "train")
     assert c.classes == ("plate",) and c.category_ids == (1,) and c.table.labels.tolist() == [0] * 12
@@ -433,7 +433,7 @@ def test_images_without_a_label_file_are_counted(tmp_path, caplog):
 
 def list_without_labels(root):
     yaml(root, train="images/train", val="val.txt")
-    pictures(root / "more", VAL)
+    write_images(root / "more", VAL)
     (root / "val.txt").write_text("".join(f"more/{seed}.png\n" for seed in VAL))
 
 
@@ -459,7 +459,7 @@ NONE = {
 
 
 @pytest.mark.parametrize(("make", "message"), NONE.values(), ids=NONE)
-def test_a_split_of_which_no_picture_is_labelled_is_refused(tmp_path, make, message):
+def test_a_split_of_which_no_image_is_labelled_is_refused(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(ValueError, match=message):
         load(tmp_path, "val", divide=True)
@@ -497,7 +497,7 @@ def test_two_images_do_not_share_a_label_file(tmp_path):
 
 
 @pytest.mark.parametrize("make", [yolo_undivided, voc], ids=lambda make: make.__name__)
-def test_linked_folders_are_followed_for_pictures_and_labels_alike(tmp_path, make):
+def test_linked_folders_are_followed_for_images_and_labels_alike(tmp_path, make):
     make(tmp_path / "store")
     images, labels = ("images", "labels") if make is yolo_undivided else ("JPEGImages", "Annotations")
     for name in (images, labels):
@@ -523,20 +523,20 @@ def test_names_of_a_list_have_spaces_quotes_endings_and_columns(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["3.99", "3.v2", "3 1"])
-def test_a_name_of_a_list_is_not_cut_to_that_of_another_picture(tmp_path, name):
+def test_a_name_of_a_list_is_not_cut_to_that_of_another_image(tmp_path, name):
     lists(tmp_path, train=[0, 1, name], val=VAL)
     with pytest.raises(ValueError, match=rf"image {name} \(train.txt line 3\): no file of that name"):
         load(tmp_path, "train")
 
 
-def test_a_picture_of_a_list_without_an_xml_file_is_no_background(tmp_path):
+def test_an_image_of_a_list_without_an_xml_file_is_no_background(tmp_path):
     voc(tmp_path)
     (tmp_path / "Annotations/3.xml").unlink()
     with pytest.raises(ValueError, match=r"image 3 \(train.txt line 4\): no 3.xml in .*Annotations; add it"):
         load(tmp_path, "train")
 
 
-def test_pictures_without_an_xml_file_are_left_out_and_counted(tmp_path, caplog):
+def test_images_without_an_xml_file_are_left_out_and_counted(tmp_path, caplog):
     voc_of_roboflow(tmp_path)
     (tmp_path / "train/3.xml").unlink()
     assert read(tmp_path, "train") == [0, 1, 2, 4, 5]

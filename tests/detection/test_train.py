@@ -189,7 +189,7 @@ def test_a_classifiers_weights_become_a_detectors_backbone(tmp_path):
     assert all(torch.equal(other[name], value) for name, value in detector.state_dict().items() if name not in new)
 
 
-def test_pictures_of_val_that_are_in_train_are_said(tmp_path, caplog):
+def test_images_of_val_that_are_in_train_are_said(tmp_path, caplog):
     coco_folder(tmp_path)
     edit(tmp_path, "val", lambda c: [one.update(file_name=f"../train/{one['file_name']}") for one in c["images"][:2]])
     train_split, val_split = (load(tmp_path, split) for split in ("train", "val"))

@@ -28,7 +28,7 @@ def make(rng: random.Random, folder: Path) -> Case:
         root.mkdir()
         with shards.tarfile.open(root / "train-000.tar", "w") as tar:
             for i in range(6):
-                shards._add(tar, f"{i:03d}.png", labelled.picture(i))
+                shards._add(tar, f"{i:03d}.png", labelled.make_image(i))
                 shards._add(tar, f"{i:03d}.cls", str(i % 3).encode())
     kind = rng.choice(["form", "form", "value", "value", "value", "structure", "broken", "bytes", "files"])
     change, meant, known = kind, "harmless", True

@@ -30,7 +30,7 @@ SHAPES: tuple[Any, ...] = (
 
 
 class Objects(NamedTuple):
-    """What a folder must give: its split, the content of the JSON as it is meant, the pictures' folder."""
+    """What a folder must give: its split, the content of the JSON as it is meant, the images' folder."""
 
     root: Path
     split: str
@@ -40,7 +40,7 @@ class Objects(NamedTuple):
 
 
 def base(rng: random.Random) -> Content:
-    """Four pictures, three of them with rectangles of two classes, as polygons and run lengths."""
+    """Four images, three of them with rectangles of two classes, as polygons and run lengths."""
     first = rng.choice([0, 1, 10])
     images = [{"id": first + i, "file_name": f"{i}.png", "width": SIDE, "height": SIDE} for i in range(4)]
     annotations = []
@@ -137,7 +137,7 @@ def wrong(rng: random.Random, content: Content) -> tuple[str, tuple[str, ...]]:
         lambda: ("unknown category", put(one, "category_id", rng.choice([99, None, "x", [], {}, float("nan")]))),
         lambda: ("unknown image", put(one, "image_id", rng.choice([99, None, "x", [], {}, float("nan")]))),
         lambda: ("another size", put(image, "width", rng.choice([SIDE + 1, 0, -5, "x", [], 10**400, float("nan")]))),
-        lambda: ("no such picture", put(image, "file_name", rng.choice(["9.png", "", "../train", "/dev/zero", "\0"]))),
+        lambda: ("no such image", put(image, "file_name", rng.choice(["9.png", "", "../train", "/dev/zero", "\0"]))),
         lambda: ("a file name that is none", put(image, "file_name", rng.choice([[], {}, ["0.png"], True]))),
         lambda: ("two images of an id", twice("images")),
         lambda: ("two categories of an id", twice("categories")),
@@ -184,11 +184,11 @@ def make(rng: random.Random, folder: Path) -> Case:
     if not change:
         picture = pictures / f"{rng.randrange(3)}.png"
         names = (str(file), str(picture), str(pictures))
-        what = rng.choice(["file", "picture", "damaged picture"])
-        if what == "damaged picture":
+        what = rng.choice(["file", "image", "damaged image"])
+        if what == "damaged image":
             change, data = damaged(rng, picture.read_bytes())
             picture.write_bytes(data)
-            change = f"picture: {change}"
+            change = f"image: {change}"
         else:
             change, meant = f"{what}: {replaced(rng, file if what == 'file' else picture)}", "wrong"
             names = (str(file), str(picture), str(folder))

@@ -22,7 +22,7 @@ SPEAKERS = ("human", "user", "gpt", "assistant")
 
 
 class Said(NamedTuple):
-    """The content of a file as it is meant, None where that is not known; the pictures' folder."""
+    """The content of a file as it is meant, None where that is not known; the images' folder."""
 
     file: Path
     content: Any
@@ -47,13 +47,13 @@ def base(rng: random.Random) -> list[dict[str, Any]]:
 
 def harmless(rng: random.Random, content: list[dict[str, Any]]) -> str:
     one = rng.choice(content)
-    change = rng.choice(["as it is", "no id", "number as id", "a list of one picture", "user and assistant", "more fields",
+    change = rng.choice(["as it is", "no id", "number as id", "a list of one image", "user and assistant", "more fields",
                          "image null"])  # fmt: skip
     if change == "no id":
         del one["id"]
     elif change == "number as id":
         one["id"] = 5
-    elif change == "a list of one picture" and "image" in one:
+    elif change == "a list of one image" and "image" in one:
         one["image"] = [one["image"]]
     elif change == "user and assistant":
         for turn in one["conversations"]:
@@ -71,8 +71,8 @@ def wrong(rng: random.Random, content: list[dict[str, Any]]) -> tuple[str, tuple
     one = content[at]
     turns = one["conversations"]
     turn = rng.choice(turns)
-    change = rng.choice(["a turn that is text", "no value", "an image of another type", "a picture more", "no such picture",
-                         "another speaker", "two questions", "an empty answer", "no turns", "a picture in an answer",
+    change = rng.choice(["a turn that is text", "no value", "an image of another type", "an image more", "no such image",
+                         "another speaker", "two questions", "an empty answer", "no turns", "an image in an answer",
                          "a value of another type", "an entry of another type"])  # fmt: skip
     if change == "a turn that is text":
         turns[rng.randrange(len(turns))] = rng.choice(["human", "a cat", 5, None, []])
@@ -80,9 +80,9 @@ def wrong(rng: random.Random, content: list[dict[str, Any]]) -> tuple[str, tuple
         del turn[rng.choice(["value", "from"])]
     elif change == "an image of another type":
         one["image"] = rng.choice([{"path": "0.png"}, 5, True, [5], [[]], [None], {"0.png": 1}])
-    elif change == "a picture more":
+    elif change == "an image more":
         turns[0]["value"] += "<image>"
-    elif change == "no such picture":
+    elif change == "no such image":
         one["image"] = rng.choice(["9.png", "/dev/zero", "..", "\0"])
         turns[0]["value"] = "<image>\nwhat?"
     elif change == "another speaker":
@@ -93,7 +93,7 @@ def wrong(rng: random.Random, content: list[dict[str, Any]]) -> tuple[str, tuple
         turns[1]["value"] = rng.choice(["", "  ", "\n"])
     elif change == "no turns":
         one["conversations"] = rng.choice([[], {}, "x", None])
-    elif change == "a picture in an answer":
+    elif change == "an image in an answer":
         turns[1]["value"] += "<image>"
     elif change == "a value of another type":
         turn["value"] = rng.choice([None, [], {}, ["a"], True])
@@ -146,7 +146,7 @@ def run(case: Case) -> str:
         return "lengths are not what is batched"
     pictures = sum(len(one.images) for one in samples)
     if pictures != len(batch.get("pixel_values", ())):
-        return f"{pictures} pictures, {len(batch.get('pixel_values', ()))} batched"
+        return f"{pictures} images, {len(batch.get('pixel_values', ()))} batched"
     try:
         return _as_meant(known, samples) if known.content is not None else ""
     except (TypeError, KeyError, AttributeError, IndexError):
@@ -167,5 +167,5 @@ def _as_meant(known: Said, samples: Any) -> str:
         image = entry.get("image") or []
         paths = [image] if isinstance(image, str) else list(image)
         if [Path(path).name for path in one.images] != [Path(path).name for path in paths]:
-            return f"pictures {one.images} are not {paths}"
+            return f"images {one.images} are not {paths}"
     return ""

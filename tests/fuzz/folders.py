@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 from tests.fuzz.case import Case
-from tests.fuzz.labelled import Labelled, check, picture
+from tests.fuzz.labelled import Labelled, check, make_image
 from tests.fuzz.mutate import damaged, replaced
 
 WORDS = {"train": ("train", "Train", "TRAIN", "training"), "val": ("val", "Val", "valid", "validation", "VALIDATION")}
@@ -25,7 +25,7 @@ def make(rng: random.Random, folder: Path) -> Case:
                 number = len(labels)
                 path = top / name / rng.choice(["", "deeper"]) / f"{number:03d}{rng.choice(['.png', '.PNG', '.jpg'])}"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(picture(number))
+                path.write_bytes(make_image(number))
                 labels[path.name] = name
                 files.append(path)
     may_lack = False
@@ -67,7 +67,7 @@ def make(rng: random.Random, folder: Path) -> Case:
         meant = "either"
     elif change == "a class in val alone":
         (tops[-1] / "only here").mkdir()
-        (tops[-1] / "only here" / "099.png").write_bytes(picture(99))
+        (tops[-1] / "only here" / "099.png").write_bytes(make_image(99))
         labels["099.png"] = "only here"
         meant, entries = ("wrong", ("only here",)) if divided else ("either", ())
     elif change == "a class missing in val":

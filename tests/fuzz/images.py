@@ -1,4 +1,4 @@
-"""Image files of all kinds, read as pictures: sizes, pixels and refusals."""
+"""Image files of all kinds: sizes, pixels and refusals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Expected(NamedTuple):
 
 
 def smooth(rng: random.Random, height: int, width: int, channels: int) -> np.ndarray:
-    """A picture that every codec keeps nearly as it is, (H, W, channels) uint8."""
+    """An image that every codec keeps nearly as it is, (H, W, channels) uint8."""
     y, x = np.mgrid[0:height, 0:width]
     slopes = [(rng.uniform(-3, 3), rng.uniform(-3, 3), rng.uniform(60, 190)) for _ in range(channels)]
     return np.stack([(b + a * x + c * y).clip(0, 255).astype(np.uint8) for a, c, b in slopes], axis=2)
@@ -221,7 +221,7 @@ def run(case: Case) -> str:
         image = read_image(known.path)
     finally:
         if known.marker and known.marker.exists():
-            raise RuntimeError("a picture started a program")
+            raise RuntimeError("an image started a program")
     if image.mode != "RGB" or min(image.size) < 1:
         return f"mode {image.mode}, size {image.size}"
     if known.size and image.size != known.size:

@@ -34,7 +34,7 @@ def colour(number: int) -> tuple[int, int, int]:
     return 20 + number * 7 % 200, 30 + number * 31 % 200, 40 + number * 57 % 200
 
 
-def picture(number: int) -> bytes:
+def make_image(number: int) -> bytes:
     """A PNG of one colour, by which it is known again."""
     file = io.BytesIO()
     Image.new("RGB", SIZE, colour(number)).save(file, "PNG")

@@ -1,4 +1,4 @@
-"""Folders of pictures and masks."""
+"""Folders of images and masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYOUTS = ("{0}|{0}_label", "images/{0}|masks/{0}", "{0}/images|{0}/masks", "img
 
 
 class Masked(NamedTuple):
-    """What a folder must give.  masks: classes of each picture's pixels by stem, None where that is not known."""
+    """What a folder must give.  masks: classes of each image's pixels by stem, None where that is not known."""
 
     root: str
     split: str
@@ -28,7 +28,7 @@ class Masked(NamedTuple):
 
 
 def tree(rng: random.Random, root: Path) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, tuple[Path, Path]]]:
-    """Pictures and masks of two splits: the masks by split and stem, and the files by stem."""
+    """Images and masks of two splits: the masks by split and stem, and the files by stem."""
     layout, truth, files = rng.choice(LAYOUTS), {}, {}
     for split in ("train", "val"):
         truth[split] = {}
@@ -63,7 +63,7 @@ def make(rng: random.Random, folder: Path) -> Case:
     if kind == "form":
         meant = "harmless"
         change = rng.choice(["as it is", "a hidden file", "Apple doubles", "a linked mask", "16 bits", "TIFF mask",
-                             "turned picture", "text beside"])  # fmt: skip
+                             "turned image", "text beside"])  # fmt: skip
         if change == "a hidden file":
             (path.parent / ".DS_Store").write_bytes(b"Bud1")
             (path.parent / ".x.png").write_bytes(b"x")
@@ -80,7 +80,7 @@ def make(rng: random.Random, folder: Path) -> Case:
         elif change == "TIFF mask":
             path.unlink()
             Image.fromarray(mask).save(path.with_suffix(".tif"))
-        elif change == "turned picture":
+        elif change == "turned image":
             exif = Image.Exif()
             exif[274] = 6
             stored = Image.new("RGB", mask.shape, (1, 2, 3))  # width is the upright height
@@ -116,10 +116,10 @@ def make(rng: random.Random, folder: Path) -> Case:
         target = rng.choice([path, picture])
         change, data = damaged(rng, target.read_bytes())
         target.write_bytes(data)
-        change, meant, known = f"{'mask' if target == path else 'picture'}: {change}", "either", None
+        change, meant, known = f"{'mask' if target == path else 'image'}: {change}", "either", None
     elif kind == "files":
         target = rng.choice([path, picture])
-        change = f"{'mask' if target == path else 'picture'}: {replaced(rng, target)}"
+        change = f"{'mask' if target == path else 'image'}: {replaced(rng, target)}"
         names = (str(path), str(picture), stem)
     elif kind == "names":
         change, meant = rng.choice(["Train", "validation", "upper-case endings"]), "harmless"

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from tests.fuzz.case import Case
-from tests.fuzz.labelled import Labelled, check, classes, picture
+from tests.fuzz.labelled import Labelled, check, classes, make_image
 from tests.fuzz.mutate import damaged, replaced
 
 
 def make(rng: random.Random, folder: Path) -> Case:
     names, count = classes(rng), rng.randint(6, 9)
-    pictures = [picture(i) for i in range(count)]
+    encoded = [make_image(i) for i in range(count)]
     labels = [i % len(names) for i in range(count)]
     arrays: dict[str, Any] = {
-        "jpeg": np.frombuffer(b"".join(pictures), np.uint8),
-        "offset": np.cumsum([0, *map(len, pictures)]),
+        "jpeg": np.frombuffer(b"".join(encoded), np.uint8),
+        "offset": np.cumsum([0, *map(len, encoded)]),
         "label": np.array(labels),
         "name": np.array([f"{i:03d}.png" for i in range(count)]),
         "classes": np.array(names),

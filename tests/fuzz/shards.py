@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 from tests.fuzz.case import Case
-from tests.fuzz.labelled import Labelled, check, classes, picture
+from tests.fuzz.labelled import Labelled, check, classes, make_image
 from tests.fuzz.mutate import ODD, damaged, replaced
 
 
@@ -32,7 +32,7 @@ def make(rng: random.Random, folder: Path) -> Case:
     for name, label in labels.items():
         stem = name.removesuffix(".png")
         said = json.dumps({"label": label}).encode() if wordy else label.encode()
-        members += [(name, picture(int(stem))), (f"{stem}.{'json' if wordy else 'cls'}", said)]
+        members += [(name, make_image(int(stem))), (f"{stem}.{'json' if wordy else 'cls'}", said)]
     at = next(i for i, (name, _) in enumerate(members) if name == chosen)
     stem, form = chosen.removesuffix(".png"), tarfile.PAX_FORMAT
     late: list[tuple[str, bytes, bytes, str]] = []
@@ -63,7 +63,7 @@ def make(rng: random.Random, folder: Path) -> Case:
         if change == "no label" or change == "an image alone":
             del members[at + 1]
         elif change == "an image twice":
-            members.append((chosen, picture(99)))
+            members.append((chosen, make_image(99)))
         elif change == "label not UTF-8":
             members[at + 1] = (members[at + 1][0], b"\xff\xfe\x00")
         elif change == "empty label":

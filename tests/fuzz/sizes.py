@@ -20,7 +20,7 @@ def run(case: Case) -> str:
         size = upright_size(known.path)
     finally:
         if known.marker and known.marker.exists():
-            raise RuntimeError("a picture started a program")
+            raise RuntimeError("an image started a program")
     try:
         read = read_image(known.path).size
     except ValueError:  # broken behind its header

@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 
 from tests.fuzz.case import Case
-from tests.fuzz.labelled import Labelled, check, classes, picture
+from tests.fuzz.labelled import Labelled, check, classes, make_image
 from tests.fuzz.mutate import ODD, damaged, replaced
 
 
@@ -18,7 +18,7 @@ def make(rng: random.Random, folder: Path) -> Case:
     (folder / "sub dir").mkdir()
     for number in range(len(names) * rng.randint(2, 3)):
         name = f"{rng.choice(['', 'sub dir/'])}{number:03d}.png"
-        (folder / name).write_bytes(picture(number))
+        (folder / name).write_bytes(make_image(number))
         part = ("train" if number < len(names) else "val") if split else ""
         rows.append({"path": name, "label": names[number % len(names)], "split": part})
     labels = {Path(row["path"]).name: row["label"] for row in rows}

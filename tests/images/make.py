@@ -8,21 +8,21 @@ import numpy as np
 from PIL import Image
 
 
-def picture(seed, size=(20, 16)):
+def make_image(seed, size=(20, 16)):
     noise = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
     return Image.fromarray(noise)
 
 
 def encoded(seed, size=(8, 8), kind="png"):
     file = io.BytesIO()
-    picture(seed, size).save(file, kind)
+    make_image(seed, size).save(file, kind)
     return file.getvalue()
 
 
 def save(path, **options):
-    """A picture of its own for each path."""
+    """An image of its own for each path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture(zlib.crc32(str(path).encode()), **options).save(path)
+    make_image(zlib.crc32(str(path).encode()), **options).save(path)
     return path
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from secvit.images import Images, check_examples, check_overlap, describe, load_split
-from tests.images.make import folder, pack, picture, samples, save, shard, table
+from tests.images.make import folder, make_image, pack, samples, save, shard, table
 
 
 def few(classes, counts):
@@ -63,7 +63,7 @@ def test_one_broken_example_is_named_and_no_more(tmp_path, caplog):
 def test_examples_are_spread_over_classes_and_images(tmp_path):
     opened = []
     images = few(tuple(map(str, range(100))), [3] * 100)
-    images = replace(images, read=lambda name: opened.append(int(name)) or picture(0))
+    images = replace(images, read=lambda name: opened.append(int(name)) or make_image(0))
     check_examples(images, 10)
     assert opened == list(range(0, 300, 30))
     opened.clear()

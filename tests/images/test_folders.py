@@ -121,7 +121,7 @@ def test_a_class_with_one_image_beside_larger_ones_stays_in_train(tmp_path):
 # -- what is used and what is left out ---------------------------------------------------------
 
 
-def test_pictures_in_linked_folders_and_of_every_ending_are_used(tmp_path, caplog):
+def test_images_in_linked_folders_and_of_every_ending_are_used(tmp_path, caplog):
     folder(tmp_path / "d")
     for i in range(3):
         save(tmp_path / "more" / f"{i}.webp"), save(tmp_path / "d" / "dog" / "deep" / f"{i}.avif")
@@ -169,7 +169,7 @@ def test_what_file_managers_leave_is_no_class(tmp_path, stray):
     assert train.classes == ("cat", "dog") and len(train) + len(val) == 40
 
 
-def test_pictures_without_class_folders_are_refused_with_the_remedy(tmp_path):
+def test_images_without_class_folders_are_refused_with_the_remedy(tmp_path):
     for split in ("train", "val"):
         for i in range(3):
             save(tmp_path / split / f"{i}.png")
@@ -253,7 +253,7 @@ def test_folders_that_look_like_splits_do_not_become_classes(tmp_path, first, se
         load_split(tmp_path)
 
 
-def test_pictures_right_in_folders_that_look_like_splits_are_no_classes(tmp_path):
+def test_images_right_in_folders_that_look_like_splits_are_no_classes(tmp_path):
     folder(tmp_path, ("train_images", "val_images"))
     with pytest.raises(ValueError, match="train_images, val_images seem to be splits"):
         load_split(tmp_path)

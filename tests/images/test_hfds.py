@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from secvit.images import load_split, splits
-from tests.images.make import folder, picture
+from tests.images.make import folder, make_image
 
 if found := importlib.util.find_spec("datasets"):
     import datasets
@@ -22,7 +22,7 @@ def offline(tmp_path, monkeypatch):
 
 def rows(labels, names=("cat", "dog"), image="image", label="label", first=0):
     kind = datasets.ClassLabel(names=list(names)) if names else None
-    content = {image: [picture(i + first) for i in range(len(labels))], label: labels}
+    content = {image: [make_image(i + first) for i in range(len(labels))], label: labels}
     kinds = {
         image: datasets.Image(),
         label: kind or datasets.Value("int64" if isinstance(labels[0], int) else "string"),
@@ -63,8 +63,8 @@ def test_splits_classes_and_images_of_a_parquet_folder(tmp_path):
     assert images.classes == ("cat", "dog") and images.labels.tolist() == [1, 0, 1] and val.labels.tolist() == [1]
     again = pickle.loads(pickle.dumps(images))  # as for loading processes that are spawned
     for i in (2, 0, 1):
-        np.testing.assert_array_equal(np.asarray(again.image(i)), np.asarray(picture(i)))
-    np.testing.assert_array_equal(np.asarray(val.image(0)), np.asarray(picture(5)))
+        np.testing.assert_array_equal(np.asarray(again.image(i)), np.asarray(make_image(i)))
+    np.testing.assert_array_equal(np.asarray(val.image(0)), np.asarray(make_image(5)))
     assert images.names[2] == f"{data}/train[2]"
 
 
@@ -73,7 +73,7 @@ def test_datasets_saved_to_disk_and_image_folders_are_read(tmp_path):
     rows([0, 1] * 20).save_to_disk(tmp_path / "one")
     parts = [load_split(f"hfds/{tmp_path}/one", s) for s in ("train", "val")]
     assert [len(p) for p in parts] == [34, 6]
-    assert parts[1].image(0).tobytes() == picture(int(parts[1].names[0].split("[")[1][:-1])).tobytes()
+    assert parts[1].image(0).tobytes() == make_image(int(parts[1].names[0].split("[")[1][:-1])).tobytes()
     datasets.DatasetDict(train=rows([0, 1]), validation=rows([1])).save_to_disk(tmp_path / "two")
     assert load_split(f"hfds/{tmp_path}/two", "val").labels.tolist() == [1]
     for split in ("train", "val"):
@@ -155,7 +155,7 @@ def test_files_that_name_the_classes_in_other_orders_are_refused_with_both(tmp_p
 def test_images_that_metadata_does_not_name_are_counted(tmp_path, caplog):
     for i in range(5):
         (tmp_path / "train").mkdir(exist_ok=True)
-        picture(i).save(tmp_path / "train" / f"{i}.png")
+        make_image(i).save(tmp_path / "train" / f"{i}.png")
     (tmp_path / "train" / "metadata.csv").write_text("file_name,label\n0.png,cat\n1.png,dog\n2.png,cat\n")
     assert sum(len(load_split(f"hfds/{tmp_path}", split)) for split in ("train", "val")) == 3
     assert "train: used 3 of 5 images; left out: 2 not named in metadata.csv" in caplog.text

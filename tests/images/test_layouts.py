@@ -10,7 +10,7 @@ from PIL import Image
 from secvit import recipes
 from secvit.images import EXTENSIONS, load_split, read_image, sources, splits, upright_size
 from tests.conftest import ROOT
-from tests.images.make import pack, picture, samples, save, shard
+from tests.images.make import make_image, pack, samples, save, shard
 
 TEXT = (ROOT / "docs" / "data.md").read_text()
 SECTIONS = {
@@ -99,8 +99,8 @@ WRITTEN = [ending for ending in EXTENSIONS if Image.registered_extensions().get(
 
 @pytest.mark.filterwarnings("ignore:.*image format is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("extension", WRITTEN)
-def test_pictures_of_every_extension_that_pillow_writes_can_be_read(extension, tmp_path):
-    image = picture(0, (16, 16))
+def test_images_of_every_extension_that_pillow_writes_can_be_read(extension, tmp_path):
+    image = make_image(0, (16, 16))
     for mode in ("RGB", "P", "L", "1"):  # some formats keep few modes
         try:
             image.convert(mode).save(tmp_path / f"x{extension}")

@@ -1,4 +1,4 @@
-"""Which photos are meant, and what their pictures are called."""
+"""Which photos are meant, and what the pictures of them are called."""
 
 import pytest
 

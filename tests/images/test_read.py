@@ -46,7 +46,7 @@ def test_sixteen_bit_grey_keeps_its_high_byte():
     np.testing.assert_allclose(found, [[0, 127], [128, 255]], atol=1)
 
 
-# -- one scale for all pictures of a mode ------------------------------------------------------
+# -- one scale for all images of a mode ------------------------------------------------------
 
 SCENES = {
     "png": np.linspace(0, 255, 48 * 64).astype(np.uint16),
@@ -99,7 +99,7 @@ def test_a_few_pixels_beyond_the_scale_are_cut_off():
     assert found[0, :4].tolist() == [0, 255, 0, 255] and (found[1:] == 128).all()
 
 
-# -- opened pictures ---------------------------------------------------------------------------
+# -- opened images ---------------------------------------------------------------------------
 
 
 def opened_ones():
@@ -119,7 +119,7 @@ def opened_ones():
 
 
 @pytest.mark.parametrize("kind", opened_ones())
-def test_an_opened_picture_has_the_pixels_of_its_file(kind, tmp_path):
+def test_an_opened_image_has_the_pixels_of_its_file(kind, tmp_path):
     content = opened_ones()[kind]
     (tmp_path / "x").write_bytes(content)
     by_path = np.asarray(read_image(tmp_path / "x"))
@@ -129,7 +129,7 @@ def test_an_opened_picture_has_the_pixels_of_its_file(kind, tmp_path):
     np.testing.assert_array_equal(np.asarray(read_image(content)), by_path)
 
 
-def test_an_opened_picture_whose_file_is_cut_off_is_named(tmp_path):
+def test_an_opened_image_whose_file_is_cut_off_is_named(tmp_path):
     content = encode(Image.effect_noise((64, 64), 60), "jpeg")
     (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
     with Image.open(tmp_path / "half.jpg") as opened, pytest.raises(ValueError, match="half.jpg: broken or truncated"):
@@ -168,7 +168,7 @@ def test_other_formats_are_refused_by_name_and_start_no_program(kind, tmp_path, 
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_opened_postscript_picture_is_refused_before_it_is_drawn():
+def test_an_opened_postscript_image_is_refused_before_it_is_drawn():
     content = FOREIGN["PostScript"]
     with Image.open(io.BytesIO(content)) as opened, pytest.raises(ValueError, match="not an image|PostScript"):
         read_image(opened)
@@ -179,7 +179,7 @@ def test_an_opened_postscript_picture_is_refused_before_it_is_drawn():
 
 @pytest.mark.parametrize("turn", [None, 1, 3, 5, 6, 7, 8])
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp", "tiff", "avif", "mpo", "gif", "bmp", "ico", "jpeg2000"])
-def test_the_size_of_the_header_is_that_of_the_picture_read(kind, turn, tmp_path):
+def test_the_size_of_the_header_is_that_of_the_image_read(kind, turn, tmp_path):
     exif = Image.Exif()
     if turn:
         exif[0x0112] = turn

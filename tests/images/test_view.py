@@ -5,7 +5,7 @@ from PIL import Image
 
 from secvit.images import View, middle, seeded, skipped_in
 from secvit.images.folders import read_folder
-from tests.images.make import picture, save
+from tests.images.make import make_image, save
 
 
 class Middle(View):
@@ -16,7 +16,7 @@ class Middle(View):
 
 
 def test_every_kind_of_image_becomes_a_view_and_broken_ones_are_counted(tmp_path):
-    root, rgb = tmp_path / "odd", picture(0)
+    root, rgb = tmp_path / "odd", make_image(0)
     for name in ("whole", "other"):
         for i in range(60):
             save(root / name / f"{i}.png")
@@ -43,7 +43,7 @@ def test_every_kind_of_image_becomes_a_view_and_broken_ones_are_counted(tmp_path
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (8, 8), (7, 9)])
 @pytest.mark.parametrize("crop_pct", [0.875, 1.0])
 def test_the_middle_has_the_size_that_was_asked_for(size, crop_pct):
-    assert middle(8, (0.0,) * 3, (1.0,) * 3, crop_pct)(picture(0, size)).shape == (3, 8, 8)
+    assert middle(8, (0.0,) * 3, (1.0,) * 3, crop_pct)(make_image(0, size)).shape == (3, 8, 8)
 
 
 def test_batches_hold_each_whole_image_once(tmp_path):

@@ -59,7 +59,7 @@ def test_a_card_says_how_they_were_made(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_they_recognise_held_out_pictures(name, shared):
+def test_they_recognise_held_out_images(name, shared):
     """A hundred test images: whoever guesses reaches 10 to 25 %."""
     images = load_split(shared / "data" / DATA[name], "test")
     model, hits = load_model(name), 0

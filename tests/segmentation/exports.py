@@ -44,7 +44,7 @@ def cvat_task(root):
 
 
 def voc(root, indexed=True):
-    """PASCAL VOC: masks in its palette, more pictures than masks, lists of both."""
+    """PASCAL VOC: masks in its palette, more images than masks, lists of both."""
     for split, i, pixels, mask in scenes():
         save(root / "JPEGImages" / f"{split}_{i}.jpg", pixels)
         save(root / "JPEGImages" / f"{split}_{i}_without.jpg", pixels)

@@ -1,4 +1,4 @@
-"""A small set of pictures and masks: bright squares (1) and stripes (2) on noise (0)."""
+"""A small set of images and masks: bright squares (1) and stripes (2) on noise (0)."""
 
 import json
 

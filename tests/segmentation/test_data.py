@@ -1,4 +1,4 @@
-"""Folders of pictures and masks: what is read, and what is refused before the first step."""
+"""Folders of images and masks: what is read, and what is refused before the first step."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_an_indexed_mask_brings_its_colours(tmp_path):
     assert found.palette == ((9, 9, 9), (1, 2, 3), (4, 5, 6)) and found.mask(0).max() == 255
 
 
-def test_an_undivided_folder_holds_the_same_pictures_out_each_time(tmp_path):
+def test_an_undivided_folder_holds_the_same_images_out_each_time(tmp_path):
     for i in range(20):
         pixels, mask = scene(i)
         save(tmp_path / "images" / f"{i}.png", pixels)
@@ -107,7 +107,7 @@ def deep(folder):
     save(folder / "train_label" / "1.png", np.full((64, 80), 3000, np.uint16))
 
 
-def no_picture(folder):
+def no_image(folder):
     (folder / "train" / "0.png").write_bytes(b"no image")
 
 
@@ -116,7 +116,7 @@ def cut_mask(folder):
     path.write_bytes(path.read_bytes()[:90])
 
 
-def lonely_picture(folder):
+def lonely_image(folder):
     (folder / "train_label" / "3.png").unlink()
 
 
@@ -146,10 +146,10 @@ BROKEN = {
     other_label: "2.png holds 7, which is none of 3 classes",
     colours: "1.png: not a mask that can be read .its pixels are RGB colours",
     deep: "1.png: holds the value 3000",
-    no_picture: "train.0.png: not an image",
+    no_image: "train.0.png: not an image",
     cut_mask: "train_label.0.png: not a mask that can be read",
-    lonely_picture: "1 pictures without a mask of that name in .*train_label: 3",
-    lonely_mask: "1 masks without a picture of that name in .*train: 3",
+    lonely_image: "1 images without a mask of that name in .*train_label: 3",
+    lonely_mask: "1 masks without an image of that name in .*train: 3",
     blank: "train_label: no pixel of any mask has a class",
     one_class: "classes.json: 1 classes; expected 2 to 255",
     no_json: "classes.json: expected",
@@ -165,7 +165,7 @@ def test_what_is_broken_is_named_with_its_file(folder, breaks):
 
 
 def test_all_faults_are_named_at_once(folder):
-    other_size(folder), other_label(folder), no_picture(folder)
+    other_size(folder), other_label(folder), no_image(folder)
     with pytest.raises(ValueError, match="(?s)0.png: .*1.png is 70x64.*2.png holds 7"):
         load(folder, "train")
 
@@ -194,7 +194,7 @@ def test_a_photo_that_exif_turns_wants_an_upright_mask(folder):
 # -- what training sees ------------------------------------------------------------------------
 
 
-def test_without_changes_training_sees_the_picture_and_its_mask():
+def test_without_changes_training_sees_the_image_and_its_mask():
     pixels, mask = scene(3)
     image, target = training_view(Image.fromarray(pixels[:, :64]), mask[:, :64], PLAIN, ZERO, ONE)
     assert torch.equal((image * 255).round().byte(), torch.from_numpy(pixels[:, :64]).permute(2, 0, 1))
@@ -257,7 +257,7 @@ def test_a_sample_depends_on_seed_and_key_alone(folder):
         assert torch.equal(image, batch["image"][i]) and torch.equal(target, batch["target"][i])
 
 
-def test_a_picture_that_breaks_later_is_replaced_with_its_mask(tmp_path):
+def test_an_image_that_breaks_later_is_replaced_with_its_mask(tmp_path):
     split = load(mask_folder(tmp_path, images=6), "train")
     view, whole = (TrainView(split, PLAIN, (0.0,) * 3, (1.0,) * 3) for _ in range(2))
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ from tests.segmentation.make import mask_folder, save, scene
 from tests.segmentation.test_classes import striped
 
 CITY = tuple(name for name, _, _ in CITYSCAPES)
-# maker, classes, pictures of train and of val, whether two rows are ignored
+# maker, classes, images of train and of val, whether two rows are ignored
 EXPORTS = {
     exports.cvat: (exports.NAMES, 5, 5, True),
     exports.cvat_task: (exports.NAMES, 4, 1, True),
@@ -157,7 +157,7 @@ def test_jpg_masks_are_refused_with_that_reason(tmp_path, ending):
     mask_folder(tmp_path)
     for path in (tmp_path / "train_label").iterdir():
         path.rename(path.with_suffix(ending))
-    with pytest.raises(ValueError, match=r"4 pictures without a mask .*: 0, 1, 2, \.\.\.; there are JPG files"):
+    with pytest.raises(ValueError, match=r"4 images without a mask .*: 0, 1, 2, \.\.\.; there are JPG files"):
         load(tmp_path, "train")
 
 
@@ -171,7 +171,7 @@ def test_webp_masks_are_not_called_jpg(tmp_path):
 
 @pytest.mark.parametrize("split", ["train", ""])
 @pytest.mark.parametrize("other", ["labels", "annotations"])
-def test_two_folders_of_masks_of_the_same_pictures_are_refused(tmp_path, split, other):
+def test_two_folders_of_masks_of_the_same_images_are_refused(tmp_path, split, other):
     for i in range(4):
         save(tmp_path / "images" / split / f"{i}.png", scene(i)[0])
         save(tmp_path / "masks" / split / f"{i}.png", scene(i)[1])
@@ -201,12 +201,12 @@ def test_an_unknown_layout_says_what_was_looked_for(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("gone", r"train.txt:\n  line 6: 'gone' has no picture in .*JPEGImages"),
-        ("../../etc/passwd", "line 6: '../../etc/passwd' has no picture"),
+        ("gone", r"train.txt:\n  line 6: 'gone' has no image in .*JPEGImages"),
+        ("../../etc/passwd", "line 6: '../../etc/passwd' has no image"),
         ("train_0_without.jpg", None),
     ],
 )
-def test_a_list_names_pictures(tmp_path, line, message, caplog):
+def test_a_list_names_images(tmp_path, line, message, caplog):
     exports.voc(tmp_path)
     exports.write_list(tmp_path, "train", line)
     if message:
@@ -237,7 +237,7 @@ def test_a_colour_that_no_label_has_is_named(tmp_path):
 
 
 def pairs(root, images, masks, count=4, ends=".png", values=(0, 1, 2), first=0):
-    """Pictures in one folder, masks of stripes in another."""
+    """Images in one folder, masks of stripes in another."""
     for i in range(first, first + count):
         save(root / images / f"{i}.png", scene(i)[0][:30, :40])
         save(root / masks / f"{i}{ends}", striped(*values))
@@ -281,7 +281,7 @@ def test_a_list_that_is_a_link_to_nothing_is_named(tmp_path):
 
 
 HALVES = {
-    "pictures alone": lambda root: save(root / "images" / "val" / "9.png", scene(9)[0]),
+    "images alone": lambda root: save(root / "images" / "val" / "9.png", scene(9)[0]),
     "masks alone": lambda root: save(root / "masks" / "Validation" / "9.png", striped(0, 1)),
     "another layout": lambda root: save(root / "val" / "9.png", scene(9)[0]),
     "broken link": lambda root: (root / "images" / "val").symlink_to(root / "annex"),
@@ -295,7 +295,7 @@ def test_a_split_that_is_half_there_is_not_replaced_by_a_part_of_train(tmp_path,
     assert len(load(tmp_path, "val")) == 1
     HALVES[name](tmp_path)
     for split in ("train", "val"):
-        with pytest.raises(ValueError, match="called like a (val|test) split, but it has no pictures with masks"):
+        with pytest.raises(ValueError, match="called like a (val|test) split, but it has no images with masks"):
             load(tmp_path, split)
 
 
@@ -379,20 +379,20 @@ def test_well_known_sets_are_read_as_they_come(tmp_path, name):
 
 def test_masks_with_several_endings_stay_unpaired(tmp_path):
     pairs(tmp_path, "images", "masks", ends="_mask.png"), pairs(tmp_path, "images", "masks", ends="_color.png")
-    with pytest.raises(ValueError, match="4 pictures without a mask of that name"):
+    with pytest.raises(ValueError, match="4 images without a mask of that name"):
         load(tmp_path, "train")
 
 
 def test_one_missing_mask_of_masks_with_an_ending_is_named(tmp_path):
     pairs(tmp_path, "images", "masks", ends="_mask.png")
     (tmp_path / "masks" / "2_mask.png").unlink()
-    with pytest.raises(ValueError, match="1 pictures without a mask of that name in .*masks: 2$"):
+    with pytest.raises(ValueError, match="1 images without a mask of that name in .*masks: 2$"):
         load(tmp_path, "train")
 
 
 def test_a_photo_beside_its_missing_mask_is_not_taken_for_a_lossy_mask(tmp_path):
     exports.roboflow(tmp_path)
     next((tmp_path / "train").glob("*_mask.png")).unlink()
-    with pytest.raises(ValueError, match="1 pictures without a mask") as found:
+    with pytest.raises(ValueError, match="1 images without a mask") as found:
         load(tmp_path, "train")
     assert "JPG" not in str(found.value)

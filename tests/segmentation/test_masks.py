@@ -1,4 +1,4 @@
-"""What is read of a mask file in any mode, turned as its picture is, and what is no mask."""
+"""What is read of a mask file in any mode, turned as its image is, and what is no mask."""
 
 import io
 import os
@@ -78,7 +78,7 @@ def png(width, height, bits, colour, rows):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["png", "tif"])
-def test_a_mask_is_turned_exactly_as_its_picture(tmp_path, orientation, kind):
+def test_a_mask_is_turned_exactly_as_its_image(tmp_path, orientation, kind):
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     grey = VALUES * 60

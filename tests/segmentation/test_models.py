@@ -111,7 +111,7 @@ def test_every_weight_learns(kind):
 
 @pytest.mark.parametrize("size", [(64, 96), (75, 100), (33, 47)])
 @pytest.mark.parametrize("kind", MAKE)
-def test_logits_are_as_large_as_the_picture(kind, size):
+def test_logits_are_as_large_as_the_image(kind, size):
     with torch.no_grad():
         assert small(kind).eval()(torch.randn(1, 3, *size)).shape == (1, 5, *size)
 

@@ -1,4 +1,4 @@
-"""Labels of pictures: whole, by windows, at several scales; in bounded memory; saved networks."""
+"""Labels of images: whole, by windows, at several scales; in bounded memory; saved networks."""
 
 import itertools
 import subprocess
@@ -45,14 +45,14 @@ def small():
     return semantic_fpn("secvit_nano", 5, pyramid=16, channels=8, backbone_args=NANO).eval()
 
 
-def picture(width, height, seed=0):
+def make_photo(width, height, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize("size", [(80, 64), (75, 61), (33, 90)])
-def test_a_whole_picture_is_labelled_as_the_network_does(size):
-    model, photo = small(), picture(*size)
+def test_a_whole_image_is_labelled_as_the_network_does(size):
+    model, photo = small(), make_photo(*size)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in model.backbone.normalization())
     image = (torch.from_numpy(np.array(photo)).permute(2, 0, 1) / 255 - mean) / std
     with torch.no_grad():
@@ -74,14 +74,14 @@ def test_bands_are_bilinear_resizing(size):
 @pytest.mark.parametrize("window", [64, 96, 128])
 @pytest.mark.parametrize("flip", [False, True])
 def test_windows_of_what_is_local_are_the_whole(window, flip):
-    model, photo = Local(), picture(324, 200)
+    model, photo = Local(), make_photo(324, 200)
     whole, parts = (view(model, photo, Look(0, w), flip, False) for w in (0, window))
     assert (parts.rows, parts.columns) == whole.values.shape[-2:]
     torch.testing.assert_close(parts.values, whole.values, atol=1e-5, rtol=1e-5)  # means of float32
 
 
 def test_windows_cover_sides_that_are_no_multiple_of_anything():
-    model, photo = Local(), picture(333, 215)
+    model, photo = Local(), make_photo(333, 215)
     parts = view(model, photo, Look(0, 96), False, False)
     assert (parts.rows, parts.columns) == (215 / 4, 333 / 4) and parts.values.isfinite().all()
     whole = view(model, photo, Look(0), False, False)
@@ -111,7 +111,7 @@ def test_windows_reach_the_end_and_overlap_enough():
 
 
 def test_scales_and_flips_average_probabilities():
-    model, photo = small(), picture(96, 64)
+    model, photo = small(), make_photo(96, 64)
     look = Look(0, scales=(0.5, 1.0), flip=True)
     total = 0
     for scale in look.scales:
@@ -121,8 +121,8 @@ def test_scales_and_flips_average_probabilities():
     assert np.array_equal(label_picture(model, photo, look), total.detach().argmax(0).numpy())
 
 
-def test_a_mirrored_picture_has_the_mirrored_labels():
-    model, photo = small(), picture(90, 61)
+def test_a_mirrored_image_has_the_mirrored_labels():
+    model, photo = small(), make_photo(90, 61)
     look = Look(0, flip=True)
     mirrored = label_picture(model, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT), look)
     assert (mirrored[:, ::-1] == label_picture(model, photo, look)).mean() > 0.999  # float32 ties
@@ -144,7 +144,7 @@ print(before // 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def memory(*size):
-    """MiB before and at most while a picture gets its labels, of 150 classes."""
+    """MiB before and at most while an image gets its labels, of 150 classes."""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, *map(str, size)], capture_output=True, text=True, timeout=500,
         env={"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}, check=False,
@@ -162,7 +162,7 @@ def test_windows_never_hold_the_logits_of_all_pixels():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
-def test_a_picture_of_12_megapixels_and_150_classes_stays_under_4_gib():
+def test_an_image_of_12_megapixels_and_150_classes_stays_under_4_gib():
     assert max(memory(4000, 3000)) < 4096
 
 

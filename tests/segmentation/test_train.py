@@ -90,7 +90,7 @@ def test_two_processes_train_and_score_like_one(tmp_path, folder):
     words = ["train", "segmentation.camvid_upernet", "--tiny", "--data", str(folder), "--loop.parts", "2",
              "--loop.log_every", "1", "--loop.steps", "3"]  # fmt: skip
     results, printed = train_on_one_and_on_two(tmp_path, words, rel=1e-4)  # float32 sums in another order
-    # 5 pictures: 3 and 2 on the two; a pixel between two classes may fall to either side
+    # 5 images: 3 and 2 on the two; a pixel between two classes may fall to either side
     pixels = [np.array(result["confusion"]) for result in results]
     assert pixels[0].sum() == pixels[1].sum() and abs(pixels[0] - pixels[1]).sum() <= 0.001 * pixels[0].sum()
     assert printed.count("val mIoU") == 1
@@ -142,7 +142,7 @@ def test_the_auxiliary_head_counts_by_its_weight():
     assert twice - with_it == pytest.approx(with_it - without, rel=1e-4) and with_it > without
 
 
-def test_one_picture_is_too_few_for_upernet():
+def test_one_image_is_too_few_for_upernet():
     model = upernet("secvit_nano", 4, channels=8, auxiliary_channels=8, backbone_args=recipes.SMALL)
     with pytest.raises(ValueError, match="UperNet's batch norms need two; raise batch_size"):
         SegmentationTask(model)({"image": torch.zeros(1, 3, 64, 64), "target": torch.zeros(1, 64, 64).byte()})
@@ -273,10 +273,10 @@ def test_a_recipe_without_data_says_what_it_needs(capsys):
     assert "give --data DIR" in said and "digits" not in said
 
 
-# -- pictures ----------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------
 
 
-def test_an_overlay_mixes_the_picture_with_the_colours_of_its_classes():
+def test_an_overlay_mixes_the_photo_with_the_colours_of_its_classes():
     labels = np.array([[0, 1], [1, 255]], np.uint8)
     seen = np.asarray(
         overlay(Image.new("RGB", (2, 2), (100, 100, 100)), labels, [(200, 0, 0), (0, 200, 0)], opacity=0.5)

@@ -1,4 +1,4 @@
-"""What the tests share: a tokenizer, two pictures of noise, a stock LLaVA on disk; each made once."""
+"""What the tests share: a tokenizer, two images of noise, a stock LLaVA on disk; each made once."""
 
 from pathlib import Path
 

@@ -13,7 +13,7 @@ def entry(name, image=None, turns=(("<image>\nwhat is it?", "a cat"),)):
 
 
 def folder(path: Path, count=10, texts=3, val=2, follow_ups=True) -> Path:
-    """`count` samples with a picture each, `texts` without; the first two of val.json are the last two of them."""
+    """`count` samples with an image each, `texts` without; the first two of val.json are the last two of them."""
     (path / "images").mkdir(parents=True)
     noise, words = np.random.default_rng(0), ["a cat", "two dogs on a mat", "nothing", "the red one there", "no"]
     entries = []

@@ -27,7 +27,7 @@ def write_lines(path, rows):
 
 
 def lay_out(folder: Path, questions: Path, images: str) -> Path:
-    """A benchmark's folder with LLaVA's questions, and a file wherever there is a picture."""
+    """A benchmark's folder with LLaVA's questions, and a file wherever there is an image."""
     (folder / questions.name).write_bytes(questions.read_bytes())
     rows = json.loads(questions.read_text()) if questions.suffix == ".json" else read_lines(questions)
     for row in rows:
@@ -141,7 +141,7 @@ def test_scienceqa_asks_for_a_letter_and_knows_it(samples, tmp_path):
     assert benchmarks.score("scienceqa", asked, [question.truth for question in asked])["image_accuracy"] == 1
 
 
-def test_pope_labels_llavas_questions_by_picture_and_text(samples, tmp_path):
+def test_pope_labels_llavas_questions_by_image_and_text(samples, tmp_path):
     folder = lay_out(tmp_path, samples / "pope" / "llava_pope_test.jsonl", "val2014")
     (folder / "coco").mkdir()
     for path in (samples / "pope").glob("coco_pope_*.json"):
@@ -187,10 +187,10 @@ def test_mme_reads_both_layouts_of_its_labels(samples, tmp_path):
     assert always_yes["per_subtask"] == {"code_reasoning": 50, "artwork": 50}
 
 
-# -- MMBench: a table with pictures inside -------------------------------------------------------
+# -- MMBench: a table with images inside -------------------------------------------------------
 
 
-def picture() -> bytes:
+def png() -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (2, 2), (200, 10, 10)).save(file, "PNG")
     return file.getvalue()
@@ -223,7 +223,7 @@ def mmbench(samples, tmp_path):
             options = dict(zip(row["option_char"], row["options"]))
             asked = row["prompt"].removesuffix("".join(f"\n{letter}. {text}" for letter, text in options.items()))
             hint, _, question = asked.rpartition("\n")
-            encoded = str(rows[0]["question_id"]) if number == 1 else base64.b64encode(picture()).decode()
+            encoded = str(rows[0]["question_id"]) if number == 1 else base64.b64encode(png()).decode()
             known = {"index": row["question_id"], "hint": hint or "nan", "question": question, "image": encoded}
             table.writerow({**known, **options, "answer": row["text"], "category": "physics"})
     return tmp_path, rows
@@ -233,7 +233,7 @@ def test_mmbench_asks_what_llava_asked(mmbench):
     folder, rows = mmbench
     asked = load("mmbench", folder)
     assert [question.prompt for question in asked] == [row["prompt"] + LETTER for row in rows]
-    assert {question.image for question in asked} == {picture()}  # the second row names the first one's
+    assert {question.image for question in asked} == {png()}  # the second row names the first one's
     found = benchmarks.score("mmbench", asked, match(asked, rows))
     assert found["single_accuracy"] == 1 and found["questions"] == len({row["question_id"] % 10**6 for row in rows})
 
@@ -314,7 +314,7 @@ def test_answers_that_do_not_fit_are_refused_with_their_ids(rows, said):
         match(ASKED, rows, "mine.jsonl")
 
 
-def test_a_missing_picture_is_named_with_its_question(samples, tmp_path):
+def test_a_missing_image_is_named_with_its_question(samples, tmp_path):
     folder = lay_out(tmp_path, samples / "gqa" / "llava_gqa_testdev_balanced.jsonl", "data/images")
     (folder / "data" / "images" / "n161313.jpg").unlink()
     with pytest.raises(
@@ -441,7 +441,7 @@ def test_an_answer_of_another_type_is_named(row):
 HEAD = "index\tquestion\tA\tB\timage\n"
 TABLES = {
     "short": (HEAD + "1\twhat?\ta\tb\n", "line 2: 4 fields, expected the head's 5"),
-    "no picture": (HEAD + "1\twhat?\ta\tb\t?!\n", "row 1: image is no picture in base64"),
+    "no base64": (HEAD + "1\twhat?\ta\tb\t?!\n", "row 1: image is not in base64"),
     "no number": (HEAD + "one\twhat?\ta\tb\tAAAA\n", "row 1: index is 'one', expected a number"),
     "a column twice": (HEAD.replace("B", "A\tB") + "1\twhat?\ta\tb\tc\tAAAA\n", "more than one column 'A'"),
 }

@@ -154,7 +154,7 @@ def test_padding_is_neither_seen_nor_learned(made):
     assert batch["pixel_values"].shape[0] == sum(len(one.images) for one in samples)
 
 
-def test_pictures_are_made_square_by_a_border(made):
+def test_images_are_made_square_by_a_border(made):
     _, processor = made
     white = Image.new("RGB", (64, 16), "white")
     pixels = prepare(processor, "v1", pad=True).image_processor(white, return_tensors="pt")["pixel_values"][0]
@@ -165,14 +165,14 @@ def test_pictures_are_made_square_by_a_border(made):
 # -- what is refused ---------------------------------------------------------------------------
 
 BAD = {
-    "none": (entry("none", "0.png", [("what?", "a cat")]), "sample 'none': 0 <image> in the questions for one picture"),
+    "none": (entry("none", "0.png", [("what?", "a cat")]), "sample 'none': 0 <image> in the questions for one image"),
     "two": (entry("two", "0.png", [("<image><image> what?", "a cat")]), "sample 'two': 2 <image> in the questions for one"),
-    "no picture": (entry("blind", None), "sample 'blind': 1 <image> in the questions for 0 pictures"),
+    "no image": (entry("blind", None), "sample 'blind': 1 <image> in the questions for 0 images"),
     "in the answer": (entry("said", "0.png", [("what?", "a <image>")]), "sample 'said': <image> in answer 1"),
     "missing": (entry("gone", "gone.png"), "sample 'gone': .*gone.png: no such file; check the path and --samples.images"),
     "cut off": (entry("cut", "cut.png"), "sample 'cut': .*cut.png: broken or truncated"),
     "text": (entry("text", "text.png"), "sample 'text': .*text.png: not an image"),
-    "long": (entry("long", "0.png", [("<image> what?", "cat " * 900)]), "sample 'long': .* tokens, 10 of them for pictures, and max_length is 400"),
+    "long": (entry("long", "0.png", [("<image> what?", "cat " * 900)]), "sample 'long': .* tokens, 10 of them for images, and max_length is 400"),
     "asks": ({"id": "asks", "conversations": [{"from": "human", "value": "what?"}]}, "sample 'asks': expected human and gpt in turns"),
     "robot": ({"conversations": [{"from": "robot", "value": "what?"}]}, "entry 0, turn 0: from is 'robot', expected human or gpt"),
     "mute": (entry("mute", None, [("what?", " ")]), "sample 'mute': answer 1 is empty"),
@@ -182,7 +182,7 @@ BAD = {
 
 
 @pytest.fixture(scope="module")
-def pictures_and_chat(tmp_path_factory):
+def images_and_chat(tmp_path_factory):
     path = folder(tmp_path_factory.mktemp("bad") / "data")
     whole = (path / "images" / "1.png").read_bytes()
     (path / "images" / "cut.png").write_bytes(whole[: len(whole) // 2])
@@ -199,38 +199,38 @@ def attempt(where, chat, entries, **options):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_sample_is_named_before_the_first_step(pictures_and_chat, name):
+def test_a_bad_sample_is_named_before_the_first_step(images_and_chat, name):
     bad, message = BAD[name]
     with pytest.raises(ValueError, match=message):
-        attempt(*pictures_and_chat, [bad, entry("good", "1.png")])
+        attempt(*images_and_chat, [bad, entry("good", "1.png")])
 
 
-def test_all_bad_samples_are_named_together(pictures_and_chat):
+def test_all_bad_samples_are_named_together(images_and_chat):
     with pytest.raises(ValueError) as found:
-        attempt(*pictures_and_chat, [entry("good", "1.png"), *(bad for bad, _ in BAD.values())])
+        attempt(*images_and_chat, [entry("good", "1.png"), *(bad for bad, _ in BAD.values())])
     for number, (_, message) in enumerate(BAD.values(), 1):
         assert message.split(":")[0].replace("entry 0", f"entry {number}") in str(found.value), message
 
 
-def test_a_check_of_headers_reads_no_pixels(pictures_and_chat):
+def test_a_check_of_headers_reads_no_pixels(images_and_chat):
     entries = [entry("cut", "cut.jpg"), entry("good", "1.png")]
     with pytest.raises(ValueError, match="sample 'cut'"):
-        attempt(*pictures_and_chat, entries)
-    assert len(attempt(*pictures_and_chat, entries, check="header")[0]) == 2
+        attempt(*images_and_chat, entries)
+    assert len(attempt(*images_and_chat, entries, check="header")[0]) == 2
     with pytest.raises(ValueError, match="sample 'text': .*text.png: not an image"):
-        attempt(*pictures_and_chat, [entry("text", "text.png"), *entries], check="header")
+        attempt(*images_and_chat, [entry("text", "text.png"), *entries], check="header")
 
 
-def test_long_samples_are_left_out_if_asked(pictures_and_chat):
-    samples, lengths = attempt(*pictures_and_chat, [BAD["long"][0], entry("good", "1.png")], too_long="drop")
+def test_long_samples_are_left_out_if_asked(images_and_chat):
+    samples, lengths = attempt(*images_and_chat, [BAD["long"][0], entry("good", "1.png")], too_long="drop")
     assert [one.id for one in samples] == ["good"] and max(lengths) <= 400
 
 
-def test_a_caption_template_wants_a_picture_and_its_caption(pictures_and_chat):
-    with pytest.raises(ValueError, match="sample 'blind': 0 pictures, 1 answers; the plain template is for captions"):
-        attempt(*pictures_and_chat, [entry("blind", None, [("what?", "a cat")])], template="plain")
-    with pytest.raises(ValueError, match="sample 'talk': 1 pictures, 2 answers"):
-        attempt(*pictures_and_chat, [entry("talk", "1.png", [("<image>", "a cat"), ("so?", "no")])], template="plain")
+def test_a_caption_template_wants_an_image_and_its_caption(images_and_chat):
+    with pytest.raises(ValueError, match="sample 'blind': 0 images, 1 answers; the plain template is for captions"):
+        attempt(*images_and_chat, [entry("blind", None, [("what?", "a cat")])], template="plain")
+    with pytest.raises(ValueError, match="sample 'talk': 1 images, 2 answers"):
+        attempt(*images_and_chat, [entry("talk", "1.png", [("<image>", "a cat"), ("so?", "no")])], template="plain")
 
 
 @pytest.mark.parametrize("text", ["", "{", "{}", "[]", "3"])
@@ -256,7 +256,7 @@ def test_a_leading_answer_is_left_out_and_ids_may_be_numbers():
     assert sample_of(made).turns == (("a?", "b"),) and sample_of(made).id == "7"
 
 
-def test_a_picture_broken_after_the_check_is_replaced_and_counted(made, tmp_path, caplog):
+def test_an_image_broken_after_the_check_is_replaced_and_counted(made, tmp_path, caplog):
     samples, processor = made
     dataset = Conversations(samples, Chat(prepare(processor, "v1", True)), [0] * len(samples))
     shutil.copy(samples[0].images[0], tmp_path / "kept.png")
@@ -272,11 +272,11 @@ def test_a_picture_broken_after_the_check_is_replaced_and_counted(made, tmp_path
 
 HUMAN, GPT = {"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a cat"}
 TYPES = {
-    "image: number": ({"image": 5}, "image is 5, expected the path of a picture"),
-    "image: numbers": ({"image": ["0.png", 5]}, "expected the path of a picture"),
-    "image: object": ({"image": {"0.png": 1}}, "expected the path of a picture"),
-    "image: no path": ({"image": "0.png\0"}, "expected the path of a picture"),
-    "image by another name": ({"image": None, "images": ["0.png"]}, "has 'images'; LLaVA's name for pictures is 'image'"),
+    "image: number": ({"image": 5}, "image is 5, expected the path of an image"),
+    "image: numbers": ({"image": ["0.png", 5]}, "expected the path of an image"),
+    "image: object": ({"image": {"0.png": 1}}, "expected the path of an image"),
+    "image: no path": ({"image": "0.png\0"}, "expected the path of an image"),
+    "image by another name": ({"image": None, "images": ["0.png"]}, "has 'images'; LLaVA's name for images is 'image'"),
     "id: list": ({"id": [1]}, "entry 1: id is [1], expected text or a whole number"),
     "id: NaN": ({"id": float("nan")}, "id is NaN, expected text or a whole number"),
     "no turns": ({"conversations": []}, "expected human and gpt in turns, gpt last, found none"),
@@ -362,7 +362,7 @@ ODD = {  # entry -> what is taken of it, None for nothing
     "stray in the answer": ({"conversations": said("why?", "<image> so")}, (("why?", "so"),)),
     "nothing but stray": ({"conversations": said("<image>", "so")}, None),
     "question last": ({"image": "1.png", "conversations": said("<image> a?", "b", "c?")}, (("a?", "b"),)),
-    "picture in the last question": ({"image": "1.png", "conversations": said("a?", "b", "<image> c?")}, None),
+    "image in the last question": ({"image": "1.png", "conversations": said("a?", "b", "<image> c?")}, None),
     "only a question": ({"conversations": said("a?")}, None),
     "empty answer": ({"conversations": said("a?", "b", "c?", " ", "d?", "e")}, (("a?", "b"),)),
     "empty first answer": ({"conversations": said("a?", "", "c?", "d")}, None),
@@ -375,12 +375,12 @@ ODD = {  # entry -> what is taken of it, None for nothing
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_small_fault_is_taken_as_llava_takes_it_or_left_out_and_said(pictures_and_chat, caplog, name):
+def test_a_small_fault_is_taken_as_llava_takes_it_or_left_out_and_said(images_and_chat, caplog, name):
     odd, turns = ODD[name]
     entries = [entry("good", "1.png"), {"id": name, **odd}]
     with pytest.raises(ValueError, match=f"entry 1, sample '{name}'.*\n--samples.drop_broken true leaves such"):
-        attempt(*pictures_and_chat, entries)
-    samples, lengths = attempt(*pictures_and_chat, entries, drop_broken=True)
+        attempt(*images_and_chat, entries)
+    samples, lengths = attempt(*images_and_chat, entries, drop_broken=True)
     assert [one.id for one in samples] == ["good", name][: 1 + (turns is not None)] and len(lengths) == len(samples)
     assert turns is None or samples[1].turns == turns
     (line,) = [record.message for record in caplog.records]
@@ -390,26 +390,26 @@ def test_a_small_fault_is_taken_as_llava_takes_it_or_left_out_and_said(pictures_
     assert what in line and f"sample '{name}'" in line
 
 
-def test_the_first_twenty_of_what_is_left_out_are_named_in_one_line(pictures_and_chat, caplog):
+def test_the_first_twenty_of_what_is_left_out_are_named_in_one_line(images_and_chat, caplog):
     entries = [entry(f"s{i}", None, [("a?", "")]) for i in range(1200)]
-    samples, _ = attempt(*pictures_and_chat, [*entries, entry("good", "1.png")], drop_broken=True)
+    samples, _ = attempt(*images_and_chat, [*entries, entry("good", "1.png")], drop_broken=True)
     (line,) = [record.message for record in caplog.records]
     assert len(samples) == 1 and "used 1 of 1,201 samples; left out: 1,200 (" in line
     assert "'s19'" in line and "'s20'" not in line and line.endswith("; and 1,180 more)")
     with pytest.raises(ValueError, match="no sample"):
-        attempt(*pictures_and_chat, entries, drop_broken=True)
+        attempt(*images_and_chat, entries, drop_broken=True)
 
 
-def test_a_picture_that_is_missing_is_left_out_and_many_are_an_error(pictures_and_chat, caplog):
+def test_an_image_that_is_missing_is_left_out_and_many_are_an_error(images_and_chat, caplog):
     entries = [entry(f"s{i}", "1.png") for i in range(5)]
-    samples, _ = attempt(*pictures_and_chat, [*entries, entry("gone", "gone.png")], drop_broken=True)
+    samples, _ = attempt(*images_and_chat, [*entries, entry("gone", "gone.png")], drop_broken=True)
     assert len(samples) == 5 and "used 5 of 6 samples" in caplog.text and "gone.png: no such file" in caplog.text
-    with pytest.raises(ValueError, match=r"(?s)'gone'.*'lost'.*2 pictures are missing below .*images; .*too many"):
-        attempt(*pictures_and_chat, [*entries, entry("gone", "gone.png"), entry("lost", "l.png")], drop_broken=True)
+    with pytest.raises(ValueError, match=r"(?s)'gone'.*'lost'.*2 images are missing below .*images; .*too many"):
+        attempt(*images_and_chat, [*entries, entry("gone", "gone.png"), entry("lost", "l.png")], drop_broken=True)
 
 
 @pytest.mark.parametrize("images", [None, "LLaVA-Pretrain", "LLaVA-Pretrain/images"])
-def test_the_pictures_of_stage_1_are_found_in_llavas_layout(tmp_path, images):
+def test_the_images_of_stage_1_are_found_in_llavas_layout(tmp_path, images):
     where = tmp_path / "LLaVA-Pretrain"
     (where / "images" / "00001").mkdir(parents=True)
     (where / "images" / "00001" / "1.png").touch()
@@ -455,7 +455,7 @@ def test_the_order_of_a_resumed_run_is_that_of_the_unbroken_one(made):
     assert len(set(first)) == 12  # an epoch sees no sample twice
 
 
-def test_lengths_count_what_a_picture_becomes(made, tmp_path):
+def test_lengths_count_what_an_image_becomes(made, tmp_path):
     samples, processor = made
     chat = Chat(prepare(processor, "v1", True))
     found, lengths = load(tmp_path / "train.json", Samples(), chat)
@@ -466,7 +466,7 @@ def test_lengths_count_what_a_picture_becomes(made, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "value"), [("images", ["0.png", "1.png"]), ("video", "x.mp4"), ("videos", ["x.mp4"])])
-def test_pictures_or_videos_beside_the_picture_are_not_dropped(tmp_path, name, value):
+def test_images_or_videos_beside_the_image_are_not_dropped(tmp_path, name, value):
     samples = [entry("a", "0.png"), {**entry("b", "0.png"), name: value}, {**entry("c", "0.png"), "images": ["0.png"]}]
     (tmp_path / "a.json").write_text(json.dumps(samples))
     found, faults = read_samples(tmp_path / "a.json")

@@ -30,7 +30,7 @@ def llava(tokenizer):
 
 @pytest.fixture(scope="module")
 def pope(tmp_path_factory):
-    """POPE of five pictures, two questions about each."""
+    """POPE of five images, two questions about each."""
     folder = tmp_path_factory.mktemp("pope")
     (folder / "coco").mkdir()
     (folder / "val2014").mkdir()
@@ -53,7 +53,7 @@ def pope(tmp_path_factory):
 
 @pytest.fixture
 def questions(pope):
-    """POPE's ten, and one without a picture in their midst."""
+    """POPE's ten, and one without an image in their midst."""
     asked = benchmarks.load("pope", pope)
     return [*asked[:3], Question("text", "how are you?", None), *asked[3:]]
 
@@ -76,7 +76,7 @@ def test_an_answer_does_not_depend_on_the_batch(llava, questions, tmp_path):
     assert ask(llava, questions, tmp_path / "one.jsonl") == ask(llava, questions, tmp_path / "four.jsonl", batch_size=4)
 
 
-def test_some_conversations_without_a_picture(llava, questions):
+def test_some_conversations_without_an_image(llava, questions):
     talks = [*conversations(questions[2:5])]
     whole = reply(*llava, talks, max_new_tokens=4)
     assert whole == [reply(*llava, [talk], max_new_tokens=4)[0] for talk in talks]
@@ -126,7 +126,7 @@ def test_answers_of_other_weights_or_questions_are_refused(llava, questions, tmp
         ask(llava, questions[:1], path)
 
 
-def test_a_broken_picture_is_named_with_its_question_and_what_came_before_is_kept(llava, questions, tmp_path):
+def test_a_broken_image_is_named_with_its_question_and_what_came_before_is_kept(llava, questions, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(questions[0].image.read_bytes()[:200])
     asked = [*questions[:2], Question("q9", "what?", broken)]

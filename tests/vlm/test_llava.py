@@ -36,7 +36,7 @@ def greedy(model, inputs, tokens=4, **options):
 
 
 @every_connector
-def test_a_picture_takes_the_tokens_that_its_connector_makes(made, pictures, name):
+def test_an_image_takes_the_tokens_that_its_connector_makes(made, pictures, name):
     model, processor = made(name)
     inputs = processor(images=pictures[:1], text=[PROMPT], return_tensors="pt")
     count = model.config.image_seq_length
@@ -69,7 +69,7 @@ def test_generation_is_the_same_with_and_without_a_cache(made, pictures, name):
 
 
 @every_connector
-def test_beams_of_one_picture_share_its_tokens(made, pictures, name):
+def test_beams_of_one_image_share_its_tokens(made, pictures, name):
     model, processor = made(name)
     inputs = processor(images=pictures[:1], text=[PROMPT], return_tensors="pt")
     beams = greedy(
@@ -134,7 +134,7 @@ def test_the_pipeline_of_transformers_answers(made, pictures):
     assert text == processor.decode(expected, skip_special_tokens=True)
 
 
-@since("transformers", "5.23", "marks answers behind pictures in their place")
+@since("transformers", "5.23", "marks answers behind images in their place")
 def test_the_chat_template_marks_the_answer_and_nothing_else(made, pictures):
     _, processor = made("sec")
     question = {"role": "user", "content": [{"type": "image", "image": pictures[0]}, {"type": "text", "text": "what?"}]}
@@ -196,19 +196,19 @@ def test_a_tower_without_cls_is_told_of_other_extra_tokens(tokenizer, pictures):
 @pytest.mark.parametrize(
     ("prompt", "images", "message"),
     [
-        ("USER: what? ASSISTANT:", 1, r"\[0\] <image> in the prompts for 1 picture"),
-        ("USER: <image> <image> what? ASSISTANT:", 1, r"\[2\] <image> in the prompts for 1 picture"),
+        ("USER: what? ASSISTANT:", 1, r"\[0\] <image> in the prompts for 1 image"),
+        ("USER: <image> <image> what? ASSISTANT:", 1, r"\[2\] <image> in the prompts for 1 image"),
     ],
 )
-def test_prompts_that_do_not_name_their_pictures_are_refused(made, pictures, prompt, images, message):
+def test_prompts_that_do_not_name_their_images_are_refused(made, pictures, prompt, images, message):
     _, processor = made("sec")
     with pytest.raises(ValueError, match=message):
         processor(images=pictures[:images], text=[prompt], return_tensors="pt")
 
 
-def test_pictures_given_by_prompt_are_counted_by_prompt(made, pictures):
+def test_images_given_by_prompt_are_counted_by_prompt(made, pictures):
     _, processor = made("sec")
-    with pytest.raises(ValueError, match=r"prompt 0 has 2 <image> for 1 picture"):
+    with pytest.raises(ValueError, match=r"prompt 0 has 2 <image> for 1 image"):
         processor(images=[pictures[:1], pictures], text=["<image> <image>", "<image>"], return_tensors="pt")
 
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 def eight(shared, file):
-    """Eight photos, each with the same first question, so that the picture alone tells the answer, and one of its own."""
+    """Eight photos, each with the same first question, so that the image alone tells the answer, and one of its own."""
     vl = shared / "data" / "vl_coco"
     captions, questions = (json.loads((vl / f"llava_{kind}_val.json").read_text()) for kind in ("captions", "vqa"))
     first = {}

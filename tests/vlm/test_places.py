@@ -1,4 +1,4 @@
-"""Where a run's conversations and pictures are, and what stands in for them when others are given."""
+"""Where a run's conversations and images are, and what stands in for them when others are given."""
 
 from dataclasses import replace
 
@@ -15,12 +15,12 @@ def test_paths_of_conversations_hold_from_every_folder(tmp_path, monkeypatch):
     assert said == replace(Samples(), images=str(tmp_path / "photos"), val="/a/val.json")
 
 
-def test_other_conversations_are_scored_with_val_and_pictures_of_their_own(tmp_path):
+def test_other_conversations_are_scored_with_val_and_images_of_their_own(tmp_path):
     run = object.__new__(Llava)
     run.path, run.config = tmp_path, {"samples": {"images": str(tmp_path), "val": "held_out.json"}}
-    assert run._samples(given=False) == Samples(images=str(tmp_path), val="held_out.json")
-    assert run._samples(given=True) == Samples(images=str(tmp_path))
+    assert run._samples(other_data=False) == Samples(images=str(tmp_path), val="held_out.json")
+    assert run._samples(other_data=True) == Samples(images=str(tmp_path))
     run.config = {"samples": {"images": str(tmp_path / "gone")}}
-    assert run._samples(given=True) == Samples()
+    assert run._samples(other_data=True) == Samples()
     with pytest.raises(ValueError, match="gone, which is not there now; give --data FILE.json"):
-        run._samples(given=False)
+        run._samples(other_data=False)

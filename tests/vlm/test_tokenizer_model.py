@@ -57,7 +57,7 @@ def chosen(towers):
     return {"base": "parts", "language": language, "vision": vision, "connector_args": {}}
 
 
-def test_the_pieces_are_those_of_sentencepiece_and_the_picture_is_one_more(towers, chosen):
+def test_the_pieces_are_those_of_sentencepiece_and_the_image_is_one_more(towers, chosen):
     import sentencepiece
 
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(towers[0] / "tokenizer.model"))

@@ -168,13 +168,13 @@ def test_only_what_the_recipe_trains_learns(data):
 
 def test_the_loss_is_that_of_transformers(mixed):
     task, dataset = ready(small(), mixed)
-    for keys in ([0, 1, 2, 3], [9, 10], [0, 9]):  # pictures, none, both
+    for keys in ([0, 1, 2, 3], [9, 10], [0, 9]):  # images, none, both
         batch = dataset.__getitems__(keys)
         wanted = task.model.llava(**batch).loss
         torch.testing.assert_close(task(batch)["loss"], wanted, rtol=1e-5, atol=1e-6)  # sums in another order
 
 
-def test_a_batch_without_pictures_gives_the_connector_a_gradient_of_zero(mixed):
+def test_a_batch_without_images_gives_the_connector_a_gradient_of_zero(mixed):
     task, dataset = ready(small(), mixed)
     task(dataset.__getitems__([9, 10]))["loss"].backward()
     grads = [p.grad for n, p in task.named_parameters() if "multi_modal_projector" in n and p.requires_grad]
@@ -225,7 +225,7 @@ def test_a_run_broken_off_and_resumed_equals_the_unbroken_one_to_the_bit(tmp_pat
 @pytest.mark.parametrize("sharding", ("ddp", "fsdp"))
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="processes would share one GPU")
 def test_two_processes_train_like_one(tmp_path, mixed, sharding):
-    """Also where one of them has batches without pictures while it shares the connector's weights."""
+    """Also where one of them has batches without images while it shares the connector's weights."""
     arguments = ["--model.connector_args", json.dumps(TINY), "--loop.sharding", sharding, "--samples.group", "false"]
     words = ["train", "vlm.llava_finetune_7b", "--tiny", "--data", str(mixed), *arguments,
              "--loop.parts", "2", "--loop.log_every", "1", "--loop.steps", "3"]  # fmt: skip

@@ -53,7 +53,7 @@ def test_trl_takes_a_model_with_a_connector(ready, tmp_path):
     datasets = pytest.importorskip("datasets", reason="pip install datasets")
     llava, processor, dataset = ready
     pictured = [one for one in dataset.samples if one.images][:4]
-    file = tmp_path / "rows.jsonl"  # pictures by their paths, which datasets opens
+    file = tmp_path / "rows.jsonl"  # images by their paths, which datasets opens
     file.write_text("\n".join(json.dumps({"messages": messages(one), "images": one.images}) for one in pictured))
     rows = datasets.load_dataset("json", data_files=str(file), split="train", cache_dir=str(tmp_path / "cache"))
     rows = rows.cast_column("images", datasets.List(datasets.Image()))

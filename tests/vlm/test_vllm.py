@@ -33,7 +33,7 @@ def one_process(monkeypatch):
 
 
 def save(folder, model, processor):
-    """A folder to serve.  Larger weights than transformers draws: the tokens then depend on the pictures."""
+    """A folder to serve.  Larger weights than transformers draws: the tokens then depend on the images."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(4 if weight.dim() > 1 else 1)
@@ -58,7 +58,7 @@ def start(folder, **options):
 
 
 def by_vllm(llm, asked):
-    """The prompts' and the answers' tokens of [(prompt, pictures)]."""
+    """The prompts' and the answers' tokens of [(prompt, images)]."""
     from vllm import SamplingParams
 
     prompts = [{"prompt": text, "multi_modal_data": {"image": pictures}} for text, pictures in asked]
@@ -78,12 +78,12 @@ def by_transformers(folder, asked):
 
 
 def check_same_answers(folder, pictures, tokens_of_a_picture, **options):
-    """One picture, the other, both in one prompt: three answers, equal token by token, and none like another."""
+    """One image, the other, both in one prompt: three answers, equal token by token, and none like another."""
     asked = [(QUESTION, pictures[:1]), (QUESTION, pictures[1:]), (BOTH, pictures)]
     expected = by_transformers(folder, asked)
     image = AutoProcessor.from_pretrained(folder).image_token_id
     assert [prompt.count(image) for prompt, _ in expected] == [n * tokens_of_a_picture for n in (1, 1, 2)]
-    assert len({tuple(answer) for _, answer in expected}) == 3, "the pictures do not matter: nothing is tested"
+    assert len({tuple(answer) for _, answer in expected}) == 3, "the images do not matter: nothing is tested"
     assert by_vllm(start(folder, **options), asked) == expected
 
 
@@ -169,13 +169,13 @@ def test_a_chat_by_the_template_that_the_recipes_train_with(tokenizer, pictures,
     assert (list(out.prompt_token_ids), list(out.outputs[0].token_ids)) == (prompt, answer)
 
 
-def test_a_prompt_with_another_number_of_images_than_pictures_is_refused(tokenizer, pictures, tmp_path):
+def test_a_prompt_with_another_number_of_placeholders_than_images_is_refused(tokenizer, pictures, tmp_path):
     llm = start(save(tmp_path, *small_llava(tokenizer, "sec", 4, **SHAPE)))
     with pytest.raises(
-        ValueError, match=r"the prompt has 2 <image> for 1 picture\(s\); write it once where each picture goes"
+        ValueError, match=r"the prompt has 2 <image> for 1 image\(s\); write it once where each image goes"
     ):
         by_vllm(llm, [(BOTH, pictures[:1])])
-    with pytest.raises(ValueError, match=r"the prompt has 1 <image> for 2 picture\(s\)"):
+    with pytest.raises(ValueError, match=r"the prompt has 1 <image> for 2 image\(s\)"):
         by_vllm(llm, [(QUESTION, pictures)])
 
 

@@ -18,7 +18,7 @@ except ImportError:  # Windows: a killed page's folder stays
 
 PREFIX = "secvit_app_"
 LOCK = "in_use"  # locked as long as the process lives, however it ends
-KEPT_MINUTES = 60  # since a picture's last use
+KEPT_MINUTES = 60  # since a file's last use
 KEPT_FILES = 1000
 KEPT_MB = 200
 EMPTY_SECONDS = 60.0  # an empty folder may be about to be filled
@@ -87,12 +87,12 @@ def sweep(
                 os.rmdir(path)
 
 
-def use(picture: str) -> None:
-    """Keep a picture from now on for as long as a new one; a ValueError where it is gone."""
+def use(photo: str) -> None:
+    """Keep a photo from now on for as long as a new one; a ValueError where it is gone."""
     try:
-        os.utime(picture)
+        os.utime(photo)
     except FileNotFoundError:
         raise ValueError(
-            f"{Path(picture).name}: no longer here; pictures are kept for {KEPT_MINUTES} minutes after their last use, "
+            f"{Path(photo).name}: no longer here; photos are kept for {KEPT_MINUTES} minutes after their last use, "
             "and less where there are many; give the photo again"
         ) from None

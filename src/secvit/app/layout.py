@@ -72,9 +72,9 @@ def check(controls: list[Any], values: list[Any], state: Any) -> None:
         for control, value in zip(controls, values):
             if not control.stateful:
                 now = state[control._id] if state is not None and control._id in state else control
-                wanted = misfit(now, value)
-                if wanted:
-                    raise ValueError(f"{now.label}: {reprlib.repr(value)}; {wanted}")
+                fault = misfit(now, value)
+                if fault:
+                    raise ValueError(f"{now.label}: {reprlib.repr(value)}; {fault}")
 
 
 def misfit(control: Any, value: Any) -> str | None:

@@ -168,7 +168,7 @@ def place_of(photo: str, pixel: Sequence[float]) -> tuple[int, int]:
 
 
 def open_photo(photo: str) -> Image.Image:
-    """The picture in a file, upright RGB; a ValueError where it is broken, or too large to be decoded."""
+    """The photo in a file, upright RGB; a ValueError where it is broken, or too large to be decoded."""
     try:
         width, height = upright_size(photo)
     except ValueError:

@@ -53,7 +53,7 @@ class Augment:
 
 
 def training_transform(augment: Augment, size: int, mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """A picture to a normalised tensor (3, size, size), by timm's create_transform."""
+    """An image to a normalised tensor (3, size, size), by timm's create_transform."""
     try:
         transform = create_transform(
             size,

@@ -1,4 +1,4 @@
-"""Pictures that a classifier takes for something else."""
+"""Images that a classifier takes for something else."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from PIL import Image
 
 from secvit.draw.picture import FAINT, INK, new_figure, save
 
-SIDE, COLUMNS = 200, 6  # px of a picture; pictures in a row
+SIDE, COLUMNS = 200, 6  # px of an image; images in a row
 
 
 def draw_wrong(rows: Sequence[tuple[Image.Image, str, str, Any]], title: str, output: str | os.PathLike[str]) -> Path:
-    """A page of pictures with what each is, and what it is taken for with which probability.
+    """A page of images with what each is, and what it is taken for with which probability.
 
-    rows: picture, its class, the class it is taken for, the probability of that in 0..1.  Returns the page's path.
+    rows: image, its class, the class it is taken for, the probability of that in 0..1.  Returns the page's path.
     """
     lines = -(-max(1, len(rows)) // COLUMNS)
     width, height, head = COLUMNS * (SIDE + 12) + 12, lines * (SIDE + 44), 44
@@ -26,16 +26,16 @@ def draw_wrong(rows: Sequence[tuple[Image.Image, str, str, Any]], title: str, ou
     figure.text(12 / width, 1 - 14 / total_height, title, size=7, color=INK, va="top", weight="bold")
     for i, (image, true, predicted, share) in enumerate(rows):
         row, column = divmod(i, COLUMNS)
-        seen = image.convert("RGB")
-        factor = SIDE / max(seen.size)
-        width_, height_ = (max(1, round(side * factor)) for side in seen.size)
-        seen = seen.resize((width_, height_), Image.Resampling.BICUBIC)
+        drawn = image.convert("RGB")
+        factor = SIDE / max(drawn.size)
+        width_, height_ = (max(1, round(side * factor)) for side in drawn.size)
+        drawn = drawn.resize((width_, height_), Image.Resampling.BICUBIC)
         left, top = 12 + column * (SIDE + 12), head + row * (SIDE + 44)
-        x, y = left + (SIDE - seen.width) / 2, top + (SIDE - seen.height) / 2
+        x, y = left + (SIDE - drawn.width) / 2, top + (SIDE - drawn.height) / 2
         axes = figure.add_axes(
-            (x / width, 1 - (y + seen.height) / total_height, seen.width / width, seen.height / total_height)
+            (x / width, 1 - (y + drawn.height) / total_height, drawn.width / width, drawn.height / total_height)
         )
-        axes.imshow(seen)
+        axes.imshow(drawn)
         axes.axis("off")
         for line, (words, colour) in enumerate(
             ((f"taken for {predicted}, {100 * share:.0f} %", INK), (f"is {true}", FAINT))

@@ -1,4 +1,4 @@
-"""What a network sees in a picture."""
+"""The likeliest classes of an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secvit.models.saved import class_names_of
 
 @torch.inference_mode()
 def predict(model: nn.Module, image: Image.Image, top: int = 3) -> list[tuple[str, float]]:
-    """The `top` likeliest classes of an opened picture of any mode and their probabilities, the likeliest first.
+    """The `top` likeliest classes of an opened image of any mode and their probabilities, the likeliest first.
 
     The view is that of evaluation.  Classes are numbers where the model brings no names.
     """
@@ -26,7 +26,7 @@ def predict(model: nn.Module, image: Image.Image, top: int = 3) -> list[tuple[st
 def predict_all(
     model: nn.Module, images: Sequence[Image.Image], top: int = 3, size: int | None = None
 ) -> list[list[tuple[str, float]]]:
-    """`predict` for some upright RGB pictures at a time.  size: of the view in px, if not the model's own."""
+    """`predict` for some upright RGB images at a time.  size: of the view in px, if not the model's own."""
     if top < 1:
         raise ValueError(f"top={top}; choose top >= 1")
     see = view_of(model, size)

@@ -114,9 +114,9 @@ def figures(outcome: Answers, dataset: EvalView) -> dict[str, float]:
 
 def accuracy_by_class(outcome: Answers, classes: int) -> list[float | None]:
     """Share of each class's images that were taken for it; None where there is none."""
-    seen = outcome.target.bincount(minlength=classes)
+    counts = outcome.target.bincount(minlength=classes)
     hits = outcome.target[outcome.predicted == outcome.target].bincount(minlength=classes)
-    return [hit / count if count else None for hit, count in zip(hits.tolist(), seen.tolist(), strict=True)]
+    return [hit / count if count else None for hit, count in zip(hits.tolist(), counts.tolist(), strict=True)]
 
 
 def evaluate_checkpoint(
@@ -172,7 +172,7 @@ def eval_view(images: Images, model: nn.Module, size: int | None = None, crop_pc
 
 
 def view_of(model: nn.Module, size: int | None = None) -> Transform:
-    """How evaluation sees a picture."""
+    """How evaluation sees an image."""
     return middle(*seen_by(model, size))
 
 

@@ -86,13 +86,13 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
             "skipped": skipped_in(dataset, view),
         }
 
-    seen = {"size": chosen.image_size, "crop_pct": chosen.crop_pct, "mean": cfg["mean"], "std": cfg["std"]}
+    model_input = {"size": chosen.image_size, "crop_pct": chosen.crop_pct, "mean": cfg["mean"], "std": cfg["std"]}
     return Job(
         task=ClassificationTask(model, recipe.label_smoothing, chosen.frozen),
         optimizer=create_optimizer(model, recipe.optim),
         dataset=dataset,
         recipe=recipe,
-        about={"task": "classification", "data": place, "classes": train_images.classes, "input": seen},
+        about={"task": "classification", "data": place, "classes": train_images.classes, "input": model_input},
         report=report,
         evaluate=score,
         best="top1",
@@ -113,8 +113,8 @@ def timm_config(model: Any, chosen: Model, classes: Sequence[str]) -> dict[str, 
     """What timm's config.json says of a network: how to make it, and what it looks at."""
     architecture, _, tag = chosen.name.partition(".")
     cfg = {key: value for key, value in model.pretrained_cfg.items() if key in TIMM_CFG}
-    seen = {"input_size": (3, chosen.image_size, chosen.image_size), "crop_pct": chosen.crop_pct}
-    seen |= {"interpolation": "bicubic", "crop_mode": "center", "num_classes": len(classes)}
+    view = {"input_size": (3, chosen.image_size, chosen.image_size), "crop_pct": chosen.crop_pct}
+    view |= {"interpolation": "bicubic", "crop_mode": "center", "num_classes": len(classes)}
     made = (
         {**chosen.args} if not chosen.patch else {**chosen.args, "network": architecture, "patch": dict(chosen.patch)}
     )
@@ -124,7 +124,7 @@ def timm_config(model: Any, chosen: Model, classes: Sequence[str]) -> dict[str, 
         "num_features": getattr(model, "num_features", None),
         "label_names": list(classes),
         "model_args": made,
-        "pretrained_cfg": {**cfg, **seen, "tag": tag, "label_names": list(classes)},
+        "pretrained_cfg": {**cfg, **view, "tag": tag, "label_names": list(classes)},
     }
 
 
@@ -167,7 +167,7 @@ def initial_model(recipe: Recipe, classes: Sequence[str]) -> nn.Module:
 
 
 def _check_sees(model: nn.Module, chosen: Model, classes: int) -> None:
-    """A ValueError where a network cannot look at pictures of the recipe's size, before the first step."""
+    """A ValueError where a network cannot look at images of the recipe's size, before the first step."""
     size = (1, getattr(model, "in_chans", 3), chosen.image_size, chosen.image_size)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -181,7 +181,7 @@ def _check_sees(model: nn.Module, chosen: Model, classes: int) -> None:
     finally:
         model.train()
     if shape != (1, classes):
-        raise ValueError(f"{chosen.name} with {chosen.args} gives {shape} for a picture; expected {(1, classes)}")
+        raise ValueError(f"{chosen.name} with {chosen.args} gives {shape} for an image; expected {(1, classes)}")
 
 
 def _classifier(model: Any) -> dict[str, Tensor]:

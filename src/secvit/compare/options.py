@@ -110,32 +110,32 @@ def work(words: Sequence[str], codes: Mapping[str, int]) -> int:
 def _compare(words: Sequence[str]) -> tuple[Path, dict[str, Any]]:
     """The comparison that words ask for, and its folder."""
     own_words, others = _taken(words)
-    asked = own(**parse("secvit compare RECIPE", own_words, [own])[0])
+    options = own(**parse("secvit compare RECIPE", own_words, [own])[0])
     name = next((word for word in others if sweeps.find(word)), None)
-    if name is None and asked.begins:
-        raise ValueError(f"--begins {asked.begins} is for a sweep that begins with another: {_begin_with_another()}")
-    entry, name, orders = _of_recipe(asked, others) if name is None else _of_sweep(name, asked, others)
+    if name is None and options.begins:
+        raise ValueError(f"--begins {options.begins} is for a sweep that begins with another: {_begin_with_another()}")
+    entry, name, orders = _of_recipe(options, others) if name is None else _of_sweep(name, options, others)
     first = next(iter(orders.values()))
     if any(order.data != first.data for order in orders.values()):
         raise ValueError(f"--vary {entry}: the values give other data; {FIXED['data']}")
     ending = "" if name in sweeps.SWEEPS else f".{entry.partition(', ')[0].rpartition('.')[2]}"
-    output = Path(asked.output or f"runs/compare.{name}{ending}")
+    output = Path(options.output or f"runs/compare.{name}{ending}")
     recipes = {label: order.recipe for label, order in orders.items()}
-    figure = asked.figure
+    figure = options.figure
     return output, compare(
-        recipes, first.data, output, asked.seeds, entry=entry, name=name, figure=figure, tell=logger.info
+        recipes, first.data, output, options.seeds, entry=entry, name=name, figure=figure, tell=logger.info
     )
 
 
-def _of_sweep(name: str, asked: Own, others: Sequence[str]) -> tuple[str, str, dict[str, recipe_options.Order]]:
+def _of_sweep(name: str, options: Own, others: Sequence[str]) -> tuple[str, str, dict[str, recipe_options.Order]]:
     """What the variants of a sweep have in common, the sweep's name, and the order of each variant."""
     sweep = sweeps.find(name)
     assert sweep
-    if asked.vary:
-        raise ValueError(f"--vary {asked.vary[0]}: {name} says itself what varies; leave it out, or name a recipe")
-    if asked.begins and not sweep.begins:
-        raise ValueError(f"--begins {asked.begins}: {name} begins with no runs; leave it out")
-    begins = asked.begins or f"runs/compare.{sweep.begins}"
+    if options.vary:
+        raise ValueError(f"--vary {options.vary[0]}: {name} says itself what varies; leave it out, or name a recipe")
+    if options.begins and not sweep.begins:
+        raise ValueError(f"--begins {options.begins}: {name} begins with no runs; leave it out")
+    begins = options.begins or f"runs/compare.{sweep.begins}"
     if sweep.begins and not Path(begins).is_dir():
         raise ValueError(
             f"{name} begins with the runs of {sweep.begins}, and {begins} is no folder; run `secvit compare "
@@ -153,9 +153,9 @@ def _begin_with_another() -> str:
     return ", ".join(name for name, make in sweeps.SWEEPS.items() if make().begins)
 
 
-def _of_recipe(asked: Own, others: Sequence[str]) -> tuple[str, str, dict[str, recipe_options.Order]]:
+def _of_recipe(options: Own, others: Sequence[str]) -> tuple[str, str, dict[str, recipe_options.Order]]:
     """What is varied, the recipe's name, and the order of each variant."""
-    entries, variants = _varied(asked.vary)
+    entries, variants = _varied(options.vary)
     for option in (word.partition("=")[0] for word in others if word.startswith("--")):
         if option[2:] in {*FIXED, *entries} - {"data"}:
             raise ValueError(f"{option}: {FIXED.get(option[2:], 'it is what --vary varies')}")

@@ -1,4 +1,4 @@
-"""What the field's 3x schedule does to half of the pictures before they are resized."""
+"""What the field's 3x schedule does to half of the images before they are resized."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import SanitizeBoundingBoxes
 from torchvision.transforms.v2 import functional as tv
 
-SHORT_SIDES = (400, 500, 600)  # px of the picture that is cut
+SHORT_SIDES = (400, 500, 600)  # px of the image that is cut
 CROP = (384, 600)  # px of the piece's height and of its width
 SANITIZE = SanitizeBoundingBoxes()  # boxes that a crop left nothing of, with their labels and masks
 
@@ -17,10 +17,10 @@ Target = dict[str, Any]
 
 
 def cut(image: tv_tensors.Image, target: Target) -> tuple[tv_tensors.Image, Target]:
-    """A piece of a picture and what lies in it, perhaps nothing, by torch's generator.
+    """A piece of an image and what lies in it, perhaps nothing, by torch's generator.
 
-    The picture's short side counts as 400, 500 or 600 px, of which the piece has 384 to 600 in height and in width;
-    it is cut at the picture's own resolution, since the detector resizes it anyway.  Source: DETR's crops, as
+    The image's short side counts as 400, 500 or 600 px, of which the piece has 384 to 600 in height and in width;
+    it is cut at the image's own resolution, since the detector resizes it anyway.  Source: DETR's crops, as
     Swin's and the first author's (qhfan/RMT) 3x configs of mmdetection have them.
     """
     height, width = image.shape[-2:]
@@ -34,7 +34,7 @@ def cut(image: tv_tensors.Image, target: Target) -> tuple[tv_tensors.Image, Targ
 
 
 def _span(side: int, scale: float) -> tuple[int, int]:
-    """Where a piece begins along a side, and its length, in px of the picture."""
+    """Where a piece begins along a side, and its length, in px of the image."""
     scaled = round(side / scale)
     length = int(torch.randint(min(scaled, CROP[0]), min(scaled, CROP[1]) + 1, ()))
     pixels = min(side, max(1, round(length * scale)))

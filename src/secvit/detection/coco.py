@@ -259,7 +259,7 @@ def _pixels(value: Any) -> int:
 
 
 def _is_box(value: Any) -> bool:
-    """Whether it is four numbers of a size that a picture can have."""
+    """Whether it is four numbers of a size that an image can have."""
     return type(value) is list and len(value) == 4 and all(type(v) in REAL and -LIMIT < v < LIMIT for v in value)
 
 

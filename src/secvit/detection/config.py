@@ -51,8 +51,8 @@ class Recipe:
     Args:
         model: the detector.
         flip: probability of a horizontal flip.
-        crop: probability that an image is cut before it is resized, to 384 to 600 px a side of a picture of 400, 500 or
-            600 px, as the field's 3x schedule does.
+        crop: probability that an image is cut before it is resized, to 384 to 600 px a side, where its own short side
+            counts as 400, 500 or 600 px, as in the field's 3x schedule.
         max_dets: detections of an image that count in the AP.
         drop_broken: leave broken entries out of what is learned from instead of refusing the data; of val, none is.
         background: learn from images without objects as well.

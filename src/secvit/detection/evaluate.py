@@ -42,7 +42,7 @@ def detect(model: nn.Module, coco: Coco, batch_size: int = 1) -> list[dict[str, 
     """Detections of every image in COCO's result format, with masks where the model makes them.
 
     Images and categories have the split's own numbers; `with_file_ids` puts the file's in their place.  A broken
-    picture has no detections: its objects count as missed, and its name is in the log.
+    image has no detections: its objects count as missed, and its name is in the log.
     Of many processes each looks at a share of the images, and all return what all found.
     """
     indices, numbers = share(len(coco)), range(1, len(coco.classes) + 1)

@@ -238,9 +238,9 @@ def _is_coco(file: Path, lists: int = 2) -> bool:
     with open(file, "rb") as opened:
         head = opened.read(part)
         opened.seek(max(len(head), (size := os.path.getsize(file)) - part))
-        seen = head + opened.read()
+        content = head + opened.read()
     count = sum(
-        bool(re.search(rf'"{name}"\s*:\s*\['.encode(), seen)) for name in ("images", "annotations", "categories")
+        bool(re.search(rf'"{name}"\s*:\s*\['.encode(), content)) for name in ("images", "annotations", "categories")
     )
     return count >= (lists if size <= 2 * part else 1)
 

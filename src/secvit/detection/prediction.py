@@ -24,7 +24,7 @@ SCORE = 0.5
 def predict(model: nn.Module, images: Sequence[Image.Image | Tensor], score: float = SCORE) -> list[dict[str, Tensor]]:
     """Objects in images of any sizes, the surest first: for each image a dict, on the CPU.
 
-    images: opened pictures, or tensors (3, H, W) in 0..1 or of bytes.  score: the least one kept; the detector itself
+    images: PIL images, or tensors (3, H, W) in 0..1 or of bytes.  score: the least one kept; the detector itself
     leaves out what is below its box_score_thresh, 0.05.
     boxes (n, 4) are corners in px of the image, labels (n) count from 0, scores (n) lie in 0..1, masks (n, H, W) are
     true inside the object; RetinaNet has none.

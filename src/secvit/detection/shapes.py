@@ -190,8 +190,8 @@ def check_boxes(boxes: np.ndarray, heights: np.ndarray, widths: np.ndarray, area
     corners = boxes.astype(np.float32)
     corners[:, 2:] += corners[:, :2]
     limit = np.stack([widths, heights, widths, heights], 1).astype(np.float32)
-    seen = np.clip(corners, 0, limit)
-    sides = seen[:, 2:] - seen[:, :2]
+    clipped = np.clip(corners, 0, limit)
+    sides = clipped[:, 2:] - clipped[:, :2]
     empty = (w >= 0) & (h >= 0) & ((w < SMALLEST) | (h < SMALLEST))
     negative = (w < 0) | (h < 0)
     outside = ~empty & ~negative & ((x >= widths) | (y >= heights) | (x + w <= 0) | (y + h <= 0))

@@ -231,7 +231,7 @@ def may_have_images(folder: Path) -> bool:
 
 
 def called_val(root: Path) -> Path | None:
-    """A folder of pictures, or a broken link, that is called like a val split."""
+    """A folder of images, or a broken link, that is called like a val split."""
     for place in (root, *filter(may_have_images, folders(root))):
         names = [entry.name for entry in os.scandir(place) if "." not in entry.name]
         for child in (place / name for name in sorted(names) if not is_stray(name) and speaks_of(name) == "val"):

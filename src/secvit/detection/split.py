@@ -1,4 +1,4 @@
-"""A split of a detection data set in memory: pictures by number, and their objects."""
+"""A split of a detection data set in memory: images by number, and their objects."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Coco:
         return self.folder / self.paths[i]
 
     def image(self, i: int) -> Image.Image:
-        """An upright RGB picture; a ValueError that names a broken one."""
+        """An upright RGB image; a ValueError that names a broken one."""
         return read_image(self.path(i))
 
     def target(self, i: int, masks: bool = True) -> dict[str, Tensor]:

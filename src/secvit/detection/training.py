@@ -124,7 +124,7 @@ def _report(
 
 
 def check_overlap(train: Coco, held_out: Coco) -> list[str]:
-    """Warn of held-out pictures that are in train as well, compared by path, and return their files."""
+    """Warn of held-out images that are in train as well, compared by path, and return their files."""
     train_files = set(map(os.path.realpath, train.names))
     twice = [name for name in held_out.names if os.path.realpath(name) in train_files]
     if twice:

@@ -1,4 +1,4 @@
-"""What training sees of a split: batches of pictures with their objects, flipped at random."""
+"""What training sees of a split: batches of images with their objects, flipped at random."""
 
 from __future__ import annotations
 

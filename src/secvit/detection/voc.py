@@ -154,7 +154,7 @@ def _parse_all(folder: Path, faults: Faults) -> tuple[dict[Path, ElementTree.Ele
 
 
 def _size(image: Path, xml: Path, root: ElementTree.Element) -> tuple[int, int]:
-    """Width and height of a picture in px; a ValueError if its XML file says others."""
+    """Width and height of an image in px; a ValueError if its XML file says others."""
     width, height = upright_size(image)
     if fault := _other_size(root, width, height):
         raise ValueError(f"{xml.name}: {fault}")
@@ -243,13 +243,13 @@ def _decoded(path: Path) -> str:
 
 
 def _other_size(root: ElementTree.Element, width: int, height: int) -> str:
-    """What is wrong with the size that an XML file says; "" if it is the picture's, 0 or missing."""
+    """What is wrong with the size that an XML file says; "" if it is the image's, 0 or missing."""
     stated = [(root.findtext(f"size/{name}") or "").strip() for name in ("width", "height")]
     try:
         wrong = any(text and number(text) not in (0, size) for text, size in zip(stated, (width, height), strict=True))
     except Wrong as error:
         return f"size is {shown(stated)}, expected two numbers ({error})"
-    return f"the picture is {width}x{height} px upright, size says {'x'.join(stated)}" if wrong else ""
+    return f"the image is {width}x{height} px upright, size says {'x'.join(stated)}" if wrong else ""
 
 
 def _name(one: ElementTree.Element) -> str:

@@ -275,15 +275,15 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
     classes = _classes(file, config)
     gathered = Gathered([{"id": number_, "name": name} for number_, name in classes.items()])
     numbers, points = set(classes), "kpt_shape" in config
-    labels, used, seen = _Labels(), {}, set()  # type: tuple[_Labels, dict[Path, Path], set[Path]]
+    labels, used, visited = _Labels(), {}, set()  # type: tuple[_Labels, dict[Path, Path], set[Path]]
     unlabelled, left_out = [], LeftOut()
     for where, image in (pair for place in places for pair in _images(place, root, left_out)):
         if image is None:
             faults.add(f"image {where}: no such file")
             continue
-        if image in seen:
+        if image in visited:
             continue
-        seen.add(image)
+        visited.add(image)
         label = labels.of(image)
         if label and (other := used.setdefault(label, image)) != image:
             faults.add(f"image {where}: {_inside(label, root)} is the label file of {other.name}, too; rename one")
@@ -305,7 +305,7 @@ def _read(file: Path, root: Path, places: Sequence[Path], faults: Faults) -> Con
             f"{file}: none of {len(unlabelled):,} images has a label file; of {_inside(first, root)} it would be "
             f"{_inside(_label_folder(first) / first.stem, root)}.txt"
         )
-    return gathered.content(_notes(unlabelled, len(seen), places, used), unreadable_images(left_out))
+    return gathered.content(_notes(unlabelled, len(visited), places, used), unreadable_images(left_out))
 
 
 def _add_objects(

@@ -69,9 +69,9 @@ def export(
     std: of the pixels, 0 to 1, for each channel.
     classes: their names, in the order of the logits.
     task: classification or segmentation.
-    crop_pct: the part of a picture's short side that an image shows, for the JSON file; None where the whole picture
+    crop_pct: the part of a photo's short side that an image shows, for the JSON file; None where the whole photo
         is resized.
-    interpolation: how pictures are resized, for the JSON file.
+    interpolation: how photos are resized, for the JSON file.
     images: normalised images (N, 3, H, W) to compare on besides random ones; int8 needs real ones to be judged by.
     dynamic: take images of any height and width, not of `size` alone.
     int8: weights of linear layers in 8 bits (ONNX Runtime's dynamic quantisation), refused where that is no use.

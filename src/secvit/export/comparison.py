@@ -92,7 +92,7 @@ def _difference(logits: Tensor, expected: Tensor) -> float:
 
 
 def same_class(logits: Tensor, expected: Tensor) -> float:
-    """The share of pictures, or of pixels, whose largest logit is the same."""
+    """The share of images, or of pixels, whose largest logit is the same."""
     return (logits.argmax(1) == expected.argmax(1)).double().mean().item()
 
 

@@ -18,10 +18,10 @@ def described_input(request: Request, step: int | None, smallest: int | None) ->
     height, width = request.sides
     crop_pct, interpolation = request.crop_pct, request.interpolation
     if crop_pct is None:
-        view = f"resize the picture to {height} x {width} px ({interpolation}, antialiased)"
+        view = f"resize the image to {height} x {width} px ({interpolation}, antialiased)"
     else:
         view = (
-            f"resize the picture's short side to {math.floor(min(height, width) / crop_pct)} px "
+            f"resize the image's short side to {math.floor(min(height, width) / crop_pct)} px "
             f"({interpolation}, antialiased) and take the middle {height} x {width} px"
         )
     sizes = {} if step is None else {"smallest": smallest, "multiple_of": step}

@@ -53,7 +53,7 @@ def quantise(
         "time": _relative_time(run, made.run, sample[:1]),
         "same_class": same_class(logits, expected),
         "rms_difference": ((logits - expected).square().mean() / expected.square().mean()).sqrt().item(),
-        "judged_on": f"{len(sample)} {'random pictures, which say little' if images is None else 'given images'}",
+        "judged_on": f"{len(sample)} {'random images, which say little' if images is None else 'given images'}",
     }
     logger.info(
         "export: int8 on %s: %.1f %% keep their class, logits differ by %.2g (rms), %.2f of the size, %.2f of the time",
@@ -82,7 +82,7 @@ def _bytes(files: Iterator[Path] | Sequence[Path]) -> int:
 
 
 def _relative_time(run: Run, other: Run, sample: Tensor) -> float:
-    """Time of one picture by `run` over that by `other`, the median of turns."""
+    """Time of one image by `run` over that by `other`, the median of turns."""
     ratios = []
     for turn in range(6):
         times = []

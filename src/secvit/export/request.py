@@ -21,7 +21,7 @@ ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 LAYOUTS = {"classification": ["batch", "classes"], "segmentation": ["batch", "classes", "height", "width"]}
 NO_DETECTOR = (
     "detectors cannot be exported: torchvision's non-maximum suppression chooses its way by how many boxes are left "
-    "(torchvision.ops.boxes.batched_nms), and torch.export follows no choice that depends on the picture.  Use the "
+    "(torchvision.ops.boxes.batched_nms), and torch.export follows no choice that depends on the image.  Use the "
     "run in PyTorch"
 )
 

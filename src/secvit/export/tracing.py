@@ -53,7 +53,7 @@ def trace(network: nn.Module, sides: tuple[int, int], step: int | None) -> Expor
 
 
 def random_images(count: int, sides: tuple[int, int]) -> Tensor:
-    """Random pictures as normalised images, always the same: blobs of colour with some noise.  (count, 3, H, W)"""
+    """Random normalised images, always the same: blobs of colour with some noise.  (count, 3, H, W)"""
     random = torch.Generator().manual_seed(0)
     blobs = F.interpolate(torch.randn(count, 3, 5, 5, generator=random), sides, mode="bilinear")
     return 1.5 * blobs + 0.3 * torch.randn(count, 3, *sides, generator=random)

@@ -48,7 +48,7 @@ def opened(
 ) -> Iterator[dict[Path, Image.Image]]:
     """Photos in batches, upright RGB.  One that is broken is noted as skipped; a ValueError if there is no other.
 
-    check: a function that raises a ValueError for a picture that cannot be used.
+    check: a function that raises a ValueError for a photo that cannot be used.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; choose batch_size >= 1")

@@ -1,4 +1,4 @@
-"""Reading an image file, whatever it is, as an upright 8-bit RGB picture."""
+"""Reading image files of any kind as upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secvit.images.files import EXTENSIONS, FORMATS
 __all__ = ["EXTENSIONS", "open_image", "read_image", "to_rgb", "upright_size"]
 
 LARGEST = 2**30  # bytes of a file; what Pillow's limit of pixels allows takes less in any mode
-OUTLIERS = 0.01  # part of the pixels of a float or 32-bit picture that may lie outside of its scale
+OUTLIERS = 0.01  # part of the pixels of a float or 32-bit image that may lie outside of its scale
 SCALES = {"I": 65535.0, "F": 1.0}  # the value of white; modes I;16... have all of theirs
 LFS = b"version https://git-lfs"  # how the pointer begins that git leaves for a file that was not fetched
 # kinds of files that people take for images and that have no decoder here, by their first bytes
@@ -28,13 +28,13 @@ _OTHERS = {b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "SVG or other XML", b"ftyph
 
 
 def read_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None = None) -> Image.Image:
-    """The image in a file, in bytes or in an opened picture, upright (EXIF), as RGB; transparency lies over white.
+    """The image in a file, in bytes or opened by Pillow, upright (EXIF), as RGB; transparency lies over white.
 
-    An opened picture gives the same pixels as its file.  `name` stands for the source in errors.  A file that is
+    An opened image gives the same pixels as its file.  `name` stands for the source in errors.  A file that is
     missing, broken, truncated, no image, or of a format that is not in FORMATS is a ValueError that names it.
     """
     if isinstance(source, Image.Image):
-        with _refusing(name or getattr(source, "filename", "") or "the given picture"):
+        with _refusing(name or getattr(source, "filename", "") or "the given image"):
             if source.format == "EPS":  # loading it would start Ghostscript
                 raise Image.UnidentifiedImageError
             source.load()
@@ -68,7 +68,7 @@ def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Width and height in px of what `read_image` gives, from the header where it says; else a ValueError."""
     check_file(path)
     with _refusing(os.fspath(path)), open_image(path) as opened:
-        if opened.format in ("ICO", "ICNS", "CUR"):  # the picture inside decides
+        if opened.format in ("ICO", "ICNS", "CUR"):  # the image inside decides
             opened.load()
         if opened.format == "TIFF":  # whether `size` is upright already depends on Pillow's version
             tags = opened.tag_v2  # type: ignore[attr-defined]
@@ -82,9 +82,9 @@ def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow mode as RGB; alpha is laid over white.
 
-    16-bit and float grey become 8 bits by one scale for all pictures of a mode, so that a scene keeps its
+    16-bit and float grey become 8 bits by one scale for all images of a mode, so that a scene keeps its
     brightness: 0..65535 for I;16 and I, 0..1 for F.  I and F may hold other values as well: of up to 1 % of the
-    pixels they are cut off, NaN becomes 0, and with more of them the picture is refused by a ValueError.
+    pixels they are cut off, NaN becomes 0, and with more of them the image is refused by a ValueError.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -114,7 +114,7 @@ def _eight_bit(image: Image.Image) -> np.ndarray:
         extent = f"{finite.min():g} to {finite.max():g}" if finite.size else "none that is finite"
         kind = "float" if image.mode == "F" else "32-bit"
         raise _OutOfScale(
-            f"{kind} pixels with values {extent}, expected 0 to {white:g} (black to white); scale all pictures of the "
+            f"{kind} pixels with values {extent}, expected 0 to {white:g} (black to white); scale all images of the "
             "data set alike and save them with 8 or 16 bits"
         )
     values = np.clip(np.nan_to_num(values.astype(np.float64), nan=0.0), 0, white)

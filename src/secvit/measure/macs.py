@@ -96,14 +96,14 @@ NORMS = {
 @contextmanager
 def _counted_scores() -> Iterator[list[int]]:
     """Products k . k_c, one an element of k.  They are written as a product and a sum, which no counter sees."""
-    seen: list[int] = []
+    counts: list[int] = []
 
     def counting(similarity: Function) -> Function:
         def counted(k: Tensor, centre: Tensor) -> Tensor:
-            seen.append(k.numel())
+            counts.append(k.numel())
             return similarity(k, centre)
 
         return counted
 
     with wrapped(counting, *(f"secvit.ops.{module}:similarity" for module in ("order", "partitions"))):
-        yield seen
+        yield counts

@@ -107,13 +107,13 @@ def start_from(model: nn.Module, source: str | os.PathLike[str]) -> list[str]:
     source: a file or the folder of a run.  Returns the names of what stays new: heads, or, of the same network for
     other classes, what predicts them.  A ValueError says what the backbone lacks.
     """
-    state, wanted = read_weights(source), model.state_dict()
+    state, expected = read_weights(source), model.state_dict()
     if not any(key.startswith(BODY) for key in state):
         state = {BODY + name: value for key, value in state.items() for name in _names(key)}
-    fitting = {key: state[key] for key in wanted if key in state and state[key].shape == wanted[key].shape}
-    if report := misfit(fitting, {key: wanted[key] for key in fitting}):
+    fitting = {key: state[key] for key in expected if key in state and state[key].shape == expected[key].shape}
+    if report := misfit(fitting, {key: expected[key] for key in fitting}):
         raise ValueError(f"{source} does not fit the backbone: {report}")
-    new = [key for key in wanted if key not in fitting]
+    new = [key for key in expected if key not in fitting]
     if missing := [key.removeprefix(BODY) for key in new if key.startswith(BODY)]:
         raise ValueError(
             f"{source} does not fit the backbone: it lacks {abridged(missing)}; give its name and arguments"

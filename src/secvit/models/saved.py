@@ -156,11 +156,11 @@ def load_model(
     with naming(config_beside(path)):
         patched(network, settings.get("patch") or {})
     # what timm.data.resolve_data_config and whoever names the classes go by; without a config.yaml nobody knows names
-    seen: dict[str, Any] = {"label_names": names}
+    cfg: dict[str, Any] = {"label_names": names}
     if settings:
         size = settings.get("image_size") or network.pretrained_cfg["input_size"][-1]
-        seen |= {"input_size": (3, size, size), "crop_pct": settings.get("crop_pct", 1.0)}
-    network.pretrained_cfg = {**network.pretrained_cfg, **seen}
+        cfg |= {"input_size": (3, size, size), "crop_pct": settings.get("crop_pct", 1.0)}
+    network.pretrained_cfg = {**network.pretrained_cfg, **cfg}
     return network.eval()
 
 
@@ -246,22 +246,22 @@ def load_pretrained(model: nn.Module, source: str | os.PathLike[str]) -> Loaded:
         weights = read_weights(source)
     else:
         weights = create(name, None, {"pretrained": True}).state_dict()
-    wanted = model.state_dict()
+    expected = model.state_dict()
     try:
         weights = in_our_layout(weights, model)
     except Exception as error:  # position tables that belong to other prefix tokens, DeiT's distilled ones for one
         raise ValueError(f"{source} does not fit {type(model).__name__}: {error}") from None
-    fits = {key: value for key, value in weights.items() if key in wanted and value.shape == wanted[key].shape}
+    fits = {key: value for key, value in weights.items() if key in expected and value.shape == expected[key].shape}
     if not any(key.endswith(".weight") for key in fits):
-        raise ValueError(f"{source} does not fit {type(model).__name__}: it has {misfit(weights, wanted)}")
-    if report := misfit(fits, {key: wanted[key] for key in fits}):
+        raise ValueError(f"{source} does not fit {type(model).__name__}: it has {misfit(weights, expected)}")
+    if report := misfit(fits, {key: expected[key] for key in fits}):
         raise ValueError(f"{source} does not fit {type(model).__name__}: {report}")
-    zeroed = {key: torch.zeros_like(wanted[key]) for key in wanted if ".lepe." in key and key not in weights}
+    zeroed = {key: torch.zeros_like(expected[key]) for key in expected if ".lepe." in key and key not in weights}
     model.load_state_dict({**fits, **zeroed}, strict=False)
-    reshaped = tuple(key for key in wanted if key in weights and key not in fits)
+    reshaped = tuple(key for key in expected if key in weights and key not in fits)
     return Loaded(
-        str(source), tuple(fits), tuple(key for key in wanted if key not in {**weights, **zeroed}), tuple(zeroed),
-        reshaped, tuple(key for key in weights if key not in wanted),
+        str(source), tuple(fits), tuple(key for key in expected if key not in {**weights, **zeroed}), tuple(zeroed),
+        reshaped, tuple(key for key in weights if key not in expected),
     )  # fmt: skip
 
 

@@ -124,13 +124,13 @@ def _fill_clusters(affinity: Tensor, room: Tensor) -> Tensor:
         first = torch.sort(value, dim=-1, descending=True, stable=True).indices
         ranked = first.gather(-1, torch.sort(wish.gather(-1, first), dim=-1, stable=True).indices)
         wished = wish.gather(-1, ranked)
-        asked = torch.zeros(*lead, affinity.shape[-1] + 1, dtype=torch.long, device=affinity.device)
-        asked.scatter_add_(-1, wish, torch.ones_like(wish))
-        place = torch.arange(wish.shape[-1], device=wish.device) - (asked.cumsum(-1) - asked).gather(-1, wished)
+        requests = torch.zeros(*lead, affinity.shape[-1] + 1, dtype=torch.long, device=affinity.device)
+        requests.scatter_add_(-1, wish, torch.ones_like(wish))
+        place = torch.arange(wish.shape[-1], device=wish.device) - (requests.cumsum(-1) - requests).gather(-1, wished)
         limit = torch.cat([room, room.new_zeros(*lead, 1)], dim=-1)
         accepted = place < limit.gather(-1, wished)
         labels.scatter_(-1, ranked, torch.where(accepted, wished, labels.gather(-1, ranked)))
-        room = (room - asked[..., :-1]).clamp_min(0)
+        room = (room - requests[..., :-1]).clamp_min(0)
     return labels
 
 

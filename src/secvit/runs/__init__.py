@@ -49,7 +49,7 @@ def open(
     run: the folder of a run or of one of its checkpoints, a weight file, or a name of weights that come along.
     model: name of the network, for a weight file without a config.yaml beside it.  Of a run it may not say another.
     device: cpu, cuda, ...; the GPU if there is one.
-    options: how it looks at pictures, other than in training: size=..., window=...; see the task's class.
+    options: how it looks at images, other than in training: size=..., window=...; see the task's class.
     """
     where = _weights(run)
     kind: Any = _kind(_task(where, model))  # each with options of its own
@@ -74,7 +74,7 @@ def kind_of(run: str | os.PathLike[str], model: str | None = None) -> type[Train
 
 
 def is_run(word: str) -> bool:
-    """Whether a word of a command line names weights, not a picture or a folder of pictures."""
+    """Whether a word of a command line names weights, not a photo or a folder of photos."""
     path = Path(word)
     if path.is_dir():
         return any(

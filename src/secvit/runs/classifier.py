@@ -17,16 +17,16 @@ from secvit.classification.scoring import accuracy_by_class, answers, figures, s
 from secvit.files import check_target, write_atomically
 from secvit.images.photos import listed, opened
 from secvit.models.saved import class_names_of, device_of, load_model
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, check_pictures, open_photos
+from secvit.runs.trained import Made, Photo, Photos, Tell, Trained, check_pictures, open_photos
 
-WRONG = 24  # pictures on the page of the most wrong ones
+WRONG = 24  # images on the page of the most wrong ones
 MATRIX = 200  # classes up to which result files hold the whole confusion
 
 
 class Classifier(Trained):
-    """A network that tells which class a picture shows.
+    """A network that tells which class a photo shows.
 
-    predict gives, for each picture, the likeliest classes with their probabilities: [("dress", 0.93), ...].
+    predict gives, for each photo, the likeliest classes with their probabilities: [("dress", 0.93), ...].
     """
 
     task = "classification"
@@ -50,11 +50,11 @@ class Classifier(Trained):
         self.size = size
 
     def transform(self, image: Image.Image) -> Tensor:
-        """A picture as evaluation sees it: resized, the middle square, normalised.  -> (3, size, size)"""
+        """An image as evaluation sees it: resized, the middle square, normalised.  -> (3, size, size)"""
         return view_of(self.model, self.size)(image)
 
-    def predict(self, images: Picture | Sequence[Picture], top: int = 3) -> list[list[tuple[str, float]]]:
-        """The `top` likeliest classes of each picture and their probabilities, the likeliest first."""
+    def predict(self, images: Photo | Sequence[Photo], top: int = 3) -> list[list[tuple[str, float]]]:
+        """The `top` likeliest classes of each photo and their probabilities, the likeliest first."""
         return predict_all(self.model, open_photos(images), top, self.size)
 
     def export_view(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Classifier(Trained):
         batch_size: images at a time.
         workers: processes that load images.
         confusion: also draw which classes are taken for which, into this picture file.
-        wrong: also draw the most wrong pictures, the surest mistakes first, into this picture file.
+        wrong: also draw the most wrong images, the surest mistakes first, into this picture file.
         """
         check_pictures(confusion, wrong)
         data = self.data_of(data)

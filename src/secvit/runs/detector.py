@@ -17,13 +17,13 @@ from secvit.detection.prediction import add_image, as_pixels, new_coco, predict,
 from secvit.detection.saved import load_detector
 from secvit.files import check_target, check_writable
 from secvit.images.photos import listed, opened, picture_names
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, open_photos
+from secvit.runs.trained import Made, Photo, Photos, Tell, Trained, open_photos
 
 
 class Detector(Trained):
     """A network that finds objects.
 
-    predict gives, for each picture, a dict of tensors on the CPU: boxes (n, 4) as corners in px, labels (n) from 0 on,
+    predict gives, for each photo, a dict of tensors on the CPU: boxes (n, 4) as corners in px, labels (n) from 0 on,
     scores (n), and masks (n, H, W) where the network makes them.
     """
 
@@ -44,11 +44,11 @@ class Detector(Trained):
         self.classes = tuple(self.categories.values())
 
     def transform(self, image: Image.Image) -> Tensor:
-        """A picture in 0..1; the network itself resizes and normalises it.  -> (3, H, W)"""
+        """An image in 0..1; the network itself resizes and normalises it.  -> (3, H, W)"""
         return as_pixels(image)
 
-    def predict(self, images: Picture | Sequence[Picture], score: float = 0.5) -> list[dict[str, Tensor]]:
-        """The objects in each picture, the surest first.  score: the least one kept, 0.05 or more."""
+    def predict(self, images: Photo | Sequence[Photo], score: float = 0.5) -> list[dict[str, Tensor]]:
+        """The objects in each photo, the surest first.  score: the least one kept, 0.05 or more."""
         return predict(self.model, open_photos(images), score)
 
     def export_view(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Detector(Trained):
         finally:  # what was found until then is not lost
             if coco["images"]:
                 made.add(file, json_format.dumps(coco).encode())
-                tell(f"{len(coco['annotations'])} objects in {len(coco['images'])} pictures; see {folder} and {file}")
+                tell(f"{len(coco['annotations'])} objects in {len(coco['images'])} photos; see {folder} and {file}")
         return made
 
     def clustered(self) -> nn.Module:

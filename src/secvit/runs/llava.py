@@ -14,7 +14,7 @@ from torch import nn
 from secvit.files import check_target, write_atomically
 from secvit.images.photos import listed, opened
 from secvit.models.saved import device_of
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, open_photos
+from secvit.runs.trained import Made, Photo, Photos, Tell, Trained, open_photos
 from secvit.vlm.asking import ask, load_trained
 from secvit.vlm.chat import Chat
 from secvit.vlm.chat import prepare as for_training
@@ -27,7 +27,7 @@ from secvit.vlm.training import evaluate
 class Llava(Trained):
     """A vision-language model.
 
-    predict gives, for each picture, the answer to a question.
+    predict gives, for each photo, the answer to a question.
     """
 
     task = "vlm"
@@ -48,9 +48,9 @@ class Llava(Trained):
         self.model: nn.Module = llava
 
     def predict(
-        self, images: Picture | Sequence[Picture], question: str = "What is in the picture?", max_new_tokens: int = 256
+        self, images: Photo | Sequence[Photo], question: str = "What is in the picture?", max_new_tokens: int = 256
     ) -> list[str]:
-        """The answer to a question about each picture by itself; for one about several, `secvit.vlm.ask`."""
+        """The answer to a question about each photo by itself; for one about several, `secvit.vlm.ask`."""
         return [ask(self.model, self.processor, one, question, max_new_tokens) for one in open_photos(images)]  # type: ignore[arg-type]
 
     def export_view(self) -> dict[str, Any]:
@@ -81,23 +81,23 @@ class Llava(Trained):
         split: of the benchmark, or train or val of the conversations.
         benchmark: textvqa, gqa, vqav2, vizwiz, scienceqa, pope, mme, mmbench or seed.
         answers: the JSONL file for the answers, if not in the run's folder.
-        template: v1 for LLaVA-1.5's own prompt and square pictures.
+        template: v1 for LLaVA-1.5's own prompt and square images.
         batch_size: questions at a time (1), or conversations (8).
         """
         if benchmark and data is None:
             raise ValueError("which questions?  Give --data with the benchmark's folder (docs/vlm_evaluation.md)")
-        given = data is not None
+        other_data = data is not None
         data = self.data_of(data)
         if benchmark:
             options = {"answers": answers, "template": template, "device": self.device}
             return evaluate_checkpoint(self.path, benchmark, data, split, batch_size=batch_size or 1, **options)
         if answers or template:
             raise ValueError("--answers and --template belong to --benchmark; give all of them")
-        chosen = self._samples(given)
+        chosen = self._samples(other_data)
         train, val = files(data, chosen)
         if split not in ("train", "val"):
             raise ValueError(f"--split {split}: conversations have train and val; or give a JSON file with --data")
-        file = train if split == "train" or (given and not Path(data).is_dir()) else val
+        file = train if split == "train" or (other_data and not Path(data).is_dir()) else val
         if file is None:
             raise ValueError(f"{data} has no {split}.json; give --split train, or the JSON file itself")
         chat = Chat(for_training(self.processor, chosen.template, chosen.pad))
@@ -105,16 +105,16 @@ class Llava(Trained):
         view = Conversations(samples, chat, lengths)
         return {"data": str(file), "samples": len(view), **evaluate(self.model, view, batch_size or 8)}
 
-    def _samples(self, given: bool) -> Samples:
-        """How the run read its conversations; given: those of other data, whose val and pictures are their own."""
+    def _samples(self, other_data: bool) -> Samples:
+        """How the run read its conversations; other_data: those of other data, whose val and images are their own."""
         chosen = Samples(**self.config.get("samples", {}))
         lost = chosen.images if chosen.images and not Path(chosen.images).is_dir() else None
-        if lost and not given:
+        if lost and not other_data:
             raise ValueError(
-                f"{self.path} learned from pictures in {lost}, which is not there now; give --data FILE.json, with the "
-                "pictures beside it"
+                f"{self.path} learned from images in {lost}, which is not there now; give --data FILE.json, with the "
+                "images beside it"
             )
-        return replace(chosen, val=None, images=None if lost else chosen.images) if given else chosen
+        return replace(chosen, val=None, images=None if lost else chosen.images) if other_data else chosen
 
     def photos(
         self,

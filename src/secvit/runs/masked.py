@@ -16,7 +16,7 @@ from secvit.files import check_writable
 from secvit.images import Images, load_split, middle
 from secvit.images.photos import listed, opened, picture_names
 from secvit.models.saved import device_of, load_model, naming
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, open_photos
+from secvit.runs.trained import Made, Photo, Photos, Tell, Trained, open_photos
 from secvit.simmim.data import EvalView, Masking
 from secvit.simmim.scoring import evaluate, reconstructions
 from secvit.simmim.training import load_task
@@ -25,7 +25,7 @@ from secvit.simmim.training import load_task
 class Masked(Trained):
     """A backbone without a classifier, and the decoder that it was trained with.
 
-    predict gives, for each picture, the picture with its hidden patches filled in.
+    predict gives, for each photo, its middle square with the hidden patches filled in.
     """
 
     task = "simmim"
@@ -47,11 +47,11 @@ class Masked(Trained):
         self.filler = load_task(path, self.model).to(device_of(device))
 
     def transform(self, image: Image.Image) -> Tensor:
-        """The middle square of a picture, normalised.  -> (3, size, size)"""
+        """The middle square of an image, normalised.  -> (3, size, size)"""
         return middle(*self.seen)(image)
 
-    def predict(self, images: Picture | Sequence[Picture]) -> list[Image.Image]:
-        """Each picture's middle square, its hidden patches filled in."""
+    def predict(self, images: Photo | Sequence[Photo]) -> list[Image.Image]:
+        """The middle square of each photo, its hidden patches filled in."""
         return [row[2] for row in self._filled(open_photos(images))]
 
     def export_view(self) -> dict[str, Any]:
@@ -98,7 +98,7 @@ class Masked(Trained):
         """Each image as seen, what is visible of it, and filled in."""
         labels, names = torch.zeros(len(images), dtype=torch.long), tuple(map(str, range(len(images))))
         view = EvalView(
-            Images("pictures", (), labels, None, names, read=lambda i: images[int(i)]), self.masking, *self.seen
+            Images("photos", (), labels, None, names, read=lambda i: images[int(i)]), self.masking, *self.seen
         )
         batch = view.__getitems__(list(range(len(images))))
         return list(zip(*reconstructions(self.filler, batch, *self.seen[1:]).values(), strict=True))

@@ -23,7 +23,7 @@ PLACES = ("images", "val", "cache")  # of conversations, which a config.yaml say
 def push(run: str, name: str, *, private: bool = False, to: str | None = None) -> str:
     """Upload a finished run to the Hugging Face hub, as timm and transformers load it; returns where it is.
 
-    Of the places of data and pictures only the last part is said.
+    Of paths to data and images only the last part is uploaded.
 
     run: the folder of a run.
     name: USER/NAME of the repository, which is made if there is none.

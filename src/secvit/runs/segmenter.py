@@ -17,7 +17,7 @@ from secvit.files import check_writable
 from secvit.images import middle
 from secvit.images.photos import listed, opened, picture_names
 from secvit.runs.detector import refuse_other
-from secvit.runs.trained import Made, Photos, Picture, Tell, Trained, check_pictures, open_photos
+from secvit.runs.trained import Made, Photo, Photos, Tell, Trained, check_pictures, open_photos
 from secvit.segmentation.prediction import label_picture, load_trained, shrunk
 from secvit.segmentation.scoring import score
 
@@ -25,7 +25,7 @@ from secvit.segmentation.scoring import score
 class Segmenter(Trained):
     """A network that labels every pixel.
 
-    predict gives, for each picture, the class of each pixel, (H, W) uint8.
+    predict gives, for each photo, the class of each pixel, (H, W) uint8.
     """
 
     task = "segmentation"
@@ -46,11 +46,11 @@ class Segmenter(Trained):
 
         model: name of the network, for a weight file without a config.yaml beside it.
         device: cpu, cuda, ...; the GPU if there is one.
-        size: px of the short side that the network sees, if not as in the run; 0 leaves the picture's.
+        size: px of the short side that the network sees, if not as in the run; 0 leaves the image's.
         window: px of square windows to look through; 0 for none.
         overlap: part of a window that the next one sees again.
         scales: factors of the size, to be averaged.
-        flip: average with the mirrored picture.
+        flip: average with the mirrored image.
         """
         super().__init__(path)
         refuse_other(model, self.config, path)
@@ -60,13 +60,13 @@ class Segmenter(Trained):
         self.values, self.palette = trained.values, trained.palette
 
     def transform(self, image: Image.Image) -> Tensor:
-        """A picture at the size that the network sees, normalised.  -> (3, H, W)"""
+        """An image at the size that the network sees, normalised.  -> (3, H, W)"""
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in self.model.backbone.normalization())  # type: ignore[union-attr, operator]
         pixels = tv.pil_to_tensor(shrunk(image, self.look.short_side, 1.0))
         return (tv.to_dtype(pixels, torch.float32, scale=True) - mean) / std
 
-    def predict(self, images: Picture | Sequence[Picture]) -> list[np.ndarray]:
-        """The class of each pixel of each picture, (H, W) uint8."""
+    def predict(self, images: Photo | Sequence[Photo]) -> list[np.ndarray]:
+        """The class of each pixel of each photo, (H, W) uint8."""
         return [label_picture(self.model, image, self.look) for image in open_photos(images)]  # type: ignore[arg-type]
 
     def export_view(self) -> dict[str, Any]:
@@ -89,9 +89,9 @@ class Segmenter(Trained):
     ) -> dict[str, Any]:
         """mIoU, pixel and mean accuracy, the IoU of each class, in 0..1, and the matrix of pixels.
 
-        data: what the run learned from, or a folder of pictures and masks with the run's classes (docs/data.md).
+        data: what the run learned from, or a folder of images and masks with the run's classes (docs/data.md).
         split: train, val or test.
-        workers: processes that load pictures.
+        workers: processes that load images.
         confusion: also draw which classes pixels are taken for, into this picture file.
         """
         check_pictures(confusion)
@@ -123,12 +123,12 @@ class Segmenter(Trained):
         by_number = dict(zip(map(str, self.values), self.classes, strict=True))
         text.add_itxt("classes", json_format.dumps(by_number, ensure_ascii=False))
         for batch in opened(paths, made, 1, "labelling"):
-            for path, picture in batch.items():
-                labels = label_picture(self.model, picture, self.look, progress=True)  # type: ignore[arg-type]
+            for path, photo in batch.items():
+                labels = label_picture(self.model, photo, self.look, progress=True)  # type: ignore[arg-type]
                 files, mask = names[path], numbered(labels, self.values, self.palette)
                 made.add(files[0], encoded(mask, "PNG", optimize=True, pnginfo=text))
-                seen = overlay(picture, labels, self.palette, self.classes)
-                made.add(files[1], encoded(seen, "JPEG", quality=92))
+                picture = overlay(photo, labels, self.palette, self.classes)
+                made.add(files[1], encoded(picture, "JPEG", quality=92))
                 shares = 100 * np.bincount(labels.ravel(), minlength=len(self.classes)) / labels.size
                 largest = [i for i in shares.argsort()[::-1] if shares[i]]
                 made.rows.append({"photo": str(path), **{self.classes[i]: shares[i] for i in largest}})

@@ -15,11 +15,11 @@ from secvit.images import read_image
 from secvit.images.photos import Made, listed
 from secvit.models.saved import saved_config
 
-Picture = Image.Image | str | os.PathLike[str]
+Photo = Image.Image | str | os.PathLike[str]
 Photos = Iterable[str | os.PathLike[str]]
 Tell = Callable[[str], Any]
 
-__all__ = ["Made", "Photos", "Picture", "Tell", "Trained", "check_pictures", "open_photos"]
+__all__ = ["Made", "Photo", "Photos", "Tell", "Trained", "check_pictures", "open_photos"]
 
 
 class Trained:
@@ -44,11 +44,11 @@ class Trained:
         return "/".join(self.path.parts[-2:]) if isinstance(self.path, Path) else self.path
 
     def transform(self, image: Image.Image) -> Tensor:
-        """A picture as the network takes it.  -> (3, H, W)"""
-        raise NotImplementedError(f"a run of {self.task} has no single picture to look at")
+        """An image as the network takes it.  -> (3, H, W)"""
+        raise NotImplementedError(f"a run of {self.task} has no single image to look at")
 
-    def predict(self, images: Picture | Sequence[Picture]) -> list[Any]:
-        """What is in pictures, an answer for each; see the task's class for what an answer is."""
+    def predict(self, images: Photo | Sequence[Photo]) -> list[Any]:
+        """What is in photos, an answer for each; see the task's class for what an answer is."""
         raise NotImplementedError
 
     def evaluate(self, data: str | None = None, split: str = "val") -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Trained:
         format: onnx for ONNX Runtime and others, openvino, or pt2 for `torch.export.load`.
         dynamic: take images of any height and width.
         int8: weights of linear layers in 8 bits; refused where that is no use.
-        photos: files or folders of photos to compare on, besides random pictures; int8 is judged by them.
+        photos: files or folders of photos to compare on, besides random images; int8 is judged by them.
         opset: version of ONNX's operators; the exporter's own choice if it is not given.
         tolerance: largest difference to PyTorch that is let pass, as a part of the largest logit.
         """
@@ -116,7 +116,7 @@ class Trained:
         raise ValueError(f"a run of {self.task} cannot be exported")
 
     def export_transform(self) -> Callable[[Image.Image], Tensor]:
-        """A picture as an exported network takes it."""
+        """An image as an exported network takes it."""
         return self.transform
 
     def clustered(self) -> nn.Module:
@@ -124,8 +124,8 @@ class Trained:
         return self.model
 
 
-def open_photos(photos: Picture | Sequence[Picture]) -> list[Image.Image]:
-    """One or more pictures, opened or as files, upright RGB."""
+def open_photos(photos: Photo | Sequence[Photo]) -> list[Image.Image]:
+    """One or more photos, opened or as files, upright RGB."""
     if isinstance(photos, Image.Image | str | os.PathLike):
         return [read_image(photos)]
     return [read_image(one) for one in photos]

@@ -1,4 +1,4 @@
-"""What happens to a training picture and its mask: the field's resize, crop, flip and photometric distortion."""
+"""What happens to a training image and its mask: the field's resize, crop, flip and photometric distortion."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ TRIES = 10  # crops that are drawn to find one of several classes
 
 
 def training_view(
-    picture: Image.Image, mask: np.ndarray, augment: Augment, mean: Tensor, std: Tensor
+    image: Image.Image, mask: np.ndarray, augment: Augment, mean: Tensor, std: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A picture and its mask (H, W) -> normalised (3, S, S), zero outside, and classes (S, S), 255 outside.
+    """An image and its mask (H, W) -> normalised (3, S, S), zero outside, and classes (S, S), 255 outside.
 
     Random numbers are torch's.  mean, std (3, 1, 1).
     """
-    scale = uniform(*augment.scale) * base_scale(picture.size, augment.short_side)
-    width, height = (max(1, round(side * scale)) for side in picture.size)
+    scale = uniform(*augment.scale) * base_scale(image.size, augment.short_side)
+    width, height = (max(1, round(side * scale)) for side in image.size)
     mask = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     left, top = crop_at(mask, augment)
     right, bottom = min(left + augment.crop, width), min(top + augment.crop, height)
-    x, y = picture.width / width, picture.height / height
+    x, y = image.width / width, image.height / height
     box = (left * x, top * y, right * x, bottom * y)  # resizing this part alone gives the same and saves most of it
-    part = picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box)
-    image, target = tv.to_dtype(tv.pil_to_tensor(part), torch.float32, scale=True), mask[top:bottom, left:right]
+    part = image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box)
+    pixels, target = tv.to_dtype(tv.pil_to_tensor(part), torch.float32, scale=True), mask[top:bottom, left:right]
     if uniform() < augment.flip:
-        image, target = image.flip(-1), target[:, ::-1]
+        pixels, target = pixels.flip(-1), target[:, ::-1]
     if augment.distort:
-        image = distort(image)
+        pixels = distort(pixels)
     padded = torch.zeros(3, augment.crop, augment.crop)
     labels = torch.full((augment.crop, augment.crop), IGNORED, dtype=torch.uint8)
-    padded[:, : bottom - top, : right - left] = (image - mean) / std
+    padded[:, : bottom - top, : right - left] = (pixels - mean) / std
     labels[: bottom - top, : right - left] = torch.from_numpy(target.copy())
     return padded, labels
 
 
 def base_scale(size: tuple[int, int], short_side: int) -> float:
-    """What brings a picture's short side to so many px, its long side to four times that at most."""
+    """What brings an image's short side to so many px, its long side to four times that at most."""
     return min(short_side / min(size), 4 * short_side / max(size)) if short_side else 1.0
 
 

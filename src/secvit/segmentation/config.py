@@ -40,12 +40,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Augment:
-    """What happens to a training picture and its mask, in this order.
+    """What happens to a training image and its mask, in this order.
 
     Args:
-        short_side: px of the picture's short side at scale 1; 0 leaves its size.
+        short_side: px of the image's short side at scale 1; 0 leaves its size.
         scale: smallest and largest factor by which it is resized.
-        crop: side of the square that is cut out, in px; what the picture does not fill is ignored.
+        crop: side of the square that is cut out, in px; what the image does not fill is ignored.
         max_share: largest part of a crop that one class may have, where ten tries find such a crop.
         flip: probability of a horizontal flip.
         distort: changes of brightness, contrast, saturation and hue.
@@ -68,14 +68,14 @@ class Augment:
 
 @dataclass(frozen=True)
 class Look:
-    """How a picture is looked at when it is labelled.
+    """How an image is looked at when it is labelled.
 
     Args:
         short_side: px of its short side; 0 leaves its size.
         window: side of the square windows it is cut into, in px, a multiple of 32; 0 looks at the whole.
         overlap: part of a window that the next one sees again.
         scales: factors by which it is resized; the probabilities of all are averaged.
-        flip: look at the mirrored picture as well.
+        flip: look at the mirrored image as well.
     """
 
     short_side: int = 512
@@ -101,8 +101,8 @@ class Recipe:
 
     Args:
         model: the network.
-        augment: what happens to training pictures.
-        look: how pictures are looked at in evaluation.
+        augment: what happens to training images.
+        look: how images are looked at in evaluation.
         optim: the optimizer.
         schedule: the learning rate over time.
         loop: length, batch, precision, averaging, logging, saving.

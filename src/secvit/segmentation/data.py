@@ -1,4 +1,4 @@
-"""Folders of pictures and masks: checked before the first step, read as classes."""
+"""Folders of images and masks: checked before the first step, read as classes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ VALUES = (
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures with a mask each.
+    """Images with a mask each.
 
     masks: their files.  labels: names, values and colours of the classes.  colours: what masks in colours are read by.
     palettes: of indexed masks, for each index the first mask that holds it.
@@ -67,7 +67,7 @@ class Split:
         return self.labels.palette
 
     def mask(self, i: int) -> np.ndarray:
-        """The classes of a picture's pixels, (H, W), 255 where there is none."""
+        """The classes of an image's pixels, (H, W), 255 where there is none."""
         return self.labels.table[read_mask(self.masks[i], self.colours)]
 
     def in_order_of(self, names: Sequence[str], names_from: str) -> Split:
@@ -77,7 +77,7 @@ class Split:
 
 
 class Looked(NamedTuple):
-    """What is wrong with a picture and its mask, "" if nothing is, the values in the mask, and its palette."""
+    """What is wrong with an image and its mask, "" if nothing is, the values in the mask, and its palette."""
 
     fault: str
     values: tuple[int, ...]
@@ -89,7 +89,7 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
     """A split ("train", "val" or "test"), checked.
 
     train: that split, if it is loaded already: its masks decide which values are classes.
-    A ValueError names pictures without a mask, masks of another size or with values that are no class, what cannot
+    A ValueError names images without a mask, masks of another size or with values that are no class, what cannot
     be read, and names of classes that the masks cannot mean.  Of a set without splits, "val" is a fixed 15 %.
     Of many processes each reads a share, so every one has to ask.
     """
@@ -118,7 +118,7 @@ def load(root: str | Path, split: str, train: Split | None = None) -> Split:
     if not (train or (named and named.palette)):
         classes = replace(classes, palette=palette_of(masks[0], classes.values) or classes.palette)
     if is_first():
-        logger.info("%s: %s pictures, %d classes", split, f"{len(images):,}", len(classes.names))
+        logger.info("%s: %s images, %d classes", split, f"{len(images):,}", len(classes.names))
     image_set = Images(split, classes.names, torch.zeros(len(images)), None, tuple(map(str, images)), root=str(where))
     return Split(image_set, masks, classes, colours, palettes)
 
@@ -151,7 +151,7 @@ def number(
 
 
 def look_at(image: Path, mask: Path, colours: Colours | None) -> Looked:
-    """A picture and its mask, read as training will read them."""
+    """An image and its mask, read as training will read them."""
     try:
         size, (values, palette) = upright_size(image), read_indexed(mask, colours)
     except ValueError as error:
@@ -164,7 +164,7 @@ def look_at(image: Path, mask: Path, colours: Colours | None) -> Looked:
 
 def check_looked(where: Path, masks: Sequence[Path], looked: Sequence[Looked], classes: Classes | None = None) -> None:
     """A ValueError for what cannot be read and, where the classes are known, for masks with other values."""
-    faults, values = Faults(f"{where}: pictures and masks that cannot be used"), False
+    faults, values = Faults(f"{where}: images and masks that cannot be used"), False
     for mask, one in zip(masks, looked, strict=True):
         if fault := one.fault or (strange(mask, one.values, classes) if classes else ""):
             values |= not one.fault
@@ -224,7 +224,7 @@ def over(work: Callable[[Any], T], items: Sequence[Any], title: str) -> list[T]:
 class TrainView(View):
     """Batches {"image": (B, 3, S, S), "target": (B, S, S) of classes, 255 to be ignored} by sampler keys.
 
-    What is drawn for a picture depends on (seed, key) alone.
+    What is drawn for an image depends on (seed, key) alone.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class TrainView(View):
 
 
 class EvalView(View):
-    """Batches {"image": pictures, "target": masks (H, W)} by index, as they are.  Broken pictures drop out."""
+    """Batches {"image": images, "target": masks (H, W)} by index, as they are.  Broken images drop out."""
 
     def __init__(self, split: Split) -> None:
         super().__init__(split.images, pil_to_tensor)

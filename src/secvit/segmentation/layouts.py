@@ -1,4 +1,4 @@
-"""Where the pictures and masks of a data set lie: the known layouts.  docs/segmentation.md shows a tree of each.
+"""Where the images and masks of a data set lie: the known layouts.  docs/segmentation.md shows a tree of each.
 
 Names of folders count in any case, and the words for splits are those of all tasks.
 """
@@ -21,7 +21,7 @@ from secvit.segmentation.standard_classes import ade20k, cityscapes, voc, voc_co
 from secvit.splits import SPLITS, check_like, held_out, is_joint, joint_is_train, split_of
 
 logger = logging.getLogger(__name__)
-# where pictures and masks of a split lie
+# where images and masks of a split lie
 LAYOUTS = (
     ("images/{}", "annotations/{}"),
     ("images/{}", "masks/{}"),
@@ -72,7 +72,7 @@ class Layout:
         return tuple(split for split in SPLITS if split in self.places)
 
     def pairs(self, split: str) -> Pairs:
-        """The pictures of a split and their masks; a ValueError for one without the other, or two of one name."""
+        """The images of a split and their masks; a ValueError for one without the other, or two of one name."""
         if split not in self.splits:
             there = ", ".join(self.splits)
             tried = ", ".join(LOOKED_FOR).replace("{}", split)
@@ -85,7 +85,7 @@ class Layout:
             val = set(held_out(order).tolist())
             order = [name for i, name in enumerate(order) if (i in val) == (split == "val")]
             if not order:
-                raise ValueError(f"{place.images}: one picture cannot be divided into train and val; add more")
+                raise ValueError(f"{place.images}: one image cannot be divided into train and val; add more")
         # beside masks that are known by their endings, such sets have other files
         left_out.harmless |= {r for r in left_out.reasons if place.ends[1] or r.startswith("not listed")}
         return Pairs(tuple(images[name] for name in order), tuple(masks[name] for name in order), left_out)
@@ -114,7 +114,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def _by_kind(root: Path) -> Layout | None:
-    """Folders of pictures and folders of masks."""
+    """Folders of images and folders of masks."""
     places = {split: place for split in SPLITS if (place := _place(root, LAYOUTS, split))}
     if not places and (place := _place(root, UNDIVIDED, "")):
         places = _pets(place) or {"": place}
@@ -220,9 +220,9 @@ def _parts(place: Place) -> tuple[str, ...]:
 
 
 def _place(root: Path, layouts: Sequence[tuple[str, str]], split: str) -> Place | None:
-    """The folders of a split's pictures and masks by the first layout that has both.
+    """The folders of a split's images and masks by the first layout that has both.
 
-    A ValueError if another folder has masks of the same pictures: which of them are meant is not known.
+    A ValueError if another folder has masks of the same images: which of them are meant is not known.
     """
     pairs = [both for layout in layouts if (both := both_folders(root, layout, split))]
     if not pairs:
@@ -235,9 +235,7 @@ def _place(root: Path, layouts: Sequence[tuple[str, str]], split: str) -> Place 
             raise ValueError(f"{root}: two folders of masks of {images.relative_to(root)}: {names}; keep one")
         if images != first[0] and theirs:
             names = f"{_shown(root, Place(*first))} and {_shown(root, Place(images, masks))}"
-            raise ValueError(
-                f"{root}: two folders of {split or 'pictures'} with masks: {names}; keep one, or join them"
-            )
+            raise ValueError(f"{root}: two folders of {split or 'images'} with masks: {names}; keep one, or join them")
     return Place(*first)
 
 
@@ -258,7 +256,7 @@ def _deeper(root: Path) -> str:
 
 
 def _check_halves(root: Path, places: Mapping[str, Place]) -> None:
-    """What is called like a split and is none, because its masks, pictures or what it links to are not there.
+    """What is called like a split and is none, because its masks, images or what it links to are not there.
 
     A ValueError where another split, or a part of train, would stand in for it; a warning for a test without masks.
     """
@@ -273,7 +271,7 @@ def _check_halves(root: Path, places: Mapping[str, Place]) -> None:
             ]
             if half and (split == "val" or any(not path.is_dir() for path in half)):
                 raise ValueError(
-                    f"{half[0]}: called like a {split} split, but it has no pictures with masks that can be read; add "
+                    f"{half[0]}: called like a {split} split, but it has no images with masks that can be read; add "
                     "them, or remove it"
                 )
             if half:

@@ -152,7 +152,7 @@ def values_of(mask: np.ndarray) -> tuple[int, ...]:
 
 
 def _palette(opened: Image.Image) -> bytes:
-    """The palette of an indexed picture; b"" for one colour throughout, and for indices as grey values."""
+    """The palette of an indexed image; b"" for one colour throughout, and for indices as grey values."""
     palette = bytes(opened.getpalette() or ())
     count = len(palette) // 3
     plain = count > 1 and palette in (palette[:3] * count, GREYS[: 3 * count])

@@ -1,4 +1,4 @@
-"""The pictures of a folder and their masks, by name: every one has the other, or an error says which has not."""
+"""The images of a folder and their masks, by name: every one has the other, or an error says which has not."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LISTS = 1 << 28  # bytes that a list of names may have
 class Place:
     """Where a split lies.
 
-    ends: what names of pictures and of masks end with, before the ending, and which no name of the pair has.
-    lists: files with the names that belong to it; all of them without.  partial: pictures may lack a mask.
+    ends: what names of images and of masks end with, before the ending, and which no name of the pair has.
+    lists: files with the names that belong to it; all of them without.  partial: images may lack a mask.
     columns: a list has further words behind a name.
     """
 
@@ -38,7 +38,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pictures and masks of a split, in order, and what was left out."""
+    """Images and masks of a split, in order, and what was left out."""
 
     images: tuple[Path, ...]
     masks: tuple[Path, ...]
@@ -46,7 +46,7 @@ class Pairs:
 
 
 def find_pairs(place: Place) -> tuple[dict[str, Path], dict[str, Path], LeftOut]:
-    """Pictures and masks by name: the path in their folder without what the two differ in."""
+    """Images and masks by name: the path in their folder without what the two differ in."""
     left_out = LeftOut()
     files = image_files(place.images, left_out)
     beside = files if place.masks == place.images else image_files(place.masks, left_out)
@@ -61,12 +61,12 @@ def find_pairs(place: Place) -> tuple[dict[str, Path], dict[str, Path], LeftOut]
     drawn = [path for path in beside if is_mask(path.name, masks)]
     files_by_name = _by_name(place.images, images, ours), _by_name(place.masks, drawn, masks)
     if end := _common_end(*files_by_name) if not masks else "":
-        logger.info("%s: the names of masks end in %s, those of pictures do not", place.masks, end)
+        logger.info("%s: the names of masks end in %s, those of images do not", place.masks, end)
         files_by_name = files_by_name[0], {name.removesuffix(end): path for name, path in files_by_name[1].items()}
     if (place.images / CSV).is_file():
         left_out.reasons -= Counter(["of another ending (.csv)"])  # it is read elsewhere
     if not files_by_name[0]:
-        raise ValueError(f"{place.images}: no pictures; expected files ending in .jpg, .png ...")
+        raise ValueError(f"{place.images}: no images; expected files ending in .jpg, .png ...")
     if place.lists:
         files_by_name = _listed(place, *files_by_name, left_out)
     if place.partial:
@@ -76,13 +76,13 @@ def find_pairs(place: Place) -> tuple[dict[str, Path], dict[str, Path], LeftOut]
             files_by_name[1],
         )
         if not files_by_name[0]:
-            raise ValueError(f"{place.masks}: no mask has the name of a picture in {place.images}")
+            raise ValueError(f"{place.masks}: no mask has the name of an image in {place.images}")
     _check_lonely(place, *files_by_name, [] if beside is files else others)
     return *files_by_name, left_out
 
 
 def _common_end(images: Collection[str], masks: Collection[str]) -> str:
-    """What all names of masks have behind the names of pictures, like "_mask"; "" if that is nothing or not sure."""
+    """What all names of masks have behind the names of images, like "_mask"; "" if that is nothing or not sure."""
     if not images or not masks or any(name in masks for name in images):
         return ""
     order, ends = sorted(masks), set[str]()
@@ -90,7 +90,7 @@ def _common_end(images: Collection[str], masks: Collection[str]) -> str:
         start = end = bisect_left(order, name)
         while end < len(order) and order[end].startswith(name):
             end += 1
-        if end > start:  # of the first picture that has some
+        if end > start:  # of the first image that has some
             ends = {mask.removeprefix(name) for mask in order[start:end]}
             break
     sure = [one for one in ends if not one[0].isalnum() and all(mask.endswith(one) for mask in masks)]
@@ -113,7 +113,7 @@ def names_of_masks(folder: Path) -> set[str]:
 
 def _by_name(folder: Path, files: Sequence[Path], end: str) -> dict[str, Path]:
     paths: dict[str, Path] = {}
-    faults = Faults(f"{folder}: files of one name, which is that of one picture and its mask")
+    faults = Faults(f"{folder}: files of one name, which is that of one image and its mask")
     for path in files:
         name = path.relative_to(folder).with_suffix("").as_posix().removesuffix(end)
         if name in paths:
@@ -127,7 +127,7 @@ def _listed(
     place: Place, images: dict[str, Path], masks: dict[str, Path], left_out: LeftOut
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """Those that stand in the split's lists, a name a line."""
-    wanted: dict[str, None] = {}
+    listed: dict[str, None] = {}
     for file in place.lists:
         faults = Faults(file)
         for number, line in enumerate(read_text(file, LISTS).splitlines(), 1):
@@ -135,26 +135,26 @@ def _listed(
             name = name.partition(" ")[0] if place.columns else name
             name = os.path.splitext(name)[0] if name not in images and is_image(name) else name
             if name and name not in images:
-                faults.add(f"line {number}: {name[:80]!r} has no picture in {place.images}")
+                faults.add(f"line {number}: {name[:80]!r} has no image in {place.images}")
             elif name:
-                wanted[name] = None
-        faults.check("Add the pictures, or take the names out")
-    if not wanted:
-        raise ValueError(f"{place.lists[0]}: lists no picture; write the name of one a line")
+                listed[name] = None
+        faults.check("Add the images, or take the names out")
+    if not listed:
+        raise ValueError(f"{place.lists[0]}: lists no image; write the name of one a line")
     left_out.add(
         f"not listed in {', '.join(file.name for file in place.lists)}",
-        len(images.keys() - wanted.keys()) + len(masks.keys() - wanted.keys()),
+        len(images.keys() - listed.keys()) + len(masks.keys() - listed.keys()),
     )
     return (
-        {name: path for name, path in images.items() if name in wanted},
-        {name: path for name, path in masks.items() if name in wanted},
+        {name: path for name, path in images.items() if name in listed},
+        {name: path for name, path in masks.items() if name in listed},
     )
 
 
 def _check_lonely(place: Place, images: dict[str, Path], masks: dict[str, Path], others: Sequence[Path]) -> None:
     for kind, lonely, folder in (
-        ("pictures without a mask", images.keys() - masks.keys(), place.masks),
-        ("masks without a picture", masks.keys() - images.keys(), place.images),
+        ("images without a mask", images.keys() - masks.keys(), place.masks),
+        ("masks without an image", masks.keys() - images.keys(), place.images),
     ):
         if lonely:
             shown = ", ".join(sorted(lonely)[:3])

@@ -1,4 +1,4 @@
-"""Labelled pictures: overlays with a legend, indexed PNGs, and which classes are taken for which."""
+"""Labelled photos: overlays with a legend, indexed PNGs, and which classes are taken for which."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def indexed(labels: np.ndarray, palette: Palette) -> Image.Image:
 
 
 def overlay(
-    picture: Image.Image,
+    photo: Image.Image,
     labels: np.ndarray,
     palette: Palette,
     classes: Sequence[str] = (),
     opacity: float = OPACITY,
 ) -> Image.Image:
-    """The picture under the colours of its classes (H, W); with names, above a legend of those that occur."""
+    """The photo under the colours of its classes (H, W); with names, above a legend of those that occur."""
     colours = indexed(np.minimum(labels, len(palette)), [*palette, (0, 0, 0)]).convert("RGB")  # black: no class
-    seen = Image.blend(picture, colours, opacity)
+    blended = Image.blend(photo, colours, opacity)
     if not classes:
-        return seen
+        return blended
     counts = np.bincount(labels.ravel(), minlength=256)[: len(classes)]
     shown = [i for i in counts.argsort()[::-1] if counts[i]]
-    below = legend([classes[i] for i in shown], [palette[i] for i in shown], seen.width)
-    canvas = Image.new("RGB", (seen.width, seen.height + below.height), "white")
-    canvas.paste(seen, (0, 0))
-    canvas.paste(below, (0, seen.height))
+    below = legend([classes[i] for i in shown], [palette[i] for i in shown], blended.width)
+    canvas = Image.new("RGB", (blended.width, blended.height + below.height), "white")
+    canvas.paste(blended, (0, 0))
+    canvas.paste(below, (0, blended.height))
     return canvas
 
 

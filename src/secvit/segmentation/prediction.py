@@ -1,4 +1,4 @@
-"""Labels of pictures of any size: whole or by windows, at one or several scales, in bounded memory."""
+"""Labels of images of any size: whole or by windows, at one or several scales, in bounded memory."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ BAND = 64  # rows of the result that are made at a time
 
 @dataclass(frozen=True)
 class Logits:
-    """Logits of a picture as fine as the network's finest map.
+    """Logits of an image as fine as the network's finest map.
 
-    values (classes, h, w), of which `rows` and `columns`, from the first on, cover the picture.
+    values (classes, h, w), of which `rows` and `columns`, from the first on, cover the image.
     """
 
     values: Tensor
@@ -55,19 +55,19 @@ class Logits:
 def label_picture(
     model: Segmenter, picture: Image.Image, look: Look | None = None, progress: bool = False
 ) -> np.ndarray:
-    """The class of each pixel of an RGB picture, (H, W) uint8.
+    """The class of each pixel of an RGB image, (H, W) uint8.
 
-    Memory beyond the picture's own: the logits of a window (without windows, of the picture), and those of the
-    picture at the stride of the network's finest map, for each scale.
+    Memory beyond the image itself: the logits of a window (without windows, of the whole image), and those of the
+    image at the stride of the network's finest map, for each scale.
     """
-    look, picture = look or Look(), to_rgb(picture)
+    look, image = look or Look(), to_rgb(picture)
     model.eval()
     views = [
-        view(model, shrunk(picture, look.short_side, scale), look, flip, progress)
+        view(model, shrunk(image, look.short_side, scale), look, flip, progress)
         for scale in look.scales
         for flip in (False, True)[: 1 + look.flip]
     ]
-    size, labels = (picture.height, picture.width), np.empty((picture.height, picture.width), np.uint8)
+    size, labels = (image.height, image.width), np.empty((image.height, image.width), np.uint8)
     for top in range(0, size[0], BAND):
         bottom = min(top + BAND, size[0])
         bands = [one.band(top, bottom, size) for one in views]
@@ -77,18 +77,18 @@ def label_picture(
 
 
 def shrunk(image: Image.Image, short_side: int, scale: float) -> Image.Image:
-    """The picture with its short side at so many px (0: as it is) times the scale."""
+    """The image with its short side at so many px (0: as it is) times the scale."""
     factor = scale * base_scale(image.size, short_side)
     width, height = (max(1, round(side * factor)) for side in image.size)
     same = (width, height) == image.size
     return image if same else image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def view(model: Segmenter, picture: Image.Image, look: Look, flip: bool, progress: bool) -> Logits:
-    """Logits of a picture as a whole, or the mean over windows where it is larger than one."""
+def view(model: Segmenter, image: Image.Image, look: Look, flip: bool, progress: bool) -> Logits:
+    """Logits of an image as a whole, or the mean over windows where it is larger than one."""
     device = next(model.parameters()).device
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in model.backbone.normalization())
-    pixels = tv.pil_to_tensor(picture)
+    pixels = tv.pil_to_tensor(image)
 
     def logits(part: Tensor) -> Tensor:
         image = (tv.to_dtype(part.to(device), torch.float32, scale=True) - mean) / std
@@ -130,7 +130,7 @@ def starts(side: int, window: int, overlap: float, cell: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in evaluation mode with the names and colours of its classes, and how it looks at pictures.
+    """A network in evaluation mode with the names and colours of its classes, and how it looks at images.
 
     values: what stands for each class in the masks that it learned from.
     """

@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 NARROW = {"semantic_fpn": {"pyramid": 16}, "upernet": {"auxiliary_channels": 8}}
 
-# -- pictures of your own ----------------------------------------------------------------------
+# -- images of your own ------------------------------------------------------------------------
 
 
 def folder() -> Recipe:
@@ -49,7 +49,7 @@ def folder() -> Recipe:
     secvit segment runs/mine photo.jpg
 
     DIR holds images/train and masks/train with val beside them, or images and masks alone; more in
-    docs/segmentation.md.  Hundreds of pictures, on a CPU too; for better weights --model.backbone and
+    docs/segmentation.md.  Hundreds of images, on a CPU too; for better weights --model.backbone and
     --model.init, or --model.weights timm.
     """
     return Recipe(
@@ -77,7 +77,7 @@ def pets599() -> Recipe:
 
     secvit train segmentation.pets599 --data pets599 --output runs/pets
 
-    Its pictures are a small part of the Oxford-IIIT Pet data set (Parkhi et al. 2012); borders are ignored.
+    Its images are a small part of the Oxford-IIIT Pet data set (Parkhi et al. 2012); borders are ignored.
     """
     base = folder()
     augment = replace(base.augment, short_side=192, crop=160)

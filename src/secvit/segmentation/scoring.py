@@ -78,7 +78,7 @@ def score(
 
 
 def report(matrix: Tensor, classes: tuple[str, ...], view: EvalView) -> dict[str, Any]:
-    """The scores with classes by name, None for NaN, the matrix, and how many pictures were counted."""
+    """The scores with classes by name, None for NaN, the matrix, and how many images were counted."""
     figures = scores(matrix)
     per_class = {name: None if math.isnan(v) else v for name, v in zip(classes, figures.pop("per_class"), strict=True)}
     counted = {"images": len(view) - len(view.skipped), "skipped": len(view.skipped)}

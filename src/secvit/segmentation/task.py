@@ -24,7 +24,7 @@ class SegmentationTask(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         target = batch["target"].long()
         if self.training and len(target) < 2 and isinstance(self.model.head, UperNet):
-            raise ValueError("one picture in a forward, and UperNet's batch norms need two; raise batch_size")
+            raise ValueError("one image in a forward, and UperNet's batch norms need two; raise batch_size")
         logits = [resize(x.float(), target.shape[-2:]) for x in self.model.training_logits(batch["image"])]
         labelled = target != IGNORED
         count = labelled.sum().clamp(min=1)  # a crop may hold nothing that has a class

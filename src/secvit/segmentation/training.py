@@ -1,4 +1,4 @@
-"""From a recipe and a folder of pictures and masks to a scored network."""
+"""From a recipe and a folder of images and masks to a scored network."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def train(
 ) -> dict[str, Any]:
     """Train by a recipe, score on "val" (or "test" if there is none), and return what result.json says.
 
-    data: a folder of pictures and masks, docs/segmentation.md.  `output` then holds model.safetensors,
+    data: a folder of images and masks, docs/segmentation.md.  `output` then holds model.safetensors,
     result.json with the IoU of each class and the matrix of pixels, config.yaml, log.csv, eval.csv and
     checkpoints/.
     """
@@ -49,7 +49,7 @@ def train(
 
 
 def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto") -> Job:
-    """What a recipe and a folder of pictures and masks make of the loop."""
+    """What a recipe and a folder of images and masks make of the loop."""
     check_writable(output)
     join(cpu=recipe.loop.device == "cpu")  # of many processes, each reads a share of the masks
     held_out = "test" if {"val", "test"} & set(splits(data)) == {"test"} else "val"

@@ -41,13 +41,13 @@ def evaluate(
         with on_gpu_autocast(device, precision):
             outputs = task.forward({name: value.to(device) for name, value in batch.items()})
         sums += torch.tensor([count * float(outputs["loss"]), count * float(outputs["mean_baseline"]), count])
-    loss, baseline, seen = sum_over_processes(sums).tolist()
-    if not seen:
+    loss, baseline, images = sum_over_processes(sums).tolist()
+    if not images:
         raise ValueError(f"{dataset.images.name}: no readable image to evaluate on; repair the data")
     return {
-        "loss": loss / seen,
-        "mean_baseline": baseline / seen,
-        "images": int(seen),
+        "loss": loss / images,
+        "mean_baseline": baseline / images,
+        "images": int(images),
         "skipped": len(dataset.skipped),
     }
 

@@ -71,11 +71,11 @@ def _is_language_model(checkpoint: Path) -> bool:
 
 
 def _whole(path: Path) -> Path:
-    whole, faults = newest_whole(path)
+    newest, faults = newest_whole(path)
     for damage in faults.values():
         logger.warning("%s", damage)
-    assert whole is not None
+    assert newest is not None
     logger.warning(
-        "%s: not finished; taking its newest checkpoint%s, %s", path, " that is whole" * bool(faults), whole.name
+        "%s: not finished; taking its newest checkpoint%s, %s", path, " that is whole" * bool(faults), newest.name
     )
-    return whole
+    return newest

@@ -136,8 +136,8 @@ def attention_of(
     heads, prefix = projections.q.shape[1], layer.clustering.num_prefix_tokens
     if head != "all" and not (isinstance(head, int) and -heads <= head < heads):
         raise ValueError(f'head {head!r}, counted from 0; that stage has {heads} of them; or choose "all"')
-    asked = (num_clusters, cluster_size, partition) != (None, None, None)
-    plan = keys.cut(num_clusters, cluster_size, partition) if asked else keys.plan
+    other_partition = (num_clusters, cluster_size, partition) != (None, None, None)
+    plan = keys.cut(num_clusters, cluster_size, partition) if other_partition else keys.plan
     plan = plan.per_head(projections.k[:, :, prefix:])
     sight = layer.clustering.sight(plan.num_clusters)
     where = _token_at(at, keys.grid)

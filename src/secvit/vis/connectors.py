@@ -108,7 +108,7 @@ def lit(photo: Image.Image, weights: Tensor) -> np.ndarray:
 
 
 def picture_of(pixel_values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """What a tower sees as a picture, resized and cropped as it is: pixel_values (3, H, W)."""
+    """A tower's input as a PIL image, resized and cropped as the tower sees it: pixel_values (3, H, W)."""
     shift, scale = (torch.tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
     pixels = (pixel_values.detach().float().cpu() * scale + shift).clamp(0, 1) * 255
     return Image.fromarray(pixels.round().byte().permute(1, 2, 0).numpy())

@@ -1,4 +1,4 @@
-"""Questions about pictures, to a trained LLaVA."""
+"""Questions about photos, to a trained LLaVA."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from secvit.vlm.adapt import load_connector
 from secvit.vlm.config import Model
 from secvit.vlm.initial import initial_llava
 
-Picture = Image.Image | str | os.PathLike[str]
+Photo = Image.Image | str | os.PathLike[str]
 
 
 def ask(
     llava: Any,
     processor: ProcessorMixin,
-    pictures: Picture | Sequence[Picture],
+    pictures: Photo | Sequence[Photo],
     question: str,
     max_new_tokens: int = 256,
     **generate: Any,
 ) -> str:
-    """The answer to a question about one or more pictures (or none), greedy unless `generate` says otherwise.
+    """The answer to a question about one or more photos (or none), greedy unless `generate` says otherwise.
 
     llava, processor: of `load_trained`, `use_connector`, or any LLaVA with a chat template.
-    pictures: opened, in any mode, or files of any format.
+    pictures: photos, opened in any mode, or files of any format.
     """
     images = [pictures] if isinstance(pictures, Image.Image | str | os.PathLike) else pictures
-    opened = [read_image(picture) for picture in images]
+    opened = [read_image(photo) for photo in images]
     content: list[Any] = [*({"type": "image", "image": image} for image in opened), {"type": "text", "text": question}]
     write: Any = processor.apply_chat_template  # gives a string or tensors, by its arguments
     inputs = write(

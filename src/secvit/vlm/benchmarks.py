@@ -26,7 +26,7 @@ UNSURE = "\nWhen the provided information is insufficient, respond with 'Unanswe
 class Question:
     """What a model is asked, and what is known of the answer.
 
-    id: as in the benchmark's files, where several questions may share one.  image: a file, an encoded picture, or
+    id: as in the benchmark's files, where several questions may share one.  image: a file, an encoded image, or
     None.  truth: None where it is not known.  kind: the category that scores are given for.
     """
 
@@ -59,8 +59,8 @@ def read_textvqa(folder: Path, split: str = "val") -> list[Question]:
     """LLaVA's questions of the val set, with the words that an OCR system read in each image in the prompt."""
     file = folder / "TextVQA_0.5.1_val.json"
     truths = dict(entries(file, _textvqa_truth, "data", missing_ok=True))  # the last of equals, as LLaVA has it
-    asked = lines(folder / "llava_textvqa_val_v051_ocr.jsonl", lambda row: _llavas(row, folder / "train_images"))
-    return [replace(one, truth=truths.get((str(one.id), one.prompt.split("\n")[0].lower()))) for one in asked]
+    questions = lines(folder / "llava_textvqa_val_v051_ocr.jsonl", lambda row: _llavas(row, folder / "train_images"))
+    return [replace(one, truth=truths.get((str(one.id), one.prompt.split("\n")[0].lower()))) for one in questions]
 
 
 def _textvqa_truth(row: Entry) -> tuple[tuple[str, str], list[str]]:
@@ -78,8 +78,8 @@ def read_gqa(folder: Path, split: str = "val") -> list[Question]:
     content = Entry(str(file), read_json(file)).fields if file.is_file() else {}
     truths = each(file, ((f"question {shown(i)}", one) for i, one in content.items()), _gqa_truth)
     by_question = dict(zip(content, truths, strict=True))
-    asked = lines(folder / "llava_gqa_testdev_balanced.jsonl", lambda row: _llavas(row, folder / "data" / "images"))
-    paired = [(one, by_question.get(str(one.id), (None, ""))) for one in asked]
+    questions = lines(folder / "llava_gqa_testdev_balanced.jsonl", lambda row: _llavas(row, folder / "data" / "images"))
+    paired = [(one, by_question.get(str(one.id), (None, ""))) for one in questions]
     return [replace(one, truth=truth, kind=kind) for one, (truth, kind) in paired]
 
 
@@ -114,9 +114,9 @@ def read_vizwiz(folder: Path, split: str = "val") -> list[Question]:
         return lines(folder / "llava_test.jsonl", lambda row: _llavas(row, folder / "test"))
 
     def question(row: Entry) -> Question:
-        image, asked = row.get("image", file_name), row.get("question", text) + UNSURE + SHORT
+        image, prompt = row.get("image", file_name), row.get("question", text) + UNSURE + SHORT
         return Question(
-            image, asked, folder / "val" / image, row.get("answers", people), row.get("answer_type", any_text, "")
+            image, prompt, folder / "val" / image, row.get("answers", people), row.get("answer_type", any_text, "")
         )
 
     return entries(folder / "val.json", question)
@@ -158,8 +158,8 @@ def read_pope(folder: Path, split: str = "val") -> list[Question]:
             raise ValueError(f"{folder}: has neither llava_pope_test.jsonl nor coco/coco_pope_*.json")
         return [replace(one, id=f"{one.kind}/{one.id}", prompt=one.prompt + SHORT) for one in own]
     labels = by_key(folder / "coco", ((_pope_key(one), one.truth) for one in own))
-    asked = lines(llavas, lambda row: replace(_llavas(row, images), kind=row.get("category", text)))
-    return [replace(one, truth=labels.get(_pope_key(one))) for one in asked]
+    questions = lines(llavas, lambda row: replace(_llavas(row, images), kind=row.get("category", text)))
+    return [replace(one, truth=labels.get(_pope_key(one))) for one in questions]
 
 
 def _pope_key(question: Question) -> tuple[str, Path | bytes | None, str]:
@@ -193,7 +193,7 @@ def _mme_words(question: str) -> str:
 
 
 def read_mmbench(folder: Path, split: str = "val") -> list[Question]:
-    """The rows of mmbench_dev_20230712.tsv (or the only .tsv file there), pictures included; kinds: its categories."""
+    """The rows of mmbench_dev_20230712.tsv (or the only .tsv file there), images included; kinds: its categories."""
     file = mmbench_file(folder)
     rows = mmbench_rows(folder)
     images = {row["index"]: row["image"] for row in rows}
@@ -202,11 +202,11 @@ def read_mmbench(folder: Path, split: str = "val") -> list[Question]:
         row = entry.fields
         options = [f"\n{letter}. {row[letter]}" for letter in _options(row)]
         hint = "" if _is_empty(row.get("hint")) else row["hint"] + "\n"
-        picture = str(images.get(row["image"], row["image"]))  # rotations may name the row that has the picture
+        encoded = str(images.get(row["image"], row["image"]))  # rotations may name the row that has the image
         try:
-            image = base64.b64decode("".join(picture.split()), validate=True)
+            image = base64.b64decode("".join(encoded.split()), validate=True)
         except ValueError as error:
-            raise ValueError(f"{entry.where}: image is no picture in base64 ({error})") from None
+            raise ValueError(f"{entry.where}: image is not in base64 ({error})") from None
         truth = None if _is_empty(row.get("answer")) else row["answer"]
         prompt = hint + entry.get("question", text) + "".join(options) + LETTER
         return Question(entry.get("index", integer), prompt, image, truth, row.get("category") or "")

@@ -1,4 +1,4 @@
-"""What the connector is given of each picture, in files: a frozen tower runs once, whatever is trained after it."""
+"""What the connector is given of each image, in files: a frozen tower runs once, whatever is trained after it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ REMEDY = "delete it and start again: it is made anew"
 
 
 class Cache:
-    """Tokens, [cls] and its attention as the tower gave them, a file for each picture.
+    """Tokens, [cls] and its attention as the tower gave them, a file for each image.
 
     Another tower, image processor or precision has a folder of its own below `folder`, and so has what one connector
-    needs and another does not; connectors of equal needs share one.  A picture's file goes by its path, size and date.
+    needs and another does not; connectors of equal needs share one.  An image's file goes by its path, size and date.
     """
 
     def __init__(self, folder: str | Path, llava: Any, processor: ProcessorMixin, precision: str) -> None:
@@ -34,18 +34,18 @@ class Cache:
         self.folder = Path(folder) / fingerprint(llava, processor, precision)
 
     def file(self, image: str) -> Path:
-        """Where a picture's tokens are kept."""
+        """Where an image's tokens are kept."""
         status = Path(image).stat()
         name = hashlib.sha1(f"{image} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
     def fill(self, images: Sequence[str], device: torch.device, batch_size: int = 16) -> int:
-        """Look at the pictures that have no file yet -> how many there were.  Of many processes, each takes a share."""
+        """Look at the images that have no file yet -> how many there were.  Of many processes, each takes a share."""
         unseen = [images[i] for i in share(len(images)) if not self.file(images[i]).is_file()]
         inner = self.llava.to(device).model
         half = torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
         silent = not is_first() or None
-        for at in tqdm(range(0, len(unseen), batch_size), "looking at pictures", disable=silent, leave=False):
+        for at in tqdm(range(0, len(unseen), batch_size), "looking at images", disable=silent, leave=False):
             part = unseen[at : at + batch_size]
             made = self.processor.image_processor([read_image(path) for path in part], return_tensors="pt")
             with torch.no_grad(), half:
@@ -59,7 +59,7 @@ class Cache:
         return len(unseen)
 
     def __call__(self, images: Sequence[str]) -> dict[str, Any]:
-        """{"connector_inputs": those of some pictures}, in a batch.  ValueError for a broken file."""
+        """{"connector_inputs": those of some images}, in a batch.  ValueError for a broken file."""
         rows: list[dict[str, Tensor]] = [_read(self.file(path)) for path in images]
         kinds = {name: value.shape for name, value in rows[0].items()}
         for path, row in zip(images, rows, strict=True):
@@ -72,13 +72,13 @@ class Cache:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """What is kept of one picture."""
+    """What is kept of one image."""
     try:
         row = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file}: kept features that cannot be read ({error}); {REMEDY}") from None
     if not {"grid", "tokens"} <= row.keys() or row["grid"].shape != (2,) or row["grid"].is_floating_point():
-        raise ValueError(f"{file}: no features of a picture; {REMEDY}")
+        raise ValueError(f"{file}: no features of an image; {REMEDY}")
     if wrong := [name for name, value in row.items() if not value.isfinite().all()]:
         raise ValueError(f"{file}: {wrong[0]} has values that are not finite; {REMEDY}")
     return row

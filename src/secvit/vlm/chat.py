@@ -42,9 +42,9 @@ TEMPLATES = {"v1": V1, "plain": PLAIN}
 
 
 class Sample(NamedTuple):
-    """One conversation: its pictures, and questions with their answers.
+    """One conversation: its images, and questions with their answers.
 
-    A picture stands before the question that named it: pictures (paths), the turn of each, (question, answer) pairs.
+    An image stands before the question that named it: images (paths), the turn of each, (question, answer) pairs.
     """
 
     id: str
@@ -54,7 +54,7 @@ class Sample(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """The tokens of a conversation, a picture's repeated as often as the connector gives, and which are learned.
+    """The tokens of a conversation, an image's repeated as often as the connector gives, and which are learned.
 
     starts: where each answer begins.
     """
@@ -157,21 +157,21 @@ def check_prompt(chat: Chat, sample: Sample) -> None:
 
 
 def image_tokens(processor: Any) -> int:
-    """Tokens of a picture by its processor, which have to be the same for all."""
+    """Tokens of an image by its processor, which have to be the same for all."""
     counts = {
         processor._get_num_multimodal_tokens(image_sizes=[size]).num_image_tokens[0]  # what servers ask, too
         for size in ((336, 336), (200, 800))
     }
     if len(counts) != 1:
         raise NotImplementedError(
-            f"{type(processor).__name__} gives pictures {sorted(counts)} tokens by their size; training knows "
-            "LLaVA-1.5's processors, whose pictures all have the same"
+            f"{type(processor).__name__} gives images {sorted(counts)} tokens by their size; training knows "
+            "LLaVA-1.5's processors, whose images all have the same"
         )
     return counts.pop()
 
 
 def prepare(processor: ProcessorMixin, template: str | None, pad: bool) -> ProcessorMixin:
-    """The processor with one of our templates and LLaVA-1.5's square pictures, in place."""
+    """The processor with one of our templates and LLaVA-1.5's square images, in place."""
     if template is not None:
         processor.chat_template = processor.tokenizer.chat_template = TEMPLATES[template]
     image_processor = processor.image_processor

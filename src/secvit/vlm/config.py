@@ -22,7 +22,7 @@ class Model:
         language: a Llama-like language model for "parts".
         vision: a CLIP tower for "parts".
         connector: name in secvit.connectors; null leaves that of `base`.
-        num_tokens: tokens of a picture, without the extra one.
+        num_tokens: tokens of an image, without the extra one.
         extra_token: what comes before them, CLIP's own "cls", the "mean" of all, or null.
         connector_args: further arguments of the connector, {"arrangement": "sequential"}.
         init: folder of a run of stage 1 whose connector to begin with.
@@ -60,23 +60,23 @@ class Model:
 
 @dataclass(frozen=True)
 class Samples:
-    """How conversations and their pictures are read.
+    """How conversations and their images are read.
 
     Args:
-        images: folder that the pictures' paths begin in, or the one above its `images`; null for the JSON file's own,
+        images: folder that the images' paths begin in, or the one above its `images`; null for the JSON file's own,
             or `images` beside it.
         val: JSON file of held-out conversations; null for val.json of a folder, else none.
         template: how a conversation is written down. "v1" is Vicuna's (stage 2), "plain" the caption alone after
-            the picture (stage 1); null keeps the processor's own.
-        pad: make pictures square by a border of the mean colour, as LLaVA-1.5 does, instead of cutting the middle.
-        max_length: most tokens of a sample, those of pictures included.
+            the image (stage 1); null keeps the processor's own.
+        pad: make images square by a border of the mean colour, as LLaVA-1.5 does, instead of cutting the middle.
+        max_length: most tokens of a sample, those of images included.
         too_long: what to do with longer ones, an error or leave them out; they are never cut off.
         drop_broken: leave samples out that are broken, and take small faults as LLaVA's loader takes them (a stray
             <image>, a last question without answer), instead of an error. A line in the log counts and names them.
-        check: before the first step read every picture as a "whole", or only its "header" (hundreds of thousands).
-        group: batches of similar length, with pictures or all without, as LLaVA-1.5 forms them.
-        cache: folder for what the connector is given of each picture, so that a frozen tower runs once; null for
-            none. A picture of CLIP-L/336 is 2.4 MB.
+        check: before the first step read every image as a "whole", or only its "header" (hundreds of thousands).
+        group: batches of similar length, with images or all without, as LLaVA-1.5 forms them.
+        cache: folder for what the connector is given of each image, so that a frozen tower runs once; null for
+            none. An image of CLIP-L/336 is 2.4 MB.
     """
 
     images: str | None = None
@@ -119,7 +119,7 @@ class Recipe:
 
     Args:
         model: the LLaVA.
-        samples: how conversations and pictures are read.
+        samples: how conversations and images are read.
         optim: the optimizer.
         schedule: the learning rate over time.
         loop: length, batch, precision, sharding, logging, saving.

@@ -19,9 +19,9 @@ from secvit.vlm.chat import IMAGE, Sample
 
 SPEAKERS = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 CHUNK = 1 << 22  # bytes of the file that are decoded at a time
-PROBED = 200  # samples whose pictures decide which folder the paths begin in
+PROBED = 200  # samples whose images decide which folder the paths begin in
 _SPACE = re.compile(r"[ \t\r\n]*")
-_OTHER_NAMES = ("images", "video", "videos")  # of other formats; to pass over them would be to lose the picture
+_OTHER_NAMES = ("images", "video", "videos")  # of other formats; to pass over them would be to lose the image
 
 
 # -- samples in memory -------------------------------------------------------------------------
@@ -34,7 +34,7 @@ class Packed(Sequence[Sample]):
     copies all of it.  A buffer is not written to, and stays shared.
 
     data: the samples as JSON, one after the other.  starts, ends (n,): where each lies in it.
-    numbers (n,): which entry of its file each is.  root: the folder that the pictures' paths begin in.
+    numbers (n,): which entry of its file each is.  root: the folder that the images' paths begin in.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ def read_samples(
 ) -> tuple[Packed, list[str]]:
     """The conversations of a file, and what is wrong with those that are left out.
 
-    images: the folder of the pictures, None to look beside the file.  drop_broken: take samples with small faults as
+    images: the folder of the images, None to look beside the file.  drop_broken: take samples with small faults as
     LLaVA's loader takes them.  mended: what was taken otherwise than it is written is appended.  Each text names entry
     (counted from 0), id and field.  ValueError if the file is no JSON list.
     """
@@ -108,27 +108,27 @@ def read_samples(
 
 
 def roots(file: Path, images: str | None) -> list[Path]:
-    """The folders that the pictures' paths may begin in, the likeliest first."""
+    """The folders that the images' paths may begin in, the likeliest first."""
     if images:
         root = Path(images)
         if not root.is_dir():
-            raise ValueError(f"{root}: no such folder; give the pictures' folder as --samples.images DIR")
+            raise ValueError(f"{root}: no such folder; give the images' folder as --samples.images DIR")
         return [root, root / "images", *([root.parent] if root.name == "images" else [])]
     beside = file.parent / "images"
     return [beside, file.parent] if beside.is_dir() else [file.parent]
 
 
 def _root_of(samples: Packed, candidates: Sequence[Path]) -> Path:
-    """The folder, of some candidates, in which most pictures lie; the first of equals."""
+    """The folder, of some candidates, in which most images lie; the first of equals."""
     if len(candidates) == 1:
         return candidates[0]
     some = samples.take(range(0, len(samples), max(1, len(samples) // PROBED)))
 
-    def pictures(root: Path) -> int:
+    def existing(root: Path) -> int:
         some.root = root
         return sum(os.path.isfile(path) for one in some for path in one.images)
 
-    return max(candidates, key=pictures)
+    return max(candidates, key=existing)
 
 
 def entries(file: Path) -> Iterator[Any]:
@@ -245,7 +245,7 @@ class _Text:
 def sample(value: Any, number: int | str, root: Path) -> Sample:
     """One entry of the JSON: {"id", "image": path or list of them, "conversations": [{"from", "value"}, ...]}.
 
-    Each picture is named by one <image> in a question, and stands before that question's words, as LLaVA-1.5 puts
+    Each image is named by one <image> in a question, and stands before that question's words, as LLaVA-1.5 puts
     it.  An answer before the first question is left out, as there.
     """
     data = _packed(value, number, False, [])
@@ -263,7 +263,7 @@ def _packed(value: Any, number: int | str, drop_broken: bool, mended: list[str])
         if value.get(key) and not (images and value[key] in (images, *images)):
             beside = f" beside {value['image']!r} in 'image'" if images else ""
             raise ValueError(
-                f"{where}: has {key!r}{beside}; LLaVA's name for pictures is 'image', and videos cannot be read"
+                f"{where}: has {key!r}{beside}; LLaVA's name for images is 'image', and videos cannot be read"
             )
     spoken = []
     for i, turn in enumerate(entry.get("conversations", items)):
@@ -284,7 +284,7 @@ def _packed(value: Any, number: int | str, drop_broken: bool, mended: list[str])
 def _turns(
     spoken: list[tuple[int, str]], images: int, drop_broken: bool, notes: list[str]
 ) -> tuple[list[int], list[tuple[str, str]]]:
-    """(speaker, text) -> the turn of each picture, and (question, answer) pairs.
+    """(speaker, text) -> the turn of each image, and (question, answer) pairs.
 
     drop_broken: what LLaVA's loader takes is taken and noted, where it can be learned from; else it is an error.
     """
@@ -303,14 +303,14 @@ def _turns(
         spoken = spoken[:-1]
     answers = _mended_answers([text for _, text in spoken[1::2]], mend)
     questions = [text for _, text in spoken[::2]][: len(answers)]
-    named = _pictures_named(questions, images, mend)
+    named = _images_named(questions, images, mend)
     turns = []
     for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
         question, answer = question.replace(IMAGE, "").strip(), answer.strip()
         if IMAGE in question or IMAGE in answer:
             raise ValueError(f"{IMAGE} is left in turn {i + 1} once {IMAGE} is taken out; write it out in another way")
         if not question and not named[i]:
-            raise ValueError(f"question {i + 1} is empty, and has no picture")
+            raise ValueError(f"question {i + 1} is empty, and has no image")
         turns.append((question, answer))
     return [i for i, count in enumerate(named) for _ in range(count)], turns
 
@@ -323,10 +323,10 @@ def _check_order(order: Sequence[int]) -> None:
 
 
 def _mended_answers(answers: list[str], mend: Callable[[str, str], None]) -> list[str]:
-    """Without marks of pictures, and up to the first that is empty."""
+    """Without marks of images, and up to the first that is empty."""
     for i, text in enumerate(answers):
         if IMAGE in text:
-            mend(f"{IMAGE} in answer {i + 1}; pictures belong to questions", "taken out")
+            mend(f"{IMAGE} in answer {i + 1}; images belong to questions", "taken out")
             answers[i] = text.replace(IMAGE, "")
     empty = next((i for i, text in enumerate(answers) if not text.strip()), None)
     if empty == 0:
@@ -336,19 +336,19 @@ def _mended_answers(answers: list[str], mend: Callable[[str, str], None]) -> lis
     return answers[:empty]
 
 
-def _pictures_named(questions: Sequence[str], images: int, mend: Callable[[str, str], None]) -> list[int]:
-    """How many of `images` pictures each question shows."""
+def _images_named(questions: Sequence[str], images: int, mend: Callable[[str, str], None]) -> list[int]:
+    """How many of the images each question shows; images: their number."""
     named = [text.count(IMAGE) for text in questions]
     if sum(named) == images:
         return named
-    fault = f"{sum(named)} {IMAGE} in the questions for {'one picture' if images == 1 else f'{images} pictures'}"
-    pictured = [i for i, count in enumerate(named) if count]
+    fault = f"{sum(named)} {IMAGE} in the questions for {'one image' if images == 1 else f'{images} images'}"
+    with_image = [i for i, count in enumerate(named) if count]
     if images == 0:
         mend(fault, "taken out")
         return [0] * len(named)
-    if images == 1 and len(pictured) == 1:
+    if images == 1 and len(with_image) == 1:
         mend(f"{fault}; write one for each", "taken as one")
-        named[pictured[0]] = 1
+        named[with_image[0]] = 1
         return named
     raise ValueError(f"{fault}; write one for each")
 
@@ -379,9 +379,9 @@ def _speaker(value: Any) -> int:
 
 
 def _paths(value: Any) -> list[str]:
-    """The path of a picture, or a list of them; "" for none."""
+    """The path of an image, or a list of them; "" for none."""
     paths = [value] if isinstance(value, str) and value.strip() else [] if value == "" else value
     good = isinstance(paths, list) and all(isinstance(path, str) and path.strip() for path in paths)
     if not good or any("\0" in path for path in paths):
-        raise Wrong("the path of a picture, or a list of them")
+        raise Wrong("the path of an image, or a list of them")
     return paths

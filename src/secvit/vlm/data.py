@@ -1,4 +1,4 @@
-"""Conversations with their pictures: checked before the first step, batched by length."""
+"""Conversations with their images: checked before the first step, batched by length."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 IGNORED = -100  # of labels: no answer
 PROBED = 200  # samples whose prompts are compared with their answers token by token
-PART = 10_000  # pictures whose checks wait at a time
+PART = 10_000  # images whose checks wait at a time
 MEGABATCH = 50  # batches among which samples of similar length are put together
 
 
@@ -73,7 +73,7 @@ def load(file: Path, chosen: Samples, chat: Chat) -> tuple[Packed, list[int]]:
     unseen, others = unusable(samples, broken_files, chosen.template)
     broken += [*unseen.values(), *others.values()]
     if missing := sum(not os.path.isfile(path) for path in broken_files):
-        remedies.append(f"{missing:,} pictures are missing below {samples.root}; check --samples.images")
+        remedies.append(f"{missing:,} images are missing below {samples.root}; check --samples.images")
     if not chosen.drop_broken:
         faults.messages += broken
         remedies += ["--samples.drop_broken true leaves such samples out"] if broken else []
@@ -109,7 +109,7 @@ def check_long(
         for i in long:
             faults.add(
                 f"{samples.where(i)}: {lengths[i]} tokens, {chat.image_tokens * len(samples[i].images)} of them for "
-                f"pictures, and max_length is {chosen.max_length}; raise it, shorten the sample, or leave such samples "
+                f"images, and max_length is {chosen.max_length}; raise it, shorten the sample, or leave such samples "
                 "out by --samples.too_long drop"
             )
     elif long and is_first():
@@ -130,21 +130,21 @@ def used_line(file: Path, total: int, broken: Sequence[str], mended: Sequence[st
 def unusable(
     samples: Packed, broken_files: Mapping[str, str], template: str | None
 ) -> tuple[dict[int, str], dict[int, str]]:
-    """What is wrong, by index, with samples that show broken pictures, and with those that do not fit the template."""
+    """What is wrong, by index, with samples that show broken images, and with those that do not fit the template."""
     unseen, others = {}, {}
     for i, one in enumerate(samples) if broken_files or template == "plain" else ():
         if bad := [path for path in one.images if path in broken_files]:
             unseen[i] = f"{samples.where(i)}: {broken_files[bad[0]]}"
         elif template == "plain" and (not one.images or len(one.turns) > 1):
             others[i] = (
-                f"{samples.where(i)}: {len(one.images)} pictures, {len(one.turns)} answers; the plain template is for "
+                f"{samples.where(i)}: {len(one.images)} images, {len(one.turns)} answers; the plain template is for "
                 "captions"
             )
     return unseen, others
 
 
 def broken_images(samples: Sequence[Sample], check: str) -> dict[str, str]:
-    """What is wrong with each picture that cannot be used, by its path.  Of many processes, each reads a share."""
+    """What is wrong with each image that cannot be used, by its path.  Of many processes, each reads a share."""
     paths = list(dict.fromkeys(path for one in samples for path in one.images))
     own_paths = [paths[i] for i in share(len(paths))]
 
@@ -159,16 +159,14 @@ def broken_images(samples: Sequence[Sample], check: str) -> dict[str, str]:
 
     faults: list[tuple[str, str]] = []
     with ThreadPoolExecutor() as pool:
-        for at in tqdm(
-            range(0, len(own_paths), PART), "checking pictures", disable=not is_first() or None, leave=False
-        ):
+        for at in tqdm(range(0, len(own_paths), PART), "checking images", disable=not is_first() or None, leave=False):
             part = own_paths[at : at + PART]  # the pool keeps an object for each that waits
             faults += [(path, what) for path, what in zip(part, pool.map(fault, part), strict=True) if what]
     return dict(of_all_processes(faults))
 
 
 def all_lengths(chat: Chat, samples: Sequence[Sample], at_once: int = 1000) -> list[int]:
-    """Tokens of each sample, those of pictures included."""
+    """Tokens of each sample, those of images included."""
     indices, lengths = share(len(samples)), [0] * len(samples)
     counted: list[tuple[int, int]] = []
     for at in tqdm(range(0, len(indices), at_once), "counting tokens", disable=not is_first() or None, leave=False):
@@ -200,9 +198,9 @@ class Conversations:
     """Batches of conversations by sampler keys, padded on the right.
 
     {"input_ids", "attention_mask", "labels" (B, L), -100 but for answers; "pixel_values" (n, 3, S, S) of the n
-    pictures in order, absent where there are none}.  As `train_dataset` of transformers' Trainer, with `collate`.
+    images in order, absent where there are none}.  As `train_dataset` of transformers' Trainer, with `collate`.
 
-    cached: instead of pixels, gives {"connector_inputs": what the connector is given} for some pictures.
+    cached: instead of pixels, gives {"connector_inputs": what the connector is given} for some images.
     """
 
     def __init__(
@@ -215,7 +213,7 @@ class Conversations:
     ) -> None:
         self.samples, self.chat, self.cached, self.group = samples, chat, cached, group
         self.lengths = torch.tensor(lengths)
-        self.pictures = torch.tensor([bool(one.images) for one in samples])
+        self.with_image = torch.tensor([bool(one.images) for one in samples])
         # one byte per sample in memory that the loading processes share with this one
         self.broken = torch.zeros(len(samples), dtype=torch.uint8).share_memory_()
 
@@ -226,7 +224,7 @@ class Conversations:
         return self.__getitems__([key])
 
     def __getitems__(self, keys: Sequence[int]) -> dict[str, Any]:
-        """A batch; the next whole sample stands in for one with a broken picture."""
+        """A batch; the next whole sample stands in for one with a broken image."""
         chosen, opened = [], []
         for key in keys:
             one, images = self.open_or_next(key % len(self))
@@ -262,7 +260,7 @@ class Conversations:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def open_or_next(self, index: int) -> tuple[Sample, list[Any]]:
-        """A sample and its pictures, or their paths where what they become is kept."""
+        """A sample and its images, or their paths where what they become is kept."""
         while True:
             one = self.samples[index]
             if self.cached:
@@ -273,7 +271,7 @@ class Conversations:
             index = (index + 1) % len(self)
 
     def open(self, index: int) -> list[Image.Image] | None:
-        """The pictures of a sample, or None if one is broken: counted, named once, fatal above the limit."""
+        """The images of a sample, or None if one is broken: counted, named once, fatal above the limit."""
         try:
             return [read_image(path) for path in self.samples[index].images]
         except ValueError as error:
@@ -289,14 +287,14 @@ class Conversations:
         return [self.samples[i].id for i in self.broken.nonzero().flatten().tolist()]
 
     def order(self, generator: torch.Generator) -> Tensor:
-        """One epoch's samples in order: batches of similar length, each with pictures or without."""
+        """One epoch's samples in order: batches of similar length, each with images or without."""
         if not self.group:
             return torch.randperm(len(self), generator=generator)
-        return grouped(self.lengths, self.pictures, self.group, generator)
+        return grouped(self.lengths, self.with_image, self.group, generator)
 
 
 def grouped(lengths: Tensor, with_images: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
-    """A random order (n,) whose batches hold samples of similar length, with pictures or all without.
+    """A random order (n,) whose batches hold samples of similar length, with images or all without.
 
     As in LLaVA-1.5: within megabatches of random samples of one kind, sorted by length; then batches in random order.
     What fills no batch of its kind makes mixed ones, and what fills none of these comes last.

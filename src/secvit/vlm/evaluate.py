@@ -32,9 +32,9 @@ from secvit.vlm.submissions import check_submission, write_submission
 
 
 def encode(processor: ProcessorMixin, conversations: Sequence[list[dict[str, Any]]]) -> Any:
-    """Conversations that have pictures all, or none, as a batch padded on the left.
+    """Conversations that have images all, or none, as a batch padded on the left.
 
-    Messages are those of transformers' chat templates, with pictures inside: {"type": "image", "image": PIL image}.
+    Messages are those of transformers' chat templates, with images inside: {"type": "image", "image": PIL image}.
     """
     return processor.apply_chat_template(
         list(conversations),
@@ -49,10 +49,10 @@ def encode(processor: ProcessorMixin, conversations: Sequence[list[dict[str, Any
 def reply(
     model: PreTrainedModel, processor: ProcessorMixin, conversations: Sequence[list[dict[str, Any]]], **generate: Any
 ) -> list[str]:
-    """What a model says at the end of conversations, of which some may have no picture.  Messages as in `encode`."""
+    """What a model says at the end of conversations, of which some may have no image.  Messages as in `encode`."""
     replies: dict[int, str] = {}
-    for pictured in (True, False):
-        some = [i for i, one in enumerate(conversations) if _has_image(one) == pictured]
+    for with_image in (True, False):
+        some = [i for i, one in enumerate(conversations) if _has_image(one) == with_image]
         if some:
             inputs = encode(processor, [conversations[i] for i in some])
             replies |= dict(zip(some, generate_texts(model, processor, inputs, **generate), strict=True))
@@ -82,7 +82,7 @@ def answer(
     """A model's answers to questions, in their order, and in a file of LLaVA's format.
 
     Of many processes each answers a share.  What is answered is in files beside `path` at once; the same call again
-    goes on from there, and refuses answers of other weights, or of other settings.  Pictures of the next batch are
+    goes on from there, and refuses answers of other weights, or of other settings.  Images of the next batch are
     read meanwhile.  name: what the file calls the model.
     """
     path = Path(path)
@@ -133,7 +133,7 @@ def _written(path: Path, questions: Sequence[Question], stamp: dict[str, Any]) -
 
 
 def fingerprint(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> str:
-    """Twelve letters that change with the weights (by the first 64 values of each), the prompts and the pictures."""
+    """Twelve letters that change with the weights (by the first 64 values of each), the prompts and the images."""
     digest = hashlib.sha1(f"{processor.chat_template}{processor.image_processor.to_json_string()}".encode())
     digest.update(str(max_new_tokens).encode())
     for weight_name, weight in model.state_dict().items():
@@ -144,9 +144,9 @@ def fingerprint(model: PreTrainedModel, processor: ProcessorMixin, max_new_token
 
 
 def _batches(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
-    """Batches with pictures, then batches without."""
-    for pictured in (True, False):
-        some = [question for question in questions if (question.image is not None) == pictured]
+    """Batches with images, then batches without."""
+    for with_image in (True, False):
+        some = [question for question in questions if (question.image is not None) == with_image]
         yield from (some[start : start + size] for start in range(0, len(some), size))
 
 
@@ -155,7 +155,7 @@ def _encoded(processor: ProcessorMixin, questions: Sequence[Question]) -> Any:
     for one in questions:
         content: list[dict[str, Any]] = [{"type": "text", "text": one.prompt}]
         if one.image is not None:
-            where = "its picture" if isinstance(one.image, bytes) else one.image
+            where = "its image" if isinstance(one.image, bytes) else one.image
             content.insert(0, {"type": "image", "image": read_image(one.image, f"question {one.id}: {where}")})
         conversations.append([{"role": "user", "content": content}])
     return encode(processor, conversations)
@@ -183,7 +183,7 @@ def evaluate_checkpoint(
 
     checkpoint: as for `load_trained`.  data: the benchmark's folder.  answers: the .jsonl file of them, else in the
     checkpoint's folder; beside it come the figures (.scores.json) and what the benchmark's server takes
-    (.upload.json, .upload.xlsx).  template: "v1" for LLaVA-1.5's own prompt and square pictures; None for the
+    (.upload.json, .upload.xlsx).  template: "v1" for LLaVA-1.5's own prompt and square images; None for the
     processor's, which is a run's own.  Under torchrun all processes answer.
     """
     rule = benchmarks.find(benchmark)

@@ -82,8 +82,8 @@ def connected(
     if existing is None:
         return use_connector(llava, processor, chosen.connector or "mlp", **options) or processor
     if chosen.connector is not None:
-        asked = {"name": chosen.connector, **options}
-        if differing := {k: (existing.get(k), v) for k, v in asked.items() if existing.get(k) != v}:
+        requested = {"name": chosen.connector, **options}
+        if differing := {k: (existing.get(k), v) for k, v in requested.items() if existing.get(k) != v}:
             differences = ", ".join(f"{key} {old!r}, not {new!r}" for key, (old, new) in differing.items())
             raise ValueError(
                 f"{chosen.base} has a connector already, with {differences}; keep it by --model.connector null, or "

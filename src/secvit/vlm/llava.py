@@ -38,7 +38,7 @@ DEFAULT = {"name": "sec", "num_tokens": 144, "extra_token": "cls"}
 class SecLlavaConfig(LlavaConfig):
     """LLaVA's config and `connector`: its name in `secvit.connectors` and its options, widths left out.
 
-    image_seq_length: tokens that a picture becomes, the extra one included; the model sets it.
+    image_seq_length: tokens that an image becomes, the extra one included; the model sets it.
     """
 
     model_type = "sec_llava"
@@ -51,14 +51,14 @@ class SecLlavaConfig(LlavaConfig):
 
 
 def num_patches(config: Any) -> int:
-    """L: patches of one square picture (one tile) in the tower of a LLaVA's config."""
+    """L: patches of one square image (one tile) in the tower of a LLaVA's config."""
     return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
 
 
 def new_connector(config: Any) -> Connector:
     """The connector that `config.connector` describes; its widths, activation and biases are those of LLaVA's MLP."""
     if config.vision_config.model_type == "pixtral":
-        raise NotImplementedError("Pixtral's grids differ from picture to picture; take a LLaVA with CLIP or SigLIP")
+        raise NotImplementedError("Pixtral's grids differ from image to image; take a LLaVA with CLIP or SigLIP")
     layers = config.vision_feature_layer
     connector = connectors.create(
         **{
@@ -172,7 +172,7 @@ class ConnectedModel:
         return self.multi_modal_projector.merged(inputs.pop("tokens"), **inputs)
 
     def tiles(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, list[int]]:
-        """(tiles, 3, H, W) and how many each picture has: one."""
+        """(tiles, 3, H, W) and how many each image has: one."""
         return pixel_values, [1] * len(pixel_values)
 
     @can_return_tuple
@@ -184,7 +184,7 @@ class ConnectedModel:
         vision_feature_select_strategy: Literal["default", "full"] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPooling:
-        """The tower's output; its pooler_output are the pictures' tokens, (tiles x T(+1), C) each.
+        """The tower's output; its pooler_output are the images' tokens, (tiles x T(+1), C) each.
 
         vision_feature_select_strategy is not asked: the connector takes patches and, where it needs it, [cls].
         """
@@ -194,7 +194,7 @@ class ConnectedModel:
         return outputs
 
     def get_placeholder_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor, image_features: Tensor) -> Tensor:
-        """Where the prompt has image tokens; a ValueError with the remedy if they are not as many as the pictures'."""
+        """Where the prompt has image tokens; a ValueError with the remedy if they are not as many as the images'."""
         behind: Any = super()
         try:
             return behind.get_placeholder_mask(input_ids, inputs_embeds=inputs_embeds, image_features=image_features)
@@ -206,7 +206,7 @@ class ConnectedModel:
             )
         each = self.config.image_seq_length
         raise ValueError(
-            f"the prompt has {amount} the {made} that the connector makes ({each} for a picture or tile).  Take the "
+            f"the prompt has {amount} the {made} that the connector makes ({each} for an image or tile).  Take the "
             "processor that use_connector returned, or AutoProcessor from this model's own folder "
             f"(processor.num_image_tokens is {each}); and do not cut prompts to a max_length"
         )
@@ -293,7 +293,7 @@ class ConnectedProcessor:
     def validate_inputs(
         self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
     ) -> None:
-        """As in transformers; each prompt has one <image> a picture, and the error names the prompt that has not."""
+        """As in transformers; each prompt has one <image> for each image; the error names the prompt that has not."""
         if text is not None and images is not None:
             prompts = [text] if isinstance(text, str) else list(text)
             written = [prompt.count(self.image_token) for prompt in prompts]
@@ -302,30 +302,28 @@ class ConnectedProcessor:
             if counts is not None and len(counts) == len(prompts):
                 for i, (here, there) in enumerate(zip(written, counts)):
                     if here != there:
-                        raise ValueError(f"prompt {i} has {here} {self.image_token} for {there} picture(s); {REMEDY}")
+                        raise ValueError(f"prompt {i} has {here} {self.image_token} for {there} image(s); {REMEDY}")
             else:
                 flat: Any = make_flat_list_of_images(images)
                 if sum(written) != len(flat):
-                    raise ValueError(
-                        f"{written} {self.image_token} in the prompts for {len(flat)} picture(s); {REMEDY}"
-                    )
+                    raise ValueError(f"{written} {self.image_token} in the prompts for {len(flat)} image(s); {REMEDY}")
         others = {name: value for name, value in (("videos", videos), ("audio", audio)) if value is not None}
         behind: Any = super()
         behind.validate_inputs(images=images, text=text, **others, **kwargs)
 
 
-REMEDY = "write it once where each picture goes"
+REMEDY = "write it once where each image goes"
 
 
 class SecLlavaProcessor(ConnectedProcessor, LlavaProcessor):
-    """LLaVA's processor that writes `num_image_tokens` placeholders for a picture, whatever its size."""
+    """LLaVA's processor that writes `num_image_tokens` placeholders for an image, whatever its size."""
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """What <image> becomes."""
         return self.image_token * self.num_image_tokens
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """The same, asked by servers before they see a picture."""
+        """The same, asked by servers before they see an image."""
         if image_sizes is None:
             return MultiModalData()
         count = len(image_sizes)

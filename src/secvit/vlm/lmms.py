@@ -30,7 +30,7 @@ def manifest() -> ModelManifest:
 class SecLlava(lmms):
     """A run of `secvit train vlm...` or any LLaVA of transformers.
 
-    pretrained: as for `load_trained`.  template: "v1" for LLaVA-1.5's own prompt and square pictures; else the
+    pretrained: as for `load_trained`.  template: "v1" for LLaVA-1.5's own prompt and square images; else the
     processor's.  The other arguments are lmms-eval's.
     """
 
@@ -61,17 +61,17 @@ class SecLlava(lmms):
         bar = tqdm(total=len(requests), desc="answering", disable=self.rank != 0)
         for group in alike.values():
             for batch in (group[at : at + self.batch_size] for at in range(0, len(group), self.batch_size)):
-                wanted = requests[batch[0]].args[2]
+                options = requests[batch[0]].args[2]
                 conversations = [self.conversation(requests[i]) for i in batch]
-                for i, text in zip(batch, reply(self.model, self.processor, conversations, **generation(wanted))):
-                    results[i] = self.result(cut(text, wanted.get("until")))
-                    self.cache_hook.add_partial("generate_until", (requests[i].args[0], wanted), results[i].text)
+                for i, text in zip(batch, reply(self.model, self.processor, conversations, **generation(options))):
+                    results[i] = self.result(cut(text, options.get("until")))
+                    self.cache_hook.add_partial("generate_until", (requests[i].args[0], options), results[i].text)
                 bar.update(len(batch))
         bar.close()
         return [results[i] for i in range(len(requests))]
 
     def conversation(self, request: Instance) -> list[dict[str, Any]]:
-        """A request's messages, with pictures inside."""
+        """A request's messages, with images inside."""
         _, to_messages, _, doc, task, split = request.args
         return ChatMessages(messages=to_messages(self.task_dict[task][split][doc])).to_hf_messages()
 

@@ -59,9 +59,9 @@ class SecLlavaNextModel(ConnectedModel, LlavaNextModel):
         config.image_seq_length = connector.num_output_tokens(num_patches(config))
 
     def tiles(self, pixel_values: Tensor, image_sizes: Tensor | None = None) -> tuple[Tensor, list[int]]:
-        """(pictures, most tiles, 3, H, W) padded -> (tiles, 3, H, W), and how many each picture has."""
+        """(images, most tiles, 3, H, W) padded -> (tiles, 3, H, W), and how many each image has."""
         if image_sizes is None:
-            raise ValueError("LLaVA-NeXT cuts pictures by their size: pass image_sizes, which the processor returns")
+            raise ValueError("LLaVA-NeXT cuts images by their size: pass image_sizes, which the processor returns")
         side = self.config.vision_config.image_size
         counts = [image_size_to_num_patches(size, self.config.image_grid_pinpoints, side) for size in image_sizes]
         if pixel_values.dim() == 5:
@@ -83,21 +83,21 @@ class SecLlavaNextForConditionalGeneration(Connected, LlavaNextForConditionalGen
 
 
 class SecLlavaNextProcessor(ConnectedProcessor, LlavaNextProcessor):
-    """LLaVA-NeXT's processor that writes `num_image_tokens` placeholders for each tile of a picture."""
+    """LLaVA-NeXT's processor that writes `num_image_tokens` placeholders for each tile of an image."""
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """What <image> becomes."""
         return self.image_token * self._count(image_inputs["image_sizes"][image_idx])
 
     def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
-        """The same, asked by servers before they see a picture."""
+        """The same, asked by servers before they see an image."""
         if image_sizes is None:
             return MultiModalData()
         counts = [self._count(size) for size in image_sizes]
         return MultiModalData(num_image_tokens=counts, num_image_patches=[1] * len(counts))
 
     def _count(self, image_size: Any) -> int:
-        """Tokens of a picture of (height, width) pixels."""
+        """Tokens of an image of (height, width) pixels."""
         images = self.image_processor
         size = image_size.tolist() if hasattr(image_size, "tolist") else list(image_size)
         return self.num_image_tokens * image_size_to_num_patches(

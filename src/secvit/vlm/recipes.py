@@ -34,7 +34,7 @@ def small() -> Recipe:
     secvit train vlm.small --data DIR --output runs/small
     secvit ask runs/small photo.jpg "How many people are there?"
 
-    DIR holds train.json and its pictures (docs/vlm_training.md).  A tower of random weights sees colours and edges
+    DIR holds train.json and its images (docs/vlm_training.md).  A tower of random weights sees colours and edges
     of the photos it was trained on, enough to tell them apart and for no more: to try data and code.
     """
     return Recipe(
@@ -52,7 +52,7 @@ def small() -> Recipe:
 def pretrain(language: str = Model.language) -> Recipe:
     """Stage 1 as LLaVA-1.5 has it: an epoch of 558k captions, the connector alone, 1e-3, batch 256, warm-up 0.03.
 
-    Pictures are cut to their middle and batches are not grouped, as its pretrain.sh has it.
+    Images are cut to their middle and batches are not grouped, as its pretrain.sh has it.
     """
     return Recipe(
         model=Model(language=language, trained=("connector",)),

@@ -46,7 +46,7 @@ def entries(path: Path, make: Callable[[Entry], T], name: str | None = None, mis
 
 def table(path: Path, columns: Iterable[str], delimiter: str) -> list[dict[str, str]]:
     """The rows of a table with a head; a ValueError names missing columns, and lines of another number of fields."""
-    csv.field_size_limit(2**31 - 1)  # a picture is one field
+    csv.field_size_limit(2**31 - 1)  # an image is one field
     rows = csv.reader(io.StringIO(fields.read_text(path), newline=""), delimiter=delimiter)
     faults, records = Faults(path), []
     try:
@@ -122,7 +122,7 @@ def row_id(value: Any) -> int | str:
 
 
 def key(value: Any) -> str:
-    """What names a question or picture, as text, so that 7 and "7" are the same."""
+    """What names a question or image, as text, so that 7 and "7" are the same."""
     return str(row_id(value))
 
 

@@ -158,10 +158,10 @@ def letter(answer: str) -> str | None:
 def science_qa(answers: Sequence[str], truth: Sequence[str], with_image: Sequence[bool]) -> dict[str, Any]:
     """ScienceQA: the share of right letters, of all questions and of those with an image (`image_accuracy`)."""
     right = [letter(answer) == true for answer, true in zip(answers, truth, strict=True)]
-    pictured = [hit for hit, image in zip(right, with_image, strict=True) if image]
+    right_with_image = [hit for hit, image in zip(right, with_image, strict=True) if image]
     return {
         "accuracy": _mean(right),
-        "image_accuracy": _mean(pictured),
+        "image_accuracy": _mean(right_with_image),
         "correct": sum(right),
         "questions": len(right),
         "unreadable": sum(letter(answer) is None for answer in answers),

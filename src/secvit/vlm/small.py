@@ -85,7 +85,7 @@ def small_llava(
     """A random LLaVA-1.5 with a CLIP tower of 24 x 24 patches and a Llama -> (model in eval mode, processor).
 
     connector: a name of `secvit.connectors` with its `options`; None for the model as transformers has it.
-    next_tiles: LLaVA-NeXT instead, whose pictures are cut in tiles (only with connector=None; `use_connector` does
+    next_tiles: LLaVA-NeXT instead, whose images are cut in tiles (only with connector=None; `use_connector` does
     the rest).  dim is the width of both towers, in heads of head_dim (vLLM on CPUs takes 32, not 16).
     """
     heads: dict[str, Any] = {"num_attention_heads": dim // head_dim, "hidden_size": dim, "intermediate_size": 2 * dim}

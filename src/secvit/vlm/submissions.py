@@ -46,7 +46,7 @@ def mmvet(questions: Sequence[Question], answers: Sequence[str], folder: Path) -
 
 
 def mmbench(questions: Sequence[Question], answers: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """For MMBench's server: the table without pictures and categories, and the answers."""
+    """For MMBench's server: the table without images and categories, and the answers."""
     by_id = {question.id: answer for question, answer in zip(questions, answers, strict=True)}
     left_out = ("hint", "category", "source", "image", "comment", "l2-category")
     rows = []

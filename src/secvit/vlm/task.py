@@ -55,7 +55,7 @@ def answers(llava: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     """What the model says where an answer's tokens are due -> logits (n, V), tokens (n,).
 
     Each is said after the true tokens before it.  The language model's head works on these alone, as most of a sample
-    is picture and question.
+    is image and question.
     """
     net = unwrapped(llava)
     inner = net.model
@@ -63,14 +63,14 @@ def answers(llava: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     blind = inputs is None and "pixel_values" not in batch
     if blind:
         size = inner.config.vision_config.image_size
-        # without pictures, a blank one keeps tower and connector at work: processes that share weights or gradients
+        # without images, a blank one keeps tower and connector at work: processes that share weights or gradients
         # wait for each other's
         _, inputs = inner.connector_inputs(batch["input_ids"].new_zeros(1, 3, size, size).float())
     if inputs is not None:
         features = inner.connect(inputs).flatten(0, 1)
     else:
-        seen = inner.get_image_features(batch["pixel_values"], image_sizes=batch.get("image_sizes"), return_dict=True)
-        features = torch.cat(seen.pooler_output)
+        output = inner.get_image_features(batch["pixel_values"], image_sizes=batch.get("image_sizes"), return_dict=True)
+        features = torch.cat(output.pooler_output)
     words = inner.get_input_embeddings()(batch["input_ids"])
     if not blind:
         features = features.to(words.dtype)

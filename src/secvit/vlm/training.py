@@ -65,7 +65,7 @@ def prepare(recipe: Recipe, data: str | Path, output: Path, resume: str = "auto"
     if recipe.samples.cache:
         cached = Cache(recipe.samples.cache, llava, processor, recipe.loop.precision)
         images = sorted({path for one in [*samples, *held_out] for path in one.images})
-        logger.info("%s: looked at %d pictures", cached.folder, cached.fill(images, device))
+        logger.info("%s: looked at %d images", cached.folder, cached.fill(images, device))
         wait()
     group = recipe.loop.batch_size if recipe.samples.group else 0
     dataset = Conversations(samples, chat, lengths, group, cached)

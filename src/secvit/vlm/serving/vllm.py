@@ -27,7 +27,7 @@ from secvit.vlm.llava import REMEDY, SecLlavaConfig, new_connector, num_patches
 
 
 class SecLlavaProcessingInfo(LlavaProcessingInfo):
-    """What vLLM asks before it sees a picture; made in the caller's process, where errors are seen: it refuses here."""
+    """What vLLM asks before it sees an image; made in the caller's process, where errors are seen: it refuses here."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -39,14 +39,14 @@ class SecLlavaProcessingInfo(LlavaProcessingInfo):
 
 
 class SecLlavaMultiModalProcessor(LlavaMultiModalProcessor):
-    """vLLM's, which would leave an <image> without a picture in the prompt as if it were a word."""
+    """vLLM's, which would leave an <image> without an image in the prompt as if it were a word."""
 
     def apply(self, inputs: ProcessorInputs, *args: Any, **kwargs: Any) -> MultiModalInput:
-        """The prompt with its placeholders; ValueError unless it has one <image> a picture."""
+        """The prompt with its placeholders; ValueError unless it has one <image> for each image."""
         written = inputs.prompt.count(self.info.get_hf_config().image_token_index)
-        pictures = inputs.mm_data_items.get_count("image", strict=False)
-        if written != pictures:
-            raise ValueError(f"the prompt has {written} <image> for {pictures} picture(s); {REMEDY}")
+        images = inputs.mm_data_items.get_count("image", strict=False)
+        if written != images:
+            raise ValueError(f"the prompt has {written} <image> for {images} image(s); {REMEDY}")
         return super().apply(inputs, *args, **kwargs)
 
 
@@ -101,5 +101,5 @@ def check(config: SecLlavaConfig) -> None:
     if config.image_seq_length != made:
         raise ValueError(
             f"config.json: image_seq_length is {config.image_seq_length}, but the connector {connector.name} makes "
-            f"{made} tokens of a picture; save the model again with save_pretrained"
+            f"{made} tokens of an image; save the model again with save_pretrained"
         )
