@@ -6,7 +6,6 @@ import torch
 from torch.export import Dim
 
 import secvit  # noqa: F401  registers the models
-from tests.conftest import slow_but
 
 # at 40 x 24 px all cluster counts divide nano's grids; at the others they do not
 SIZES = [(40, 24), (33, 65), (75, 100)]
@@ -60,7 +59,7 @@ def test_whole_graph_compiles_and_equals_eager_when_sizes_change():
     compiled_equals_eager(filled(**SHALLOW), "eager", 1e-9, SIZES[:2])
 
 
-@pytest.mark.parametrize("size", slow_but((SIZES[1],), SIZES[:2]))
+@pytest.mark.parametrize("size", [pytest.param(SIZES[0], marks=pytest.mark.slow), SIZES[1]])
 def test_compiled_backward_equals_eager(size):
     compiled_equals_eager(filled(**SHALLOW), "aot_eager", 1e-9, [size], dynamic=False)
 
