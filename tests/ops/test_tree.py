@@ -24,7 +24,7 @@ def test_leaves_hold_every_token_once_and_sizes_differ_by_at_most_one(length, cl
         assert labels.bincount(minlength=clusters).tolist() == partition_sizes(length, clusters)
 
 
-@pytest.mark.parametrize(("length", "clusters"), SIZES)
+@pytest.mark.parametrize(("length", "clusters"), [*SIZES, (3, 2), (5, 2), (7, 3)])
 def test_the_batched_tree_is_the_loops_tree(length, clusters):
     q, k = torch.randn(2, 2, length, 16, dtype=torch.float64).unbind(0)
     plan = tree_plan([q, k], clusters)

@@ -60,7 +60,7 @@ def principal_coordinates(blocks: Sequence[Tensor], mask: Tensor | None = None) 
     axes = sample[..., :: SAMPLE // COORDINATES].mT
     with full_precision(device):
         for _ in range(ROUNDS):
-            axes = _orthonormal((axes @ sample) @ sample.mT)
+            axes = _orthonormal((axes @ sample) @ sample.mT, few=length < 2 * COORDINATES)
         parts = axes.split([block.shape[-1] for block in blocks], dim=-1)
         parts = [part * scale for part, scale in zip(parts, scales)]
         x = sum(part @ block.mT for part, block in zip(parts, blocks))
@@ -147,9 +147,13 @@ def _coordinate(x: Tensor, count: int | Tensor) -> Tensor:
     return (power.gather(-2, largest) @ x).squeeze(-2)
 
 
-def _orthonormal(axes: Tensor) -> Tensor:
-    """Gram and Schmidt; zero where an axis has next to nothing of its own.  axes (..., d, C) -> the same."""
-    if not torch.compiler.is_exporting():
+def _orthonormal(axes: Tensor, few: bool) -> Tensor:
+    """Gram and Schmidt; zero where an axis has next to nothing of its own.  axes (..., d, C) -> the same.
+
+    few: axes are of few tokens, and some the same.  QR puts any direction in the place of a second one, and those after
+    it would lose that.
+    """
+    if not few and not torch.compiler.is_exporting():
         basis, triangle = torch.linalg.qr(axes.mT)
         own = triangle.diagonal(dim1=-2, dim2=-1)
         sign = torch.where(own.abs() > LEAST * own[..., :1].abs(), own.sign(), 0)
