@@ -37,6 +37,15 @@ def warnings_of_this_run(pytestconfig) -> list[str]:
     return [word for given in pytestconfig.getoption("pythonwarnings") or () for word in ("-W", given)]
 
 
+@pytest.fixture
+def benchmarks(monkeypatch) -> None:
+    """The scripts of benchmarks/ can be imported by name; skips where only the package is installed."""
+    folder = ROOT / "benchmarks"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}: run from a checkout")
+    monkeypatch.syspath_prepend(folder)
+
+
 @pytest.fixture(autouse=True)
 def seeds():
     random.seed(0)

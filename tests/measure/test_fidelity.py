@@ -8,17 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.conftest import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
-
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, benchmarks):
     """`fidelity.main` with a small network and two photos: words of the command -> the result."""
-    if not (BENCHMARKS / "fidelity.py").is_file():
-        pytest.skip(f"no {BENCHMARKS}: run from a checkout")
-    monkeypatch.syspath_prepend(BENCHMARKS)
     import fidelity
 
     torch.manual_seed(0)

@@ -9,16 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from tests.conftest import ROOT
-
-BENCHMARKS = ROOT / "benchmarks"
-
 
 @pytest.fixture
-def probes(monkeypatch):
-    if not (BENCHMARKS / "probes.py").is_file():
-        pytest.skip(f"no {BENCHMARKS}: run from a checkout")
-    monkeypatch.syspath_prepend(BENCHMARKS)
+def probes(monkeypatch, benchmarks):
     import probes
 
     create = timm.create_model
