@@ -13,7 +13,7 @@ READY := $(VENV)/ready
 PHOTO ?=
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 
-.PHONY: demo test test-app test-vllm test-all test-newest test-oldest fuzz lint format bench wheel clean
+.PHONY: demo test test-app test-vllm test-all test-newest test-oldest fuzz lint format bench bench-gpu check-gpu wheel clean
 
 demo: $(READY)  ## train on real digits, score against rival partitions, draw a photo's clusters
 	$(BIN)/python examples/demo.py $(if $(PHOTO),--photo "$(PHOTO)")
@@ -55,6 +55,9 @@ format: $(READY)
 
 bench: $(READY)  ## interleaved speed ratios, results/<what>_<hardware>_<torch>_<date>.json
 	$(BIN)/secvit bench
+
+check-gpu:  ## steps of every family at real sizes: memory, images a second; under five minutes: PYTHON=...
+	PYTHONPATH=src $(PYTHON) benchmarks/check_gpu.py
 
 bench-gpu:  ## kernels checked and timed, and models, by the python that has torch for a GPU: PYTHON=...
 	PYTHONPATH=src $(PYTHON) benchmarks/gpu.py
