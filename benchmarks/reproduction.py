@@ -1,6 +1,6 @@
 """Write docs/reproduction.md: every cell of every table and figure of the paper, what we have of it, what fills it.
 
-python benchmarks/reproduction.py            the page, from secvit.paper and the results beside this file
+python benchmarks/reproduction.py            the page, and the README's claims, from secvit.paper and the results here
 python benchmarks/reproduction.py --count    first count parameters and work anew (minutes): results/counts.json
 
 A number of ours comes from a file of benchmarks/results that `benchmarks/training.py` wrote for the recipe which
@@ -21,6 +21,8 @@ from secvit.compare.figures import Figure
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "reproduction.md"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- claims: written by benchmarks/reproduction.py -->\n", "<!-- end of claims -->\n"
 RESULTS = HERE / "results"
 COUNTS = RESULTS / "counts.json"
 
@@ -124,6 +126,43 @@ def _table(table: paper.Table, ledger: Ledger) -> Iterator[str]:
             yield f"| {row.name} | {' | '.join(row.cells.values())} |"
 
 
+# the paper's main claims: what they are about, and the table, row and column that they stand in
+CLAIMS = (
+    ("SECViT-T, parameters in millions", "Table 3", "SECViT-T", "Params (M)"),
+    ("SECViT-T, multiply-accumulates at 224 px, G", "Table 3", "SECViT-T", "FLOPs (G)"),
+    ("SECViT-T, ImageNet top-1", "Table 3", "SECViT-T", "Top1-acc (%)"),
+    ("DeiT-S with SEC, ImageNet top-1 (over DeiT-S)", "Table 1", "SEC-DeiT-S (num_cluster=4)", "Acc"),
+    ("Swin-T with SEC, ImageNet top-1 (over Swin-T)", "Table 1", "SEC-Swin-T", "Acc"),
+    ("DeiT-S with SEC, images a second", "Table 1", "SEC-DeiT-S (num_cluster=4)", "Throughput (imgs/s)"),
+    ("Swin-B with SEC after SimMIM, ImageNet top-1", "Table 2", "SEC-Swin-B", "Acc(%)"),
+    ("Mask R-CNN 1x on SECViT-S, COCO box AP", "Table 4", "SECViT-S", "Mask R-CNN AP^b"),
+    ("UperNet on SECViT-S, ADE20K mIoU", "Table 6", "SECViT-S", "UperNet mIoU_ss (%)"),
+    ("LLaVA-1.5 7B with 256 image tokens, GQA", "Table 7", "LLaVA-1.5+SEC, MLP+SEC, 256+1", "GQA"),
+    ("LLaVA-1.5 7B with 144 image tokens, speed", "Table 7", "LLaVA-1.5+SEC, MLP+SEC, 144+1", "Speed"),
+)
+
+
+def claims(ledger: Ledger) -> str:
+    """The README's table: what the paper says, what we have, and why not more."""
+    lines = ["| claim | paper | ours | why not |", "|---|---|---|---|"]
+    for title, table, name, column in CLAIMS:
+        row = [row for row in paper.tables()[table].rows if row.name == name][-1]
+        cell = fill(row, column)
+        assert cell is not None
+        said, _, reason = ledger.ours(cell).partition(": ")
+        if reason:
+            said, reason = said.replace("small scale only", "at small scale only"), reason.replace("](../", "](")
+        lines.append(f"| {title} ({table}) | {row.cells[column]} | {said} | {reason} |")
+    return "\n".join([*lines, ""])
+
+
+def with_claims(text: str, ledger: Ledger) -> str:
+    """The README with the table of today."""
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return f"{before}{BEGIN}{claims(ledger)}{END}{after}"
+
+
 CLUSTERS = "small scale only: SECViT-nano, [gallery.md](gallery.md)"
 FIGURES = (
     ("Figure 1", "window, k-means and SEC partitions", CLUSTERS, "`secvit cluster PHOTO --compare`"),
@@ -212,3 +251,4 @@ if __name__ == "__main__":
     if parser.parse_args().count:
         COUNTS.write_text(json.dumps(count(), indent=1) + "\n")
     PAGE.write_text(page(ledger()))
+    README.write_text(with_claims(README.read_text(), ledger()))

@@ -23,6 +23,13 @@ def test_the_page_is_what_the_command_writes(reproduction):
     assert page.page(page.ledger()) == page.PAGE.read_text(), "run python benchmarks/reproduction.py"
 
 
+def test_the_readme_has_the_claims_of_today(reproduction):
+    page = reproduction.page
+    text = page.README.read_text()
+    assert page.with_claims(text, page.ledger()) == text, "run python benchmarks/reproduction.py"
+    assert all(len([cell for cell in line if cell]) >= 3 for line in lines(page.claims(page.ledger())))
+
+
 def test_every_cell_of_every_table_is_there_and_none_is_empty(reproduction):
     rows = lines(reproduction.page.PAGE.read_text())
     assert all(cell for row in rows for cell in row)
