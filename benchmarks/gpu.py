@@ -1,4 +1,4 @@
-"""The run on a GPU: kernels are checked on the device, then timed, then whole models.  Under ten minutes on an H200.
+"""The run on a GPU: kernels are checked on the device, then timed, then whole models.  Under five minutes on an H200.
 
 PYTHONPATH=src python benchmarks/gpu.py                             # needs torch, triton, timm
 PYTHONPATH=src TRITON_INTERPRET=1 python benchmarks/gpu.py --tiny   # the same path on a CPU, its figures worth nothing
@@ -39,7 +39,7 @@ from secvit.measure.speed import (
     training_step,
 )
 from secvit.models import SECViT
-from secvit.ops import Plan, backends, reference, sec_attention, sec_attention_packed
+from secvit.ops import Clustering, Keys, Plan, backends, reference, sec_attention, sec_attention_packed
 from secvit.ops.attention import packed_order
 from secvit.ops.order import sec_scores
 from secvit.provenance import provenance
@@ -56,6 +56,8 @@ FULL: dict[str, Any] = {
     # tests/ops/test_triton.py has all dims in all dtypes; each is some kernels to compile
     "dims": {"bfloat16": [32, 64, 16, 28, 40, 128], "float16": [32, 64], "float32": [32, 64]},
     "lengths": {196: 2, 784: 8, 3136: 32, 12544: 128, 65536: 1024},  # tokens: clusters
+    # near and far: tokens, clusters, near ones, images; a patched ViT-S has 6 heads of 64
+    "near_far": [(1024, 16, 2, 64), (4096, 32, 2, 16), (9216, 64, 2, 4), (16384, 64, 2, 2)], "near_far_heads": (6, 64),
     "batches": [256, 64, 1], "heads": 8, "dim": 32, "most_tokens": 2**20, "compiled_length": 3136,
     "models": [SWIN, "secvit_tiny", "secvit_small", "deit_small_patch16_224"], "image_size": 224,
     "settings": [
@@ -68,6 +70,7 @@ FULL: dict[str, Any] = {
 TINY: dict[str, Any] = {
     "checks": [(5, 2)], "dims": {"bfloat16": [16], "float16": [16], "float32": [16]},
     "lengths": {16: 2},
+    "near_far": [(6, 2, 1, 1)], "near_far_heads": (1, 16),
     "batches": [1], "heads": 1, "dim": 16, "most_tokens": 2**20, "compiled_length": None,
     "models": ["secvit_nano"], "image_size": 32,
     "settings": [("inference", False, 1), ("training", False, 2)],
@@ -107,7 +110,7 @@ class Run:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "tiny": sizes is TINY, "clock": "CUDA events" if self.on_gpu else "wall clock",
             "float32_products": torch.get_float32_matmul_precision(),
-            "ceilings": {}, "checks": [], "kernels": [], "models": [], "not_run": [], "errors": [],
+            "ceilings": {}, "checks": [], "near_far": [], "kernels": [], "models": [], "not_run": [], "errors": [],
         }  # fmt: skip
         if self.on_gpu:
             properties = torch.cuda.get_device_properties(0)
@@ -139,7 +142,12 @@ class Run:
 
     @property
     def red(self) -> list[str]:
-        return [row["name"] for part in ("checks", "kernels", "models") for row in self.result[part] if row.get("red")]
+        return [
+            row["name"]
+            for part in ("checks", "near_far", "kernels", "models")
+            for row in self.result[part]
+            if row.get("red")
+        ]
 
 
 # -- what the device can do ------------------------------------------------------------------------
@@ -256,6 +264,49 @@ def time_kernels(run: Run, length: int, batch: int, training: bool) -> None:
     row["quiet"] = is_quiet(seconds, "grouped SDPA")
     copy_rate = run.result["ceilings"]["copy_bytes_per_second"]
     row["floor_seconds"] = row["least_bytes"] / copy_rate
+
+
+def time_near_far(run: Run, length: int, num_clusters: int, near: int, batch: int, training: bool) -> None:
+    """Near and far clusters of a tree, in bfloat16 behind a [cls] token: the kernel, gathered rows, attention to all.
+
+    The kernel is held against gathered rows first, on one image.  The tree is timed by itself.
+    """
+    heads, dim = run.sizes["near_far_heads"]
+    name = f"near and far, {'forward and backward' if training else 'forward'}, L = {length}, batch {batch}"
+    q, k, v = (torch.randn(batch, heads, 1 + length, dim, device=run.device).to(torch.bfloat16) for _ in range(3))
+    options: dict[str, Any] = {"near": near, "far": True, "num_prefix_tokens": 1}
+    clustering = Clustering(num_clusters, partition="tree")
+
+    def tree() -> Plan:
+        return clustering.plan(Keys(k[:, :, 1:], queries=q[:, :, 1:]))
+
+    plan = tree()
+    alone = Plan(plan.order[:1], plan.num_clusters, plan.max_size)
+    fused, gathered = (
+        _with_gradients(
+            lambda *x, b=b: sec_attention(*x, plan=alone, backend=b, **options),
+            [x[:1].detach().requires_grad_() for x in (q, k, v)],
+        )
+        for b in ("triton", "sdpa")
+    )
+    errors = [_error(a, b) for a, b in zip(fused, gathered)]
+    row: dict[str, Any] = {
+        "name": name, "length": length, "num_clusters": num_clusters, "near": near, "batch": batch,
+        "training": training, "errors": errors, "red": _is_off(errors, torch.bfloat16),
+    }  # fmt: skip
+    run.result["near_far"].append(row)
+    if row["red"]:
+        return
+    methods: dict[str, Callable[..., Tensor]] = {
+        "global SDPA": lambda *x: F.scaled_dot_product_attention(*x),
+        "fused": lambda *x: sec_attention(*x, plan=plan, backend="triton", **options),
+        "gathered": lambda *x: sec_attention(*x, plan=plan, backend="sdpa", **options),
+    }
+    calls: dict[str, Callable[[], object]] = {
+        title: _call(function, [[q, k, v]], training) for title, function in methods.items()
+    }
+    row["seconds"] = run.interleave({**calls, "tree": tree}, "global SDPA")
+    row["quiet"] = is_quiet(row["seconds"], "global SDPA")
 
 
 def _attentions(run: Run, inputs: list[Tensor], num_clusters: int, training: bool, length: int) -> dict[str, Any]:
@@ -457,7 +508,7 @@ def _name(dtype: torch.dtype) -> str:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="one small case of everything, on a CPU if need be")
-    parser.add_argument("--minutes", type=float, default=9, help="start no step after this time (default: 9)")
+    parser.add_argument("--minutes", type=float, default=4.5, help="start no step after this time (default: 4.5)")
     parser.add_argument("--output", help="folder for the JSON (default: $OUT, else benchmarks/results)")
     parser.add_argument("--report", help="print the tables of this JSON and measure nothing")
     return parser.parse_args(argv)
@@ -490,6 +541,9 @@ def main(argv: list[str] | None = None) -> int:
     run.step("ceilings", measure_ceilings)
     for dtype in CLOSE:
         run.step(f"checks, {_name(dtype)}", check_kernels, dtype)
+    for training in (False, True):
+        for case in sizes["near_far"]:
+            run.step(f"near and far, L = {case[0]}", time_near_far, *case, training)
     for training in (False, True):
         for length in sizes["lengths"]:
             for batch in sizes["batches"]:

@@ -13,7 +13,7 @@ GATHERED = ", gather + SDPA"  # what a model is called that takes torch's attent
 
 def goals(result: dict[str, Any] | None) -> str:
     """Aims in bfloat16 on an H200 beside what a run reached; "not run" where there is no figure.  Markdown."""
-    result = result or {"kernels": [], "models": []}
+    result = result or {"kernels": [], "models": [], "near_far": []}
     alone = [row for row in result["kernels"] if "seconds" in row and row["length"] >= 3136 and not row["training"]]
     most = {row["length"]: max(r["batch"] for r in alone if r["length"] == row["length"]) for row in alone}
     alone = [row for row in alone if row["batch"] == most[row["length"]]]  # each length's largest batch
@@ -27,6 +27,11 @@ def goals(result: dict[str, Any] | None) -> str:
         return [row[ratio] if isinstance(row[ratio], float) else row[ratio]["median"] for row in rows]
 
     both = ("secvit_tiny", "secvit_small")
+    seeing = [
+        speed_ratio({"global SDPA": row["seconds"]["global SDPA"], "whole": _sum(row)}, "whole", "global SDPA").median
+        for row in result["near_far"]
+        if "seconds" in row and row["length"] >= 4096 and not row["training"]
+    ]
     aims: list[tuple[str, str, list[float]]] = [
         ("scores, order and attention: time, attention on grouped tokens = 1, L >= 3,136", "<= 1.5", grouped),
         ("the attention kernel: time, its bytes at the rate of a copy = 1, L >= 3,136", "<= 1.3", floor),
@@ -51,9 +56,15 @@ def goals(result: dict[str, Any] | None) -> str:
             "2",
             models("training", False, 64, "vs_literal", *both),
         ),
+        ("near and far by the kernel, tree and all, L = 4,096 to 16,384: speed, attention to all = 1", "1.5", seeing),
     ]
     body = [[aim, wanted, ", ".join(f"{x:.2f}" for x in values) or "not run"] for aim, wanted, values in aims]
     return "\n".join(table(["goal", "aimed at", "reached"], body)) + "\n"
+
+
+def _sum(row: dict[str, Any]) -> list[float]:
+    """Seconds of the kernel with those of the tree before it, round by round."""
+    return [a + b for a, b in zip(row["seconds"]["fused"], row["seconds"]["tree"], strict=True)]
 
 
 def report(result: dict[str, Any]) -> str:
@@ -61,7 +72,9 @@ def report(result: dict[str, Any]) -> str:
     versions = ", ".join(
         f"{name} {result['versions'][name]}" for name in ("torch", "timm") if name in result["versions"]
     )
-    red = [row["name"] for part in ("checks", "kernels", "models") for row in result[part] if row.get("red")]
+    red = [
+        row["name"] for part in ("checks", "near_far", "kernels", "models") for row in result[part] if row.get("red")
+    ]
     lines = [
         *(["A tiny run: it shows that the script runs, and its figures nothing."] if result["tiny"] else []),
         f"{result['hardware']}; {versions}; commit {result['commit'] or 'unknown'}; {result['date'][:10]}.",
@@ -76,12 +89,39 @@ def report(result: dict[str, Any]) -> str:
         rates += [f"{key[:-6]} {ceilings[key] / 1e12:.0f} TFLOP/s" for key in ceilings if key.endswith("_flops")]
         lines.append(f"Measured here: {', '.join(rates)}.")
     blocks = ["\n".join(lines)]
+    if rows := [row for row in result["near_far"] if "seconds" in row]:
+        blocks.append(_near_far_table(rows))
     for training in (False, True):
         rows = [row for row in result["kernels"] if "seconds" in row and row["training"] == training]
         if rows:
             blocks.append(_kernel_table(rows, training))
     blocks += [_model_table(found) for found in result["models"] if found["rows"]]
     return "\n\n".join(blocks) + "\n"
+
+
+def _near_far_table(rows: list[dict[str, Any]]) -> str:
+    body = []
+    for row in rows:
+        cells = [f"{1e3 * median(row['seconds'][title]):.2f}" for title in ("global SDPA", "fused", "gathered", "tree")]
+        ratios = [speed_ratio(row["seconds"], title, "global SDPA") for title in ("fused", "gathered")]
+        shown = [shown_ratio(vars(ratio)) + ("" if row["quiet"] else " (noisy)") for ratio in ratios]
+        about = [f"{row['length']:,}", str(row["num_clusters"]), str(row["near"]), str(row["batch"])]
+        body.append([*about, "yes" if row["training"] else "no", *cells, *shown])
+    columns = [
+        "L",
+        "M",
+        "near",
+        "batch",
+        "backward",
+        "all",
+        "fused",
+        "gathered",
+        "tree",
+        "fused, all = 1",
+        "gathered, all = 1",
+    ]
+    title = "### Near and far behind a [cls] token, bfloat16, milliseconds (the tree is not in the first three)"
+    return "\n".join([title, "", *table(columns, body)])
 
 
 def _kernel_table(rows: list[dict[str, Any]], training: bool) -> str:

@@ -39,6 +39,8 @@ def test_a_tiny_run_goes_all_the_way(tmp_path, gpu):
     assert not result["errors"] and not result["not_run"]
     assert {row["dtype"] for row in result["checks"]} == {"float32", "float16", "bfloat16"}
     assert [row["training"] for row in result["kernels"]] == [False, True]
+    assert [row["training"] for row in result["near_far"]] == [False, True]
+    assert not any(row["red"] for row in result["near_far"]) and "### Near and far" in done.stdout
     for row in result["kernels"]:
         assert {"fused", "gather + SDPA", "grouped SDPA", "global SDPA"} <= row["seconds"].keys()
     assert [found["mode"] for found in result["models"]] == ["inference", "training"]
@@ -49,13 +51,13 @@ def test_a_tiny_run_goes_all_the_way(tmp_path, gpu):
     assert gpu.report(result) in done.stdout
     assert "its figures nothing" in done.stdout
     goals = importlib.import_module("gpu_report").goals
-    assert goals(result) == goals(None) and goals(None).count("not run") == 7
+    assert goals(result) == goals(None) and goals(None).count("not run") == 8
     for row in result["kernels"]:
         row["length"] = 3136
     for batch, found in zip((256, 64), result["models"], strict=True):
         found["batch"] = batch
         found["rows"] = [row | {"name": row["name"].replace("nano", "tiny")} for row in found["rows"]]
-    assert goals(result).count("not run") == 3  # what is compiled
+    assert goals(result).count("not run") == 4  # what is compiled, and near and far
 
 
 def test_no_speed_of_a_kernel_that_is_wrong(gpu, monkeypatch):

@@ -55,7 +55,7 @@ def sec_attention(
         none, and come out as zeros.
     scale: default D ** -0.5.  dropout_p: dropout of the attention weights.
     backend: "sdpa", "math" (softmax of a product), "triton" (fused kernels on a GPU, for float32, bfloat16 and
-        float16 up to D = 128; no prefix, dropout or second derivatives), "reference" (loops),
+        float16 up to D = 128; no dropout or second derivatives), "reference" (loops),
         or "auto": as the device likes it; triton where clusters hold at most `TRITON_SIZE` tokens, none as yet.
     plan: a partition made elsewhere (`secvit.cluster`, any rival), instead of a count or size.
     shared: one order for all heads, from the keys of all heads side by side.
@@ -81,7 +81,7 @@ def sec_attention(
     mask = check_mask(mask, k)
     if backend == "reference":
         return _by_loops(q, k, v, num_clusters, mask, shared, partition, options)
-    if partition == "sec" and mask is None and not shared:
+    if partition == "sec" and mask is None and not shared and options.inside and not num_prefix_tokens:
         if takes_triton(options, q, k, v, num_clusters, largest_size(k.shape[2], num_clusters)):
             order = torch.ops.secvit.order_tokens(k.detach())
             return triton_attention(q, k, v, Plan.equal(order, num_clusters), options.scale)
@@ -100,14 +100,15 @@ def _plan(q: Tensor, k: Tensor, clustering: Clustering, grid: Grid | None, mask:
 
 def _planned(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask: Tensor | None = None) -> Tensor:
     """Eq. 4 by a plan per head.  mask (B, 1, P + L): True for real tokens; what the plan says if None."""
-    if takes_triton(options, q, k, v, plan.num_clusters, plan.max_size):
+    fused = takes_triton(options, q, k, v, plan.num_clusters, plan.max_size)
+    if fused and options.inside and not options.num_prefix_tokens:
         return triton_attention(q, k, v, plan, options.scale)
     if mask is None and plan.unequal_sizes is not None:
         mask = F.pad(plan.labels >= 0, (options.num_prefix_tokens, 0), value=True)
     if mask is not None:  # padded rows may hold anything, NaN included
         q, k, v = (x.masked_fill(~mask.unsqueeze(-1), 0) for x in (q, k, v))
-    if not options.inside:
-        return near_far_attention(q, k, v, plan, options, mask)
+    if fused or not options.inside:
+        return near_far_attention(q, k, v, plan, options, mask, fused)
     if plan.unequal_sizes is None and not torch.compiler.is_exporting():
         return row_attention(q, k, v, plan, options)
     return slot_attention(q, k, v, plan, options, mask)

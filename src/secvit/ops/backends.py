@@ -140,8 +140,8 @@ def takes_triton(options: Options, q: Tensor, k: Tensor, v: Tensor, num_clusters
 def _unfit(options: Options, q: Tensor, k: Tensor, v: Tensor) -> str | None:
     """Why the kernels cannot compute this on any device, or None."""
     dtypes = {autocast_dtype(x) for x in (q, k, v)}
-    if options.num_prefix_tokens or options.dropout_p or not options.inside:
-        return "takes no prefix tokens, dropout, near or far clusters"
+    if options.dropout_p:
+        return "takes no dropout"
     if q.shape[-1] > 128 or v.shape[-1] != q.shape[-1]:
         return f"needs q, k and v of one width up to 128, not {q.shape[-1]} and {v.shape[-1]}"
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
@@ -179,6 +179,25 @@ def triton_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) 
     bounds = None if sizes is None else F.pad(sizes.cumsum(dim=-1), (1, 0))
     out, _ = torch.ops.secvit.attend_clusters(q, k, v, plan.order, bounds, plan.num_clusters, plan.max_size, scale)
     return out.transpose(1, 2)
+
+
+def triton_near_far(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, seen: Tensor, far: tuple[Tensor, Tensor, Tensor] | None, parts: int,
+    prefix: int, scale: float,
+) -> Tensor:  # fmt: skip
+    """What clusters see, read in place.  q k v (B, h, P + L, D) -> (B, P + L, h, D).
+
+    far: keys, values and bias of summaries; all as in `secvit.ops.triton.near_far.attend_near_far`.
+    """
+    dtype = autocast_dtype(q)
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    summaries = (None, None, None) if far is None else (far[0].to(dtype), far[1].to(dtype), far[2])
+    sizes = plan.unequal_sizes
+    bounds = None if sizes is None else F.pad(sizes.cumsum(dim=-1), (1, 0))
+    out, _ = torch.ops.secvit.attend_near_far(
+        q, k, v, plan.order, bounds, seen, *summaries, plan.num_clusters, plan.max_size, parts, prefix, scale
+    )
+    return out
 
 
 def triton_packed_attention(qkv: Tensor, num_clusters: int, scale: float) -> Tensor:

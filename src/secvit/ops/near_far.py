@@ -21,18 +21,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secvit.ops.backends import Options, softmax_attention
+from secvit.ops.backends import Options, softmax_attention, triton_near_far
 from secvit.ops.order import Plan, full_precision
 from secvit.ops.rows import permute_rows
 
 # floats of temporary storage, to which images, heads and query clusters are chunked: it bounds memory, and a CPU
 # gets back what it has in its cache
 CHUNK = 1 << 21
+CHUNK_ON_GPU = 1 << 28  # a GPU wants much work at once
 EMPTY = -1e30  # logit of a slot without a token: finite, so that a cluster of none makes no NaN
 
 
 def near_far_attention(
-    q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask: Tensor | None = None, fused: bool = False
 ) -> Tensor:
     """Attention to near clusters and summaries of far ones.  q k v (B, h, P + L, D), plan of (B, h, L) -> as q.
 
@@ -40,6 +41,7 @@ def near_far_attention(
         most weight for the mean queries of its halves.
     options.far: attend to a summary of each other cluster, too.
     mask (B, 1 | h, P + L): tokens that are no padding; q, k and v are zero elsewhere, and so is the output.
+    fused: near clusters are read in place by a kernel on a GPU (`secvit.ops.triton.near_far`).
     The first P tokens are keys of every cluster, and their own queries attend to all tokens.  Summaries and the
     choice of near clusters are computed in float32 (float64 for float64).  A gradient flows through summaries, none
     through order and choice.
@@ -48,12 +50,13 @@ def near_far_attention(
     if mask is not None:
         mask = mask.expand(q.shape[:3])
     images, heads = _piece(q, plan.num_clusters)
+    attention = _fused_attention if fused else _piece_attention
     rows = []
     for row in _split([q, k, v, plan.order, plan.unequal_sizes, mask], images, 0):
         outs = []
         for queries, keys, values, order, sizes, real in _split(row, heads, 1):
             piece = Plan(order, plan.num_clusters, plan.max_size, sizes)
-            outs.append(_piece_attention(queries, keys, values, piece, options, real))
+            outs.append(attention(queries, keys, values, piece, options, real))
         rows.append(_joined(outs, 2))
     return _joined(rows, 0).transpose(1, 2)
 
@@ -62,7 +65,7 @@ def _piece_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Optio
     """`near_far_attention` of some images and heads.  -> (B, P + L, h, Dv), which is how torch's own output lies"""
     prefix = options.num_prefix_tokens
     key_slots = _Slots(plan, prefix)
-    parts = 2 if options.near < plan.num_clusters and (options.near > 1 or options.far) else 1
+    parts = _parts(options, plan.num_clusters)
     query_slots = _Slots(halves(plan), prefix) if parts == 2 else key_slots
     queries = query_slots.take(q[:, :, prefix:]).unflatten(1, (-1, parts))
     held = None if query_slots.filled is None else query_slots.filled.unflatten(1, (-1, parts))
@@ -78,9 +81,43 @@ def _piece_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Optio
         outs.append(_cluster_attention(queries[:, chunk], some, own, keys, key_slots.filled, lead, options))
     out = query_slots.put_back(_joined(outs, 1).flatten(1, 2))
     if prefix:
-        first = softmax_attention(q[:, :, :prefix], k, v, options, None if mask is None else mask.unsqueeze(-2))
-        out[:, :prefix] = first.transpose(1, 2)
+        out[:, :prefix] = _prefix_attention(q, k, v, options, mask)
     return out
+
+
+def _prefix_attention(q: Tensor, k: Tensor, v: Tensor, options: Options, mask: Tensor | None) -> Tensor:
+    """Attention of the prefix's queries to all tokens.  -> (B, P, h, Dv)"""
+    first = q[:, :, : options.num_prefix_tokens]
+    return softmax_attention(first, k, v, options, None if mask is None else mask.unsqueeze(-2)).transpose(1, 2)
+
+
+def _fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask: Tensor | None
+) -> Tensor:  # fmt: skip
+    """`_piece_attention` by a kernel that reads the clusters that are seen in place."""
+    prefix, clusters = options.num_prefix_tokens, plan.num_clusters
+    parts = _parts(options, clusters)
+    own = torch.arange(clusters, device=q.device)
+    seen, far = own.view(1, -1, 1).expand(q.shape[0] * q.shape[1], -1, -1), None
+    if not options.inside:
+        slots, query_slots = _Slots(plan, prefix), _Slots(halves(plan) if parts == 2 else plan, prefix)
+        keys = slots.take(torch.cat([k, v], dim=-1)[:, :, prefix:])
+        queries = query_slots.take(q[:, :, prefix:]).unflatten(1, (-1, parts))
+        held = None if query_slots.filled is None else query_slots.filled.unflatten(1, (-1, parts))
+        seen, summaries, bias = _sight(queries, held, own, keys, slots.filled, options)
+        if summaries is not None and bias is not None:
+            unseen = bias.scatter(-1, seen.unsqueeze(2).expand(-1, -1, parts, -1), EMPTY)
+            far = (*summaries.split([q.shape[-1], v.shape[-1]], dim=-1), unseen.float())
+    out = triton_near_far(q, k, v, plan, seen, far, parts, prefix, options.scale)
+    if not prefix:
+        return out
+    first = _prefix_attention(q, k, v, replace(options, backend="auto"), mask)
+    return torch.cat([first.to(out.dtype), out[:, prefix:]], dim=1)
+
+
+def _parts(options: Options, num_clusters: int) -> int:
+    """Parts of a cluster that have summaries, and a say in what is near, of their own."""
+    return 2 if options.near < num_clusters and (options.near > 1 or options.far) else 1
 
 
 def halves(plan: Plan) -> Plan:
@@ -107,18 +144,10 @@ def _cluster_attention(
     held (S, m, H, n): slots with a query.  own (m): number of each cluster.  keys (S, M, N, D + Dv), filled (S, M, N),
     lead (S, 1, P, D + Dv).
     """
-    sequences, clusters, parts, _, dim = q.shape
-    near, far = options.near, options.far and options.near < keys.shape[1]
-    seen = own.view(1, -1, 1).expand(sequences, -1, -1)
-    far_bias = None
-    if near > 1 or far:
-        mean = _mean_query(q.flatten(1, 2), None if held is None else held.flatten(1, 2)) * options.scale
-        weights, mass = _weights_within(mean, keys, filled)
-    if near > 1:
-        seen = _nearest(mass.unflatten(1, (clusters, parts)), held, seen, near)
-    columns = [lead.expand(-1, clusters, -1, -1), _blocks(keys, seen)]
-    if far:
-        summaries, far_bias = (x.unflatten(1, (clusters, parts)) for x in _summaries(mean, weights, mass, keys))
+    sequences, _, parts, _, dim = q.shape
+    seen, summaries, far_bias = _sight(q, held, own, keys, filled, options)
+    columns = [lead.expand(-1, len(own), -1, -1), _blocks(keys, seen)]
+    if summaries is not None:
         columns.append(summaries.flatten(2, 3))
     gathered = torch.cat(columns, dim=2)
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -126,7 +155,30 @@ def _cluster_attention(
     # parts stand where torch has heads, and read the same keys
     k, v = (x.flatten(0, 1).unsqueeze(1).expand(-1, parts, -1, -1) for x in (gathered[..., :dim], gathered[..., dim:]))
     out = softmax_attention(q.flatten(0, 1), k, v, options, None if bias is None else bias.flatten(0, 1))
-    return out.unflatten(0, (sequences, clusters))
+    return out.unflatten(0, (sequences, len(own)))
+
+
+def _sight(
+    q: Tensor, held: Tensor | None, own: Tensor, keys: Tensor, filled: Tensor | None, options: Options
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What clusters of queries see, arguments as in `_cluster_attention`.
+
+    -> near clusters (S, m, r), a cluster itself first; summaries (S, m, H, M, D + Dv) and their bias (S, m, H, M), if
+    there is any far.
+    """
+    sequences, clusters, parts = q.shape[:3]
+    near, far = options.near, options.far and options.near < keys.shape[1]
+    seen = own.view(1, -1, 1).expand(sequences, -1, -1)
+    if near == 1 and not far:
+        return seen, None, None
+    mean = _mean_query(q.flatten(1, 2), None if held is None else held.flatten(1, 2)) * options.scale
+    weights, mass = _weights_within(mean, keys, filled)
+    if near > 1:
+        seen = _nearest(mass.unflatten(1, (clusters, parts)), held, seen, near)
+    if not far:
+        return seen, None, None
+    summaries, bias = (x.unflatten(1, (clusters, parts)) for x in _summaries(mean, weights, mass, keys))
+    return seen, summaries, bias
 
 
 def _mean_query(q: Tensor, filled: Tensor | None) -> Tensor:
@@ -258,10 +310,11 @@ def _piece(q: Tensor, num_clusters: int) -> tuple[int, int]:
     batch, heads, length, dim = q.shape
     if torch.compiler.is_compiling():
         return batch, heads
+    chunk = CHUNK if q.device.type == "cpu" else CHUNK_ON_GPU
     floats = length * (2 * num_clusters + 12 * dim) + 8 * num_clusters**2 * dim
-    if heads * floats <= CHUNK:
-        return max(1, CHUNK // (heads * floats)), heads
-    return 1, max(1, CHUNK // floats)
+    if heads * floats <= chunk:
+        return max(1, chunk // (heads * floats)), heads
+    return 1, max(1, chunk // floats)
 
 
 def _clusters_at_a_time(q: Tensor, keys: Tensor, options: Options) -> int:
@@ -271,7 +324,7 @@ def _clusters_at_a_time(q: Tensor, keys: Tensor, options: Options) -> int:
         return clusters
     parts = q.shape[2]
     floats = sequences * (parts * clusters * (size + 3 * width) + 2 * options.near * size * width)
-    return min(clusters, max(1, 8 * CHUNK // floats))
+    return min(clusters, max(1, 8 * (CHUNK if q.device.type == "cpu" else CHUNK_ON_GPU) // floats))
 
 
 def _split(tensors: Sequence[Tensor | None], size: int, dim: int) -> Iterable[Sequence[Any]]:

@@ -7,7 +7,6 @@ gives the same bits every time.  Which tokens make a cluster is decided before (
 """
 
 # without `from __future__ import annotations`: torch.library reads the types of the operators' arguments
-import math
 from typing import Any
 
 import torch
@@ -15,50 +14,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from secvit.ops.triton.rows import by_channel, load_rows, store_rows
+from secvit.ops.triton.rows import (
+    LOG2_E,
+    aligned,
+    by_channel,
+    cluster_ranks,
+    load_rows,
+    program_of,
+    score_weights,
+    softmax_step,
+    store_rows,
+    tile_tokens,
+)
 
-LOG2_E = 1.4426950408889634  # the kernels use 2**x, which is what the hardware has
 # Integers that differ from call to call.  Triton would compile a binary for those that are 1 or a multiple of 16; what
 # that tells about alignment, UNIT says for all of them.
 SIZES = [f"{name}_{axis}" for name in ("order", "q", "k", "v", "out", "grad", "d") for axis in "bhl"]
 SIZES += ["heads", "length", "num_clusters", "tiles"]  # one binary for all of them
-
-
-@triton.jit
-def _program(heads, num_clusters, tiles):
-    """Image, head, cluster and tile of this program.
-
-    Tiles of one cluster are neighbours, for they read the same keys.  Offsets are int64: B h L D may pass 2**31.
-    """
-    program = tl.program_id(0)
-    tile = program % tiles
-    cluster = program // tiles % num_clusters
-    sequence = program // tiles // num_clusters
-    return (sequence // heads).to(tl.int64), (sequence % heads).to(tl.int64), sequence.to(tl.int64), cluster, tile
-
-
-@triton.jit
-def _ranks(bounds, sequence, cluster, num_clusters, length, EQUAL: tl.constexpr):
-    """First rank of a cluster, and the one after its last."""
-    if EQUAL:  # the rule of `partition_sizes`
-        size = length // num_clusters
-        remainder = length % num_clusters
-        start = cluster * size + tl.minimum(cluster, remainder)
-        stop = (cluster + 1) * size + tl.minimum(cluster + 1, remainder)
-    else:
-        border = bounds + sequence * (num_clusters + 1) + cluster
-        start = tl.load(border).to(tl.int32)
-        stop = tl.load(border + 1).to(tl.int32)
-    return start, stop
-
-
-@triton.jit
-def _tokens(order, first, stop, TILE: tl.constexpr):
-    """Ranks of a tile, which of them the cluster has, and their tokens.  (TILE)"""
-    # [TILE]
-    rank = first + tl.arange(0, TILE)
-    real = rank < stop
-    return rank, real, tl.load(order + rank, mask=real, other=0)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -73,13 +45,13 @@ def _forward(
 
     scale: log2(e) times the caller's, so that exp2 gives what exp would.  SINGLE: the cluster is one tile.
     """
-    b, h, sequence, cluster, tile = _program(heads, num_clusters, tiles)
-    start, stop = _ranks(bounds, sequence, cluster, num_clusters, length, EQUAL)
+    b, h, sequence, cluster, tile = program_of(heads, num_clusters, tiles)
+    start, stop = cluster_ranks(bounds, sequence, cluster, num_clusters, length, EQUAL)
     if start + tile * TILE >= stop:  # clusters have as many tiles as the largest needs
         return
     order += b * order_b + h * order_h
     # [TILE]
-    rank, real, token = _tokens(order, start + tile * TILE, stop, TILE)
+    rank, real, token = tile_tokens(order, start + tile * TILE, stop, TILE)
     # [TILE, D_PAD]
     query = load_rows(q + (b * q_b + h * q_h) * UNIT, token, real, q_l, D, D_PAD, UNIT, INTERPRETED)
     k += (b * k_b + h * k_h) * UNIT
@@ -90,37 +62,16 @@ def _forward(
     # [TILE, D_PAD]: values, each times 2**(score - best), summed
     mixed = tl.zeros([TILE, D_PAD], tl.float32)
     for i in range(0, 1 if SINGLE else tl.cdiv(stop - start, TILE)):
-        _, key_real, key_token = _tokens(order, start + i * TILE, stop, TILE)
+        _, key_real, key_token = tile_tokens(order, start + i * TILE, stop, TILE)
         # [TILE, D_PAD]
         key = load_rows(k, key_token, key_real, k_l, D, D_PAD, UNIT, INTERPRETED)
         value = load_rows(v, key_token, key_real, v_l, D, D_PAD, UNIT, INTERPRETED)
         # [TILE, TILE]: queries, keys
         score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
         score = tl.where(key_real[None, :], score, float("-inf"))
-        # [TILE]
-        higher = tl.maximum(best, tl.max(score, axis=1))
-        # [TILE, TILE]
-        weight = tl.exp2(score - higher[:, None])
-        # [TILE]: what was summed by the former best is brought to the new one
-        shrink = tl.exp2(best - higher)
-        total = total * shrink + tl.sum(weight, axis=1)
-        mixed = mixed * shrink[:, None] + tl.dot(weight.to(value.dtype), value, input_precision=PRECISION)
-        best = higher
+        best, total, mixed = softmax_step(score, value, best, total, mixed, PRECISION)
     store_rows(out + (b * out_b + h * out_h) * UNIT, token, real, out_l, mixed / total[:, None], D, D_PAD, UNIT)
     tl.store(lse + sequence * length + rank, best + tl.log2(total), mask=real)
-
-
-@triton.jit
-def _weights(
-    query, key, value, grad, mixed, lse, key_real, scale, PRECISION: tl.constexpr
-):  # fmt: skip
-    """Weights of a tile of queries on a tile of keys, and the gradient of their scores.  (queries, keys)"""
-    # [queries, keys]; lse is log2 of a query's sum, so this is its softmax
-    score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-    weight = tl.where(key_real[None, :], tl.exp2(score - lse[:, None]), 0.0)
-    # [queries]: the softmax's gradient is weight * (dweight - mean of dweight), and that mean is grad . output
-    mean = tl.sum(grad.to(tl.float32) * mixed.to(tl.float32), axis=1)
-    return weight, weight * (tl.dot(grad, tl.trans(value), input_precision=PRECISION) - mean[:, None])
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -136,8 +87,8 @@ def _backward(
     A program writes its own tokens' rows alone, hence no atomics; scores are computed again from lse, by rank.
     scale is log2(e) times the caller's, as in `_forward`; dscale the caller's, for the gradient of q k^T scale.
     """
-    b, h, sequence, cluster, tile = _program(heads, num_clusters, tiles)
-    start, stop = _ranks(bounds, sequence, cluster, num_clusters, length, EQUAL)
+    b, h, sequence, cluster, tile = program_of(heads, num_clusters, tiles)
+    start, stop = cluster_ranks(bounds, sequence, cluster, num_clusters, length, EQUAL)
     if start + tile * TILE >= stop:
         return
     order += b * order_b + h * order_h
@@ -148,7 +99,7 @@ def _backward(
     grad += (b * grad_b + h * grad_h) * UNIT
     lse += sequence * length
     # [TILE]
-    rank, real, token = _tokens(order, start + tile * TILE, stop, TILE)
+    rank, real, token = tile_tokens(order, start + tile * TILE, stop, TILE)
     # [TILE, D_PAD]
     own_query = load_rows(q, token, real, q_l, D, D_PAD, UNIT, INTERPRETED)
     own_key = load_rows(k, token, real, k_l, D, D_PAD, UNIT, INTERPRETED)
@@ -159,7 +110,9 @@ def _backward(
     own_lse = tl.load(lse + rank, mask=real, other=0.0)
     if SINGLE:  # the cluster is this tile: one product of each kind
         # [TILE, TILE]: queries, keys
-        weight, dscore = _weights(own_query, own_key, own_value, own_grad, own_out, own_lse, real, scale, PRECISION)
+        weight, dscore = score_weights(
+            own_query, own_key, own_value, own_grad, own_out, own_lse, real, scale, 0.0, PRECISION
+        )
         dscore = dscore.to(own_key.dtype)
         # [TILE, D_PAD]
         dvalue = tl.dot(tl.trans(weight.to(own_grad.dtype)), own_grad, input_precision=PRECISION)
@@ -172,23 +125,25 @@ def _backward(
         dquery = tl.zeros([TILE, D_PAD], tl.float32)
         for first in range(start, stop, TILE):  # this tile's keys and values, all queries
             # [TILE]
-            at, there, other = _tokens(order, first, stop, TILE)
+            at, there, other = tile_tokens(order, first, stop, TILE)
             # [TILE, D_PAD]
             query = load_rows(q, other, there, q_l, D, D_PAD, UNIT, INTERPRETED)
             its_grad = load_rows(grad, other, there, grad_l, D, D_PAD, UNIT, INTERPRETED)
             its_out = load_rows(out, other, there, out_l, D, D_PAD, UNIT, INTERPRETED)
             its_lse = tl.load(lse + at, mask=there, other=0.0)
             # [TILE, TILE]: others' queries, own keys
-            weight, dscore = _weights(query, own_key, own_value, its_grad, its_out, its_lse, real, scale, PRECISION)
+            weight, dscore = score_weights(
+                query, own_key, own_value, its_grad, its_out, its_lse, real, scale, 0.0, PRECISION
+            )
             dvalue += tl.dot(tl.trans(weight.to(its_grad.dtype)), its_grad, input_precision=PRECISION)
             dkey += tl.dot(tl.trans(dscore.to(query.dtype)), query, input_precision=PRECISION)
         for first in range(start, stop, TILE):  # this tile's queries, all keys and values
-            _, there, other = _tokens(order, first, stop, TILE)
+            _, there, other = tile_tokens(order, first, stop, TILE)
             # [TILE, D_PAD]
             key = load_rows(k, other, there, k_l, D, D_PAD, UNIT, INTERPRETED)
             value = load_rows(v, other, there, v_l, D, D_PAD, UNIT, INTERPRETED)
             # [TILE, TILE]: own queries, others' keys
-            _, dscore = _weights(own_query, key, value, own_grad, own_out, own_lse, there, scale, PRECISION)
+            _, dscore = score_weights(own_query, key, value, own_grad, own_out, own_lse, there, scale, 0.0, PRECISION)
             dquery += tl.dot(dscore.to(key.dtype), key, input_precision=PRECISION)
     place = (b * d_b + h * d_h) * UNIT
     store_rows(dq + place, token, real, d_l, dquery * dscale, D, D_PAD, UNIT)
@@ -225,12 +180,11 @@ def _launch(kernel: Any, tensors: list[Any], views: list[Tensor], scales: list[f
         return
     settings = options(max_size, dim, views[0].dtype, backward=kernel is _backward)
     tiles = triton.cdiv(max_size, settings["TILE"])
-    strides = [stride for view in views for stride in view.stride()[:3]]
-    unit = math.gcd(16, *strides)  # what all rows are aligned to, so that the compiler can load widely
+    strides, unit = aligned(views)
     exact = torch.get_float32_matmul_precision() == "highest"
     with torch.cuda.device_of(order):
         kernel[(batch * heads * num_clusters * tiles,)](
-            *tensors, *order.stride()[:2], *(stride // unit for stride in strides),
+            *tensors, *order.stride()[:2], *strides,
             heads, length, num_clusters, tiles, *scales,
             EQUAL=bounds is None, UNIT=unit, PRECISION="tf32x3" if exact else "tf32", INTERPRETED=INTERPRETED,
             **settings,

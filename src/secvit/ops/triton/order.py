@@ -9,15 +9,13 @@ be looked at again with its figures.
 """
 
 # without `from __future__ import annotations`: torch.library reads the types of the operators' arguments
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from secvit.ops.order import raised
-from secvit.ops.triton.rows import by_channel, load_rows
+from secvit.ops.triton.rows import aligned, by_channel, load_rows
 
 SMALL, LIFT = tl.constexpr(2.0**-100), tl.constexpr(2.0**100)  # of squared norms and of keys, as in `order.similarity`
 SORTED_AT_ONCE = 4096  # tokens that a block of threads sorts; torch sorts more
@@ -75,13 +73,10 @@ def _order_tokens(k: Tensor) -> Tensor:
         return keys
     centre = raised(torch.nan_to_num(k.mean(dim=-2, dtype=torch.float32), nan=0.0, posinf=0.0, neginf=0.0))
     tiles = triton.cdiv(length, 128)
-    strides = k.stride()[:3]
-    unit = math.gcd(16, *strides)
+    strides, unit = aligned([k])
     settings = {"D": dim, "D_PAD": triton.next_power_of_2(dim), "TILE": 128, "UNIT": unit, "enable_fp_fusion": True}
     with torch.cuda.device_of(k):
-        _score[(batch * heads * tiles,)](
-            k, centre, keys, *(stride // unit for stride in strides), heads, length, tiles, **settings
-        )
+        _score[(batch * heads * tiles,)](k, centre, keys, *strides, heads, length, tiles, **settings)
         if length > SORTED_AT_ONCE:
             return torch.sort(keys, dim=-1).values & 0xFFFFFFFF
         padded = max(16, triton.next_power_of_2(length))
