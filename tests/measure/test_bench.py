@@ -206,7 +206,7 @@ def test_where_our_linear_layers_take_onednn_a_rivals_do_in_a_row_of_its_own(mon
     with using_road("onednn"):
         result = bench.run(models, **ONLY_INFERENCE, **SMALL)
     text = report(BenchResult.read(result.written()))
-    assert "Float32 products on the CPU: onednn (chosen by SECVIT_CPU_ROAD or set_road)." in text
+    assert "Float32 products of secvit's layers on the CPU: onednn (chosen by SECVIT_CPU_ROAD or set_road)." in text
     assert "| same road deit_tiny_patch16_224 " in text and "without these words, as timm has it" in text
     assert "same road resnet18" not in text and "same road secvit" not in text
     assert "of oneDNN's rate |" in text and all(row.of_onednn_rate > 0 for row in result.models[0].rows)

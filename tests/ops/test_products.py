@@ -73,7 +73,10 @@ def test_amd_processors_with_avx512_take_onednn(zen):
     assert road.objection() is None
     with road.using_road("auto"):
         assert road.road() == "onednn"
-        assert road.road_line() == "Float32 products on the CPU: onednn (by rule: x86-64, AVX-512, MKL, oneDNN, AMD)"
+        assert (
+            road.road_line()
+            == "Float32 products of secvit's layers on the CPU: onednn (by rule: x86-64, AVX-512, MKL, oneDNN, AMD)"
+        )
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class _RowProduct(torch.autograd.Function):
         by_rows = by_weight = by_bias = None
         grad = grad[0, :, 0].t()
         if ctx.needs_input_grad[0]:
-            by_rows = linear(grad, weight.t()).t()[None, :, None]
+            by_rows = product(grad, weight).t()[None, :, None]
         if ctx.needs_input_grad[1]:
             by_weight = product(grad.t(), rows[0, :, 0].t())
         if ctx.needs_input_grad[2]:

@@ -92,9 +92,10 @@ def using_road(choice: str) -> Iterator[None]:
 
 def road_line() -> str:
     """The road in force and why, in one line."""
+    why = objection() or "by rule: x86-64, AVX-512, MKL, oneDNN, AMD"
     if _choice != "auto":
-        return f"Float32 products on the CPU: {_road} (chosen by {VARIABLE} or set_road)"
-    return f"Float32 products on the CPU: {_road} ({objection() or 'by rule: x86-64, AVX-512, MKL, oneDNN, AMD'})"
+        why = f"chosen by {VARIABLE} or set_road"
+    return f"Float32 products of secvit's layers on the CPU: {_road} ({why})"
 
 
 def takes_onednn(*tensors: Tensor) -> bool:
