@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from secvit.ops.products import depthwise_5x5, linear
@@ -11,6 +12,7 @@ from secvit.ops.products import depthwise_5x5, linear
 __all__ = ["Depthwise5x5", "Linear", "route_linears"]
 
 
+@register_notrace_module
 class Linear(nn.Linear):
     """nn.Linear by the road of `secvit.ops.road`.  (..., in_features) -> (..., out_features)"""
 
@@ -18,6 +20,7 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+@register_notrace_module
 class Depthwise5x5(nn.Conv2d):
     """A 5x5 convolution of each channel alone, by the road of `secvit.ops.road` in training.  (B, C, H, W)"""
 

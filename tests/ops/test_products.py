@@ -383,3 +383,8 @@ def test_an_exported_graph_keeps_the_linear_layer(onednn):
     program = torch.export.export(Layer(), (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), strict=False)
     names = [str(node.target) for node in program.graph.nodes]
     assert "aten.linear.default" in names and not any("conv" in name for name in names)
+
+
+def test_a_graph_of_torch_fx_has_the_linear_layer(onednn):
+    graph = torch.fx.symbolic_trace(Layer())
+    assert F.linear in [node.target for node in graph.graph.nodes]

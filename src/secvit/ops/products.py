@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from secvit.ops.road import has_exact_matmul, matmul_on_onednn, takes_onednn
 
@@ -182,7 +183,7 @@ def _by_four_kernels(x: Tensor, grad: Tensor) -> Tensor:
 
     def corner(down: int, right: int) -> Tensor:
         part = padded[:, :, down : down + height + 2, right : right + width + 2]
-        return torch.nn.grad.conv2d_weight(part, shape, grad, groups=shape[0])
+        return conv2d_weight(part, shape, grad, groups=shape[0])
 
     upper, lower = (torch.cat([corner(down, 0), corner(down, 2)[..., 1:]], dim=3) for down in (0, 2))
     return torch.cat([upper, lower[:, :, 1:]], dim=2)

@@ -22,7 +22,7 @@ from secvit.ops.order import exporting
 
 ROADS = ("auto", "onednn", "torch")
 VARIABLE = "SECVIT_CPU_ROAD"
-PLAIN = (Tensor, nn.Parameter)  # no subclass: quantised, distributed or fake tensors have roads of their own
+PLAIN = (Tensor, nn.Parameter)  # no subclass, quantised, distributed or fake, nor a proxy of torch.fx
 
 
 def objection() -> str | None:
@@ -106,7 +106,7 @@ def takes_onednn(*tensors: Tensor) -> bool:
         return False
     if not torch.compiler.is_compiling() and not torch.backends.mkldnn.enabled:
         return False
-    return all(x.device.type == "cpu" and x.dtype == torch.float32 and type(x) in PLAIN for x in tensors)
+    return all(type(x) in PLAIN and x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
 
 
 # -- products that torch has no public call for ------------------------------------------------------
