@@ -22,7 +22,7 @@ class ModelRow:
     vs_literal: Ratio | None
     macs: int
     of_matrix_rate: float | None
-    of_onednn_rate: float | None
+    of_onednn_rate: float | None = None
 
     @classmethod
     def read(cls, entries: Mapping[str, Any]) -> ModelRow:
