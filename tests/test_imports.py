@@ -37,9 +37,10 @@ MAY_IMPORT = {
     "paper": {"fields"},
     # the method
     "ops": set(),
+    "layers": {"ops"},
     "adapt": {"ops"},
     "connectors": {"ops", "registry"},
-    "models": {"ops", "adapt", "weights", "fields", "files", "hub"},
+    "models": {"ops", "layers", "adapt", "weights", "fields", "files", "hub"},
     # data, training, drawing: of any task
     "images": {"fields", "files", "loading", "processes", "progress", "registry", "splits"},
     "train": {"fields", "files", "loading", "processes", "progress", "provenance", "weights"},
@@ -52,7 +53,7 @@ MAY_IMPORT = {
     "segmentation": TASK | {"ops", "draw", "progress", "splits"},
     "vlm": TASK | {"connectors", "hub", "progress", "splits"},
     # across tasks
-    "measure": {"adapt", "connectors", "ops", "models", "images", "draw", "files", "hub", "provenance"},
+    "measure": {"adapt", "connectors", "ops", "layers", "models", "images", "draw", "files", "hub", "provenance"},
     "recipes": {"models", "registry"},
     "runs": {"models", "train", "images", "draw", "files", "recipes", "registry", "export", "fields"}
     | {"classification", "simmim", "detection", "segmentation", "vlm"},
@@ -85,7 +86,7 @@ MAY_IMPORT = {
         "runs",
     }
     | {"vis", "app"},
-    "__init__": {"ops", "adapt", "connectors", "models"},
+    "__init__": {"ops", "layers", "adapt", "connectors", "models"},
 }
 LIBRARIES = {
     **{name: set() for name in ("extras", "files", "progress")},

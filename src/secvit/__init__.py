@@ -9,6 +9,7 @@ from types import ModuleType
 
 from secvit import connectors, models
 from secvit.adapt import ClusteredAttention, patch, unpatch
+from secvit.layers import route_linears
 from secvit.ops import Clustering, Keys, Plan, cluster, register_partition, sec_attention, sec_pool
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "models",
     "patch",
     "register_partition",
+    "route_linears",
     "sec_attention",
     "sec_pool",
     "unpatch",

@@ -68,9 +68,18 @@ def hardware() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's own name where the system tells it, else its kind."""
+    """The processor's own name and its family where the system tells them, else its kind.
+
+    "AMD EPYC (family 26 model 17)": virtual machines leave the generation out of the name, the family tells it.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
+    except OSError:
+        lines = []
+    pairs = (line.partition(":") for line in lines)
+    entries = {name.strip(): value.strip() for name, _, value in pairs}
+    if "model name" not in entries:
         return platform.processor() or platform.machine()
+    if "cpu family" not in entries:
+        return entries["model name"]
+    return f"{entries['model name']} (family {entries['cpu family']} model {entries.get('model')})"

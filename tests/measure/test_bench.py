@@ -12,9 +12,11 @@ from secvit.measure.bench_results import BenchResult
 from secvit.measure.parts import PARTS, forward_parts, timed_parts
 from secvit.measure.report import report
 from secvit.ops import attention, rows
+from secvit.ops.road import using_road
 from secvit.signatures import explained, parameters
 from tests.conftest import ROOT, slow_but
 from tests.measure.literal import LITERAL, literal_module
+from tests.ops.test_products import needs_onednn
 
 SMALL = {"batch_size": 2, "image_size": 32, "rounds": 1}
 ONLY_INFERENCE = {
@@ -192,6 +194,24 @@ def test_a_run_writes_what_its_tables_show(tmp_path):
     assert platform.node() not in target.read_text() or not platform.node()
     assert {"recipe", "versions", "commit", "hardware", "date", "clock"} <= result.keys()
     assert len(result["models"][0]["seconds"]["secvit_tiny"]) == result["recipe"]["rounds"]
+
+
+@needs_onednn
+def test_where_our_linear_layers_take_onednn_a_rivals_do_in_a_row_of_its_own(monkeypatch):
+    def no_clock(candidates, base, *args, **kwargs):
+        return {name: [1.0] for name in [*candidates, base + speed.NULL]}
+
+    monkeypatch.setattr(speed, "interleave", no_clock)
+    models = ["secvit_nano", "deit_tiny_patch16_224", "resnet18"]
+    with using_road("onednn"):
+        result = bench.run(models, **ONLY_INFERENCE, **SMALL)
+    text = report(BenchResult.read(result.written()))
+    assert "Float32 products of secvit's layers on the CPU: onednn (chosen by SECVIT_CPU_ROAD or set_road)." in text
+    assert "| same road deit_tiny_patch16_224 " in text and "without these words, as timm has it" in text
+    assert "same road resnet18" not in text and "same road secvit" not in text
+    assert "of oneDNN's rate |" in text and all(row.of_onednn_rate > 0 for row in result.models[0].rows)
+    with using_road("torch"):
+        assert "same road" not in report(bench.run(models[:2], **ONLY_INFERENCE, **SMALL))
 
 
 def test_results_that_were_written_once_read_and_write_the_same():

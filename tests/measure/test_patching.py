@@ -13,6 +13,7 @@ from PIL import Image
 
 import secvit.adapt.attend as attend
 from secvit.cli import main
+from secvit.layers import Linear, route_linears
 from secvit.measure import count_macs, patching, peak, variants
 from secvit.measure.parts import PARTS, forward_parts, timed_parts
 from secvit.measure.patch_picture import draw_patch_report
@@ -205,11 +206,14 @@ def test_unfused_attention_without_memory_is_left_out_visibly(no_processes, monk
     assert "unfused was not run at 32 px" in patch_markdown(found)
 
 
-def test_reporting_leaves_the_model_as_it_was(no_processes):
+def test_reporting_leaves_the_model_as_it_was(no_processes, monkeypatch):
+    routed = []
+    monkeypatch.setattr(patching, "route_linears", lambda network: routed.append(route_linears(network)))
     model = small("deit_tiny_patch16_224").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    patch_report(model, [32], num_clusters=2, rounds=1, training=True)
-    assert model.training
+    found = patch_report(model, [32], num_clusters=2, rounds=1, training=True, route=True)
+    assert routed[0] > 4 and found.made["recipe"]["route"]  # all that is compared is a copy of the routed one
+    assert model.training and not any(type(layer) is Linear for layer in model.modules())
     assert not hasattr(model, "secvit_patch")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

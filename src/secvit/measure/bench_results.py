@@ -13,7 +13,8 @@ from secvit.measure.rounds import Ratio, Seconds
 class ModelRow:
     """One network.  vs_base, vs_literal: its speed over that of the base, and of its literal twin, if it has one.
 
-    macs: of one image.  of_matrix_rate: its multiply-accumulates a second over those of a matrix product, in inference.
+    macs: of one image.  of_matrix_rate: its multiply-accumulates a second over those of a matrix product, in inference;
+    of_onednn_rate: over those of a matrix product by oneDNN, in float32.
     """
 
     name: str
@@ -21,13 +22,15 @@ class ModelRow:
     vs_literal: Ratio | None
     macs: int
     of_matrix_rate: float | None
+    of_onednn_rate: float | None = None
 
     @classmethod
     def read(cls, entries: Mapping[str, Any]) -> ModelRow:
         ratios = (Ratio(**entries[name]) if name in entries else None for name in ("vs_base", "vs_literal"))
         base, literal = ratios
         assert base is not None
-        return cls(entries["name"], base, literal, entries["macs"], entries.get("of_matrix_rate"))
+        rates = (entries.get("of_matrix_rate"), entries.get("of_onednn_rate"))
+        return cls(entries["name"], base, literal, entries["macs"], *rates)
 
 
 @dataclass
@@ -55,7 +58,7 @@ class ModelSpeeds:
         return cls(**{**entries, "rows": [ModelRow.read(row) for row in entries["rows"]]})
 
     def written(self) -> dict[str, Any]:
-        rows = [_without_none(asdict(row), "vs_literal", "of_matrix_rate") for row in self.rows]
+        rows = [_without_none(asdict(row), "vs_literal", "of_matrix_rate", "of_onednn_rate") for row in self.rows]
         return {**asdict(self), "rows": rows}
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from secvit.adapt.patching import DEFAULTS
+from secvit.layers import route_linears
 from secvit.measure.macs import count_macs
 from secvit.measure.parts import forward_parts
 from secvit.measure.patch_results import BASES, Agreement, PatchReport, SizeResult, break_even_of
@@ -52,6 +53,7 @@ def patch_report(
     training: bool = False,
     unfused: bool = False,
     pretrained: bool = False,
+    route: bool = False,
     photos: Sequence[str] = (),
     json: str | None = None,
     plot: str | None = None,
@@ -82,6 +84,7 @@ def patch_report(
     training: training steps too.
     unfused: also the original with its L x L weights written out, where memory suffices.
     pretrained: weights from timm's hub, which downloads them; otherwise random ones of seed 0.
+    route: the linear layers of all that is compared take oneDNN where secvit's do (`secvit.route_linears`).
     photos: files, or folders of them, to compare the features on; made-up squares and noise without them.
     json: also write all numbers to this file.
     plot: also draw speed and memory over the size, PNG, PDF, ...
@@ -90,7 +93,8 @@ def patch_report(
     quality = chosen_quality(quality, num_clusters, cluster_size, near, far or None)
     request = Request(
         tuple(sorted(set(size))), num_clusters, cluster_size, quality, layers, partition, near, far, shared,
-        share_order_every, batch_size, rounds, threads, dtype, device, training, unfused, pretrained, tuple(photos),
+        share_order_every, batch_size, rounds, threads, dtype, device, training, unfused, pretrained, route,
+        tuple(photos),
     )  # fmt: skip
     _check(request, json, plot)
     report = _measure(run, model, request, progress)
@@ -120,6 +124,7 @@ class Request:
     training: bool
     unfused: bool
     pretrained: bool
+    route: bool
     photos: tuple[str, ...]
 
     @property
@@ -164,6 +169,8 @@ def _check(request: Request, json: str | None, plot: str | None) -> None:
 
 def _measure(run: str | nn.Module, network: str | None, request: Request, progress: bool) -> PatchReport:
     original, weights = load(run, request.pretrained, network)
+    if request.route:
+        route_linears(original)
     for side in request.sizes:  # whatever cannot be should be said before minutes of work
         variant(original, "patched", side, request.options)
     photos, notes = readable(request.photos) if request.photos else ([], [])

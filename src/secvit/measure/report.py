@@ -9,7 +9,7 @@ from secvit.measure.parts import PARTS
 from secvit.measure.results import environment_lines, made_with, shown_ratio, table
 from secvit.measure.rounds import NULL
 from secvit.measure.scaling import growth
-from secvit.measure.speed import FUSED
+from secvit.measure.speed import FUSED, SAME_ROAD
 
 # images a second on an A100 in batches of 64: supplement table 2, of which this package and timm have these networks
 THROUGHPUT = {
@@ -48,17 +48,20 @@ def _models(speeds: ModelSpeeds) -> str:
     how = ", compiled" if speeds.compiled else ""
     title = f"### {mode}, {speeds.dtype}{how}, batch {speeds.batch_size}, {speeds.image_size} px"
     columns = ["model", "GMAC", f"speed, {speeds.base} = 1", "paper, A100", "speed, literal twin = 1"]
-    with_rate = any(row.of_matrix_rate is not None for row in speeds.rows)
+    shares = {"of the matrix product's rate": "of_matrix_rate", "of oneDNN's rate": "of_onednn_rate"}
+    shares = {title: name for title, name in shares.items() if getattr(speeds.rows[0], name) is not None}
     rows = []
     once = [row for row in speeds.rows if not row.name.endswith(NULL)]
     for row in sorted(once, key=lambda row: -row.vs_base.median):
         twin = row.vs_literal
         speed = "1" if row.name == speeds.base else shown_ratio(row.vs_base)
-        paper = THROUGHPUT.get(row.name.removeprefix(FUSED), 0) / THROUGHPUT.get(speeds.base, 1)
+        paper = THROUGHPUT.get(row.name.removeprefix(FUSED).removeprefix(SAME_ROAD), 0) / THROUGHPUT.get(speeds.base, 1)
         printed = f"{paper:.2f}" if paper and speeds.base in THROUGHPUT and speeds.mode != "training" else ""
         cells = [row.name, f"{row.macs / 1e9:.2f}", speed, printed, shown_ratio(twin) if twin else ""]
-        rows.append(cells + ([f"{100 * row.of_matrix_rate:.0f} %"] if row.of_matrix_rate is not None else []))
-    lines = [title, "", *table(columns + (["of the matrix product's rate"] if with_rate else []), rows), ""]
+        rows.append(cells + [f"{100 * getattr(row, name):.0f} %" for name in shares.values()])
+    lines = [title, "", *table([*columns, *shares], rows), ""]
+    if any(row.name.startswith(SAME_ROAD) for row in once):
+        lines.append("same road: with its linear layers on oneDNN, as ours are; without these words, as timm has it.")
     null = next(row for row in speeds.rows if row.name.endswith(NULL))
     verdict = "" if speeds.quiet else ": **too noisy to quote**"
     lines.append(f"Null pair ({speeds.base} twice): {shown_ratio(null.vs_base)}{verdict}.")

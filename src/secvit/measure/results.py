@@ -14,19 +14,26 @@ import torch
 
 from secvit.files import write_atomically
 from secvit.measure.rounds import Ratio
+from secvit.ops.road import road_line
 from secvit.provenance import cpu_name, hardware, provenance
 
-MATTERS = ("MALLOC_", "OMP_", "MKL_", "KMP_")  # prefixes of variables that change speed
+# prefixes of variables that change speed
+MATTERS = ("MALLOC_", "OMP_", "MKL_", "KMP_", "DNNL_", "ONEDNN_", "ATEN_", "SECVIT_CPU_")
 
 
 def head(kind: str, recipe: Mapping[str, Any], threads: int, device: str = "cpu") -> dict[str, Any]:
-    """The first entries of a result: kind, recipe, versions, commit, time, hardware, variables that change speed."""
+    """The first entries of a result: kind, recipe, versions, commit, time, hardware, variables that change speed.
+
+    road: on a CPU, the library that multiplies, and why (`secvit.ops.road`).
+    """
+    on_gpu = torch.device(device).type == "cuda"
     return {
         "kind": kind,
         "recipe": dict(recipe),
         **provenance(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware() if torch.device(device).type == "cuda" else cpu(threads),
+        "hardware": hardware() if on_gpu else cpu(threads),
+        **({} if on_gpu else {"road": road_line()}),
         "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(MATTERS)},
     }
 
@@ -63,9 +70,10 @@ def made_with(result: Mapping[str, Any]) -> str:
 
 
 def environment_lines(result: Mapping[str, Any]) -> list[str]:
-    """The variables that change speed, in one line; no line where none is set."""
+    """The variables that change speed, where some are set, and the library that multiplies, where it is noted."""
     environment = ", ".join(f"{name}={value}" for name, value in result["environment"].items())
-    return [f"Environment: {environment}."] if environment else []
+    lines = [f"Environment: {environment}."] if environment else []
+    return [*lines, f"{result['road']}."] if "road" in result else lines
 
 
 def shown_ratio(ratio: Mapping[str, float] | Ratio) -> str:

@@ -24,17 +24,20 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from secvit.layers import route_linears
 from secvit.measure.bench_results import ModelRow, ModelSpeeds
 from secvit.measure.macs import count_macs
 from secvit.measure.rounds import NULL, Seconds, clock_for, interleave, is_quiet, speed_ratio
 from secvit.models import SECViT
 from secvit.models.convert import heads_of, to_authors
 from secvit.models.saved import device_of
+from secvit.ops.products import linear
+from secvit.ops.road import road, using_road
 
 SWIN = "swin_tiny_patch4_window7_224"
 MODELS = ("secvit_tiny", "secvit_small", SWIN, "deit_small_patch16_224")
-TWIN, FUSED = "literal ", "fused "
-MATRIX = "matrix product"
+TWIN, FUSED, SAME_ROAD = "literal ", "fused ", "same road "
+MATRIX, ONEDNN = "matrix product", "matrix product by oneDNN"
 AUTHORS = ("KClusterFormerSimpleNew_", "SecViT_")  # how functions that make a network begin in the authors' file
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EXACT = 1e-9  # float64, of the largest logit: rounding is 1e-15, one token in another cluster 1e-3
@@ -81,10 +84,12 @@ def bench_models(
     if mode == "inference":
         square = torch.randn(1024, 1024, dtype=DTYPES[dtype])
         candidates[MATRIX] = lambda: square @ square
+        if dtype == "float32" and torch.backends.mkldnn.is_available():
+            candidates[ONEDNN] = lambda: onednn_product(square, square)
     title = f"{mode} {dtype}{' compiled' if compiled else ''}" if progress else None
     seconds = interleave(candidates, base, rounds, clock, title=title)
     macs = {name: count_macs(build(name, image_size, "meta"), (3, image_size, image_size)).total for name in models}
-    rows = [_row(name, seconds, base, batch_size, macs) for name in seconds if name != MATRIX]
+    rows = [_row(name, seconds, base, batch_size, macs) for name in seconds if name not in (MATRIX, ONEDNN)]
     quiet = is_quiet(seconds, base)
     return ModelSpeeds(mode, dtype, compiled, batch_size, image_size, base, quiet, skipped, differences, rows, seconds)
 
@@ -100,6 +105,10 @@ def _networks(
         networks[name] = network
         if mode == "inference" and not compiled and hasattr(network, "fuse"):
             networks[FUSED + name] = check_fused(name, network, images[:1])
+        if is_rival(name) and dtype == "float32" and road() == "onednn":
+            routed = copy.deepcopy(network)
+            if route_linears(routed) > 1:  # one is a classifier, of few rows
+                networks[SAME_ROAD + name] = routed
         if literal is not None and is_ours(name):
             try:
                 twin = literal.like(network)
@@ -114,17 +123,21 @@ def _networks(
 
 
 def _row(name: str, seconds: Seconds, base: str, batch_size: int, macs: dict[str, int]) -> ModelRow:
-    plain = name.removeprefix(FUSED)
+    plain = name.removeprefix(FUSED).removeprefix(SAME_ROAD)
     twin = TWIN + plain
     count = macs[plain.removeprefix(TWIN).removesuffix(NULL)]
     work = count * batch_size / 1024**3
-    return ModelRow(
-        name,
-        speed_ratio(seconds, name, base),
-        speed_ratio(seconds, name, twin) if twin in seconds else None,
-        count,
-        work * speed_ratio(seconds, name, MATRIX).median if MATRIX in seconds else None,
+    matrix, onednn = (
+        work * speed_ratio(seconds, name, peak).median if peak in seconds else None for peak in (MATRIX, ONEDNN)
     )
+    vs_literal = speed_ratio(seconds, name, twin) if twin in seconds else None
+    return ModelRow(name, speed_ratio(seconds, name, base), vs_literal, count, matrix, onednn)
+
+
+def onednn_product(a: Tensor, b: Tensor) -> Tensor:
+    """a b^T of square float32 matrices by oneDNN, whatever road is in force."""
+    with using_road("onednn"):
+        return linear(a, b)
 
 
 def check_settings(dtypes: Sequence[str], device: str = "cpu", json: str | None = None) -> None:
@@ -150,6 +163,11 @@ def build(name: str, image_size: int, device: str | None = None) -> nn.Module:
 def is_ours(name: str) -> bool:
     """Whether a name is of a SECViT, which alone has literal twins."""
     return name.startswith("secvit")
+
+
+def is_rival(name: str) -> bool:
+    """Whether a name is of a network of others, whose linear layers are torch's."""
+    return not name.startswith(("secvit", "sec_"))
 
 
 def made_up_images(batch_size: int, size: int | tuple[int, int]) -> Tensor:

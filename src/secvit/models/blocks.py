@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from secvit.layers import Depthwise5x5, Linear
 from secvit.models.packed import PackedLinear, fold_layers
 from secvit.models.rotary import RotaryTable, rotate_packed_
 from secvit.ops import Clustering, Keys, Partition, Plan, Projections, sec_attention
@@ -52,9 +53,9 @@ class SECAttention(nn.Module):
         self.num_heads = num_heads
         self.clustering = clustering
         self.scale = (dim // num_heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim, **dd)
-        self.lepe = nn.Conv2d(dim, dim, 5, padding=2, groups=dim, **dd)
-        self.proj = nn.Linear(dim, dim, **dd)
+        self.qkv: nn.Linear = Linear(dim, 3 * dim, **dd)
+        self.lepe = Depthwise5x5(dim, **dd)
+        self.proj: nn.Linear = Linear(dim, dim, **dd)
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
         B, H, W, C = x.shape
@@ -128,10 +129,10 @@ class FFN(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, dd: dict[str, Any]) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim, **dd)
+        self.fc1: nn.Linear = Linear(dim, hidden_dim, **dd)
         self.act: nn.Module = nn.GELU()
         self.dwconv = AddDepthwise(hidden_dim, dd)
-        self.fc2 = nn.Linear(hidden_dim, dim, **dd)
+        self.fc2: nn.Linear = Linear(hidden_dim, dim, **dd)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.fc1(x)).permute(0, 3, 1, 2)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from secvit.ops.products import linear
+
 
 def fold_layers(layers: nn.Sequential) -> None:
     """Fold batch norms, then GELUs, into the convolutions before them, in place; identities take their places."""
@@ -55,7 +57,7 @@ class PackedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and not torch.is_grad_enabled() and _can_pack(x, self.weight):
             return self._packed_product(x)
-        x = F.linear(x, self.weight, self.bias)
+        x = linear(x, self.weight, self.bias)
         return F.gelu(x) if self.gelu else x
 
     def _packed_product(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_
 from torch import Tensor, nn
 
 from secvit.adapt.attend import attend, scored
+from secvit.layers import Depthwise5x5, route_linears
 from secvit.models.secvit import preset_cfg
 from secvit.ops import Clustering, Keys, Partition, Plan, Projections
 
@@ -52,7 +53,7 @@ class SECDeiTAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **dd)
         self.q_norm = norm_layer(dim // num_heads, **dd) if qk_norm else nn.Identity()  # type: ignore[operator, misc]
         self.k_norm = norm_layer(dim // num_heads, **dd) if qk_norm else nn.Identity()  # type: ignore[operator, misc]
-        self.lepe = nn.Conv2d(dim, dim, 5, padding=2, groups=dim, **dd)
+        self.lepe = Depthwise5x5(dim, **dd)
         self.norm = norm_layer(dim, **dd) if scale_norm else nn.Identity()  # type: ignore[operator, misc]
         self.proj = nn.Linear(dim, dim, bias=proj_bias, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -151,6 +152,7 @@ class SECDeiT(VisionTransformer):
         block: Any
         for block in self.blocks:
             block.attn.clustering = clustering
+        route_linears(self)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """timm's DeiT, and LePE as in SECViT."""

@@ -17,6 +17,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer import checkpoint_filter_fn as timm_filter
 from torch import Tensor, nn
 
+from secvit.layers import route_linears
 from secvit.models.blocks import SECAttention, stage_clusterings
 from secvit.models.convert import to_packed_rows
 from secvit.models.rotary import RotaryTable
@@ -104,6 +105,7 @@ class SECSwin(SwinTransformer):
             )
         self.weight_init_mode = ""
         self.init_weights(needs_reset=False)
+        route_linears(self)
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         """timm's Swin, and LePE as in SECViT."""

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secvit.ops.order import Plan, exporting
+from secvit.ops.products import has_fast_product, product
 
 BACKENDS = ("auto", "sdpa", "math", "reference", "triton")
 # tokens a cluster up to which "auto" takes the fused kernel: none until a GPU has passed `make bench-gpu`, with 256
 TRITON_SIZE = 0
-SHORT_ON_CPU = 256  # keys up to which plain products beat torch's fused kernel on a CPU, in half precision
+# keys up to which plain products beat torch's fused kernel on a CPU: in half precision, and in training on oneDNN
+SHORT_ON_CPU = 256
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,20 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, options: Options, mask: T
 
     mask: True for keys that are seen; or numbers, which are added to the scores.
     """
+    if _takes_products(q, k, v, options, mask):
+        return product(torch.softmax(product(q * options.scale, k.transpose(-2, -1)), dim=-1), v)
     if _takes_sdpa(q, k, options.backend):
         return _sdpa(q, k, v, options, mask)
     weights = _weights(q, k, options.scale, mask)
     return (F.dropout(weights, options.dropout_p) if options.dropout_p > 0 else weights) @ v
+
+
+def _takes_products(q: Tensor, k: Tensor, v: Tensor, options: Options, mask: Tensor | None) -> bool:
+    """Whether "auto" trains by plain products on oneDNN: torch's fused kernel has MKL inside."""
+    if options.backend != "auto" or mask is not None or options.dropout_p > 0 or k.shape[-2] > SHORT_ON_CPU:
+        return False
+    trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    return trains and has_fast_product(q, k, v)
 
 
 def _takes_sdpa(q: Tensor, k: Tensor, backend: str) -> bool:
