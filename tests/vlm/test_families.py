@@ -1,0 +1,207 @@
+"""Connectors in current families of vision-language models, each a random model of a few ten thousand weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.models.smolvlm import processing_smolvlm
+
+from secvit.vlm import load_connector, restore_connector, save_connector, use_connector
+from tests.vlm import families
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma's processor
+T = 6
+every_family = pytest.mark.parametrize("name", families.FAMILIES)
+
+
+@pytest.fixture(autouse=True)
+def without_num2words(monkeypatch):
+    """SmolVLM's processor wants this package for videos, of which there are none here."""
+    monkeypatch.setattr(processing_smolvlm, "num2words", str)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Each family's model and processor, made once."""
+    return {}
+
+
+@pytest.fixture
+def stock(made, name):
+    """(model, processor) of a family; the model is one's own to change."""
+    if name not in made:
+        made[name] = families.stock(name)
+    return copy.deepcopy(made[name][0]), made[name][1]
+
+
+def prompts(name, processor, pictures, both: bool = True):
+    """One prompt with two images and one with one image; or the first alone."""
+    mark = families.PLACEHOLDER.get(name, "<image>")
+    images = [[pictures[1], pictures[0]], [pictures[1]]]
+    texts = [f"{mark} what is on the left? {mark} two", f"{mark} describe"]
+    count = 2 if both else 1
+    crops = {"images_kwargs": {"do_pan_and_scan": True}} if name == "gemma3" else {}
+    return processor(images=images[:count], text=texts[:count], padding=True, return_tensors="pt", **crops)
+
+
+def logits(model, inputs):
+    with torch.no_grad():
+        return model(**inputs).logits
+
+
+def image_tokens(model, inputs):
+    return (inputs["input_ids"] == model.config.image_token_id).sum(dim=1)
+
+
+@every_family
+def test_every_tile_takes_the_tokens_asked_for(stock, name, pictures):
+    model, processor = stock
+    before = image_tokens(model, prompts(name, processor, pictures))
+    ours = use_connector(model, processor, "sec", num_tokens=T)
+    inputs = prompts(name, ours, pictures)
+    if name == "llava_onevision":  # tiles, and the newline at the end of an image; two images have one tile each
+        expected = [2 * (T + 1), 3 * T + 1]
+    else:
+        expected = [T * int(count) // families.OWN_TOKENS.get(name, 16) for count in before]
+    assert image_tokens(model, inputs).tolist() == expected
+    assert logits(model, inputs).isfinite().all()
+
+
+@every_family
+def test_an_image_alone_and_in_a_batch_become_the_same_tokens(stock, name, pictures):
+    model, processor = stock
+    ours = use_connector(model, processor, "tree", num_tokens=T)
+    together, alone = (prompts(name, ours, pictures, both) for both in (True, False))
+    rows = [logits(model, inputs)[0, -4:] for inputs in (together, alone)]
+    # float32 sums in another order
+    torch.testing.assert_close(rows[0], rows[1], rtol=1e-4, atol=1e-5)
+
+
+@every_family
+def test_with_all_tokens_kept_the_logits_are_the_stock_models(stock, name, pictures):
+    model, processor = stock
+    inputs = prompts(name, processor, pictures)
+    expected = logits(model, inputs)
+    ours = use_connector(model, processor, "mlp", num_tokens=None)
+    again = prompts(name, ours, pictures)
+    assert torch.equal(again["input_ids"], inputs["input_ids"])
+    assert torch.equal(logits(model, again), expected)
+
+
+@every_family
+def test_saved_and_loaded_it_answers_the_same(stock, name, pictures, tmp_path):
+    model, processor = stock
+    ours = use_connector(model, processor, "sec", num_tokens=T, init="random")
+    model.save_pretrained(tmp_path), ours.save_pretrained(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    inputs = prompts(name, AutoProcessor.from_pretrained(tmp_path), pictures)
+    assert torch.equal(inputs["input_ids"], prompts(name, ours, pictures)["input_ids"])
+    assert type(loaded) is type(model)
+    assert torch.equal(logits(loaded, inputs), logits(model, inputs))
+    answers = [one.generate(**inputs, max_new_tokens=4, do_sample=False) for one in (loaded, model)]
+    assert torch.equal(*answers)
+    assert answers[0].shape[1] > inputs["input_ids"].shape[1]
+
+
+@every_family
+def test_generation_with_a_cache_gives_the_tokens_of_one_without(stock, name, pictures):
+    model, processor = stock
+    inputs = prompts(name, use_connector(model, processor, "sec", num_tokens=T), pictures, both=False)
+    cached, whole = (
+        model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=use_cache) for use_cache in (True, False)
+    )
+    assert torch.equal(cached, whole)
+
+
+@every_family
+def test_a_training_step_changes_the_connector(stock, name, pictures):
+    model, processor = stock
+    inputs = prompts(name, use_connector(model, processor, "sec", num_tokens=T), pictures)
+    inputs["labels"] = inputs["input_ids"]
+    learned = model.train().model.image_connector.pool["attend"].v.weight
+    before = learned.detach().clone()
+    optimizer = torch.optim.SGD([learned], lr=1.0)
+    model(**inputs).loss.backward()
+    optimizer.step()
+    assert not torch.equal(learned, before)
+
+
+@every_family
+def test_taken_out_again_it_is_the_stock_model(stock, name, pictures):
+    model, processor = stock
+    inputs = prompts(name, processor, pictures)
+    kind, expected, keys = type(model), logits(model, inputs), set(model.state_dict())
+    ours = use_connector(model, processor, "sec", num_tokens=T)
+    assert set(model.state_dict()) > keys
+    back = restore_connector(model, ours)
+    assert type(model) is kind
+    assert set(model.state_dict()) == keys
+    assert type(back) is type(processor)
+    again = prompts(name, back, pictures)
+    assert torch.equal(again["input_ids"], inputs["input_ids"])
+    assert torch.equal(logits(model, again), expected)
+
+
+@every_family
+def test_the_connector_alone_is_saved_with_the_projector(stock, name, pictures, tmp_path):
+    model, processor = stock
+    twin = copy.deepcopy(model)
+    ours = use_connector(model, processor, "sec", num_tokens=T, init="random")
+    save_connector(model, tmp_path)
+    inputs = prompts(name, load_connector(twin, processor, tmp_path), pictures)
+    assert torch.equal(logits(twin, inputs), logits(model, prompts(name, ours, pictures)))
+
+
+@every_family
+def test_the_stock_processor_is_refused_with_the_one_to_take(stock, name, pictures):
+    model, processor = stock
+    use_connector(model, processor, "sec", num_tokens=T)
+    with pytest.raises(ValueError, match="take the processor that use_connector returned"):
+        logits(model, prompts(name, processor, pictures))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
+@every_family
+def test_lora_keeps_the_connector_with_its_adapter(stock, name, pictures, tmp_path):
+    peft = pytest.importorskip("peft")
+    model, processor = stock
+    fresh = copy.deepcopy(model)
+    ours = use_connector(model, processor, "sec", num_tokens=T, init="random")
+    inputs = prompts(name, ours, pictures)
+    expected = logits(model, inputs)
+    lora = peft.LoraConfig(target_modules=["q_proj", "v_proj"], modules_to_save=["image_connector"])
+    wrapped = peft.get_peft_model(model, lora)
+    wrapped.save_pretrained(tmp_path)
+    use_connector(fresh, processor, "sec", num_tokens=T)
+    again = peft.PeftModel.from_pretrained(fresh, tmp_path)
+    torch.testing.assert_close(logits(again, inputs), expected)
+
+
+@pytest.mark.parametrize("name", ["internvl"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_tokens": 17}, "16 tokens cannot give 17"),
+        ({"extra_token": "cls", "num_tokens": T}, "there are patches only"),
+        ({"name": "evit", "num_tokens": T}, "there are patches only"),
+        ({"name": "pixel_shuffle", "num_tokens": 4}, "another connector"),
+        ({"name": "mlp", "num_tokens": T}, "choose num_tokens=16"),
+        ({"where": "after", "num_tokens": T}, "is behind its projector"),
+    ],
+)
+def test_what_a_connector_behind_a_projector_cannot_do_is_refused(stock, name, options, message):
+    model, processor = stock
+    with pytest.raises(ValueError, match=message):
+        use_connector(model, processor, **options)
+    assert not hasattr(model.model, "image_connector")
+
+
+@pytest.mark.parametrize("name", ["internvl"])
+def test_the_processor_of_another_family_is_refused(stock, name):
+    model, _ = stock
+    with pytest.raises(ValueError, match="no InternVLProcessor"):
+        use_connector(model, families.stock("paligemma")[1], num_tokens=T)
+    assert not hasattr(model.model, "image_connector")
