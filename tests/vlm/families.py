@@ -32,7 +32,16 @@ from transformers import (
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2Config,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
     SiglipImageProcessor,
     SiglipVisionConfig,
     SmolVLMConfig,
@@ -149,8 +158,53 @@ def smolvlm():
     return model, SmolVLMProcessor(images, words, videos, image_seq_len=16)
 
 
-FAMILIES = {f.__name__: f for f in (paligemma, gemma3, internvl, idefics3, smolvlm, llava_onevision)}
-PLACEHOLDER = {"gemma3": "<boi>", "internvl": "<IMG_CONTEXT>"}
+def qwen(config_class: type, model_class: type, processor_class: type, video_class: type, sections: list, **tower: Any):
+    words = tokenizer(
+        image_token="<|image_pad|>",
+        video_token="<|video_pad|>",
+        vision_start_token="<|vision_start|>",
+        vision_end_token="<|vision_end|>",
+    )
+    rope = {"rope_type": "default", "mrope_section": sections, "rope_theta": 10000.0}
+    language = {
+        "vocab_size": len(words), "num_key_value_heads": 2, "head_dim": 16, "pad_token_id": words.pad_token_id,
+        "rope_parameters": rope, **WIDTHS,
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "patch_size": PATCH,
+        "out_hidden_size": 32, **tower,
+    }  # fmt: skip
+    config = config_class(
+        text_config=language, vision_config=vision, image_token_id=words.image_token_id,
+        video_token_id=words.video_token_id, vision_start_token_id=words.vision_start_token_id,
+        vision_end_token_id=words.vision_end_token_id,
+    )  # fmt: skip
+    # grids of 5 x 5 and 3 x 8 tokens for the two images of the tests
+    images = Qwen2VLImageProcessor(
+        patch_size=PATCH, merge_size=2, size={"shortest_edge": 256, "longest_edge": 2048}
+    )  # fmt: skip
+    return model_class(config), processor_class(images, words, video_class(patch_size=PATCH, merge_size=2))
+
+
+def qwen2_5_vl():
+    return qwen(
+        Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, [2, 3, 3],
+        window_size=16, fullatt_block_indexes=[1],
+    )  # fmt: skip
+
+
+def qwen3_vl():
+    return qwen(
+        Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLVideoProcessor, [4, 2, 2],
+        deepstack_visual_indexes=[0], num_position_embeddings=64,
+    )  # fmt: skip
+
+
+FAMILIES = {
+    f.__name__: f for f in (paligemma, gemma3, internvl, idefics3, smolvlm, llava_onevision, qwen2_5_vl, qwen3_vl)
+}
+QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
+PLACEHOLDER = {"gemma3": "<boi>", "internvl": "<IMG_CONTEXT>", "qwen2_5_vl": QWEN, "qwen3_vl": QWEN}
 OWN_TOKENS = {"paligemma": 64}  # L of a tile; 16 elsewhere
 
 

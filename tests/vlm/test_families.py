@@ -64,6 +64,9 @@ def test_every_tile_takes_the_tokens_asked_for(stock, name, pictures):
     inputs = prompts(name, ours, pictures)
     if name == "llava_onevision":  # tiles, and the newline at the end of an image; two images have one tile each
         expected = [2 * (T + 1), 3 * T + 1]
+    elif name.startswith("qwen"):
+        assert before.tolist() == [24 + 25, 24]
+        expected = [2 * T, T]
     else:
         expected = [T * int(count) // families.OWN_TOKENS.get(name, 16) for count in before]
     assert image_tokens(model, inputs).tolist() == expected
@@ -178,6 +181,130 @@ def test_lora_keeps_the_connector_with_its_adapter(stock, name, pictures, tmp_pa
     use_connector(fresh, processor, "sec", num_tokens=T)
     again = peft.PeftModel.from_pretrained(fresh, tmp_path)
     torch.testing.assert_close(logits(again, inputs), expected)
+
+
+def positions_of(model, run):
+    """What positions (axes, B, S) the language model gets in the first call of `run`."""
+    seen: list = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["position_ids"]), with_kwargs=True
+    )
+    try:
+        run()
+    finally:
+        hook.remove()
+    return seen[0][-3:]
+
+
+qwen = pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+
+
+@qwen
+def test_merged_tokens_of_qwen_stand_at_their_mean_places_and_text_where_it_stood(stock, name, pictures):
+    model, processor = stock
+    inputs = prompts(name, processor, pictures)
+    before = positions_of(model, lambda: logits(model, inputs))
+    was_text = (inputs["input_ids"] != model.config.image_token_id) & inputs["attention_mask"].bool()
+    inputs = prompts(name, use_connector(model, processor, "sec", num_tokens=T), pictures)
+    after = positions_of(model, lambda: logits(model, inputs))
+    is_image = inputs["input_ids"] == model.config.image_token_id
+    is_text = ~is_image & inputs["attention_mask"].bool()
+    for row in range(2):
+        assert torch.equal(after[:, row, is_text[row]], before[:, row, was_text[row]])
+    places = model.merged(inputs["pixel_values"], inputs["image_grid_thw"])
+    expected = []
+    for row, image in ((0, 0), (0, 1), (1, 2)):
+        height, width = (inputs["image_grid_thw"][image, 1:] // 2).tolist()
+        start = after[0, row, is_image[row]][0 if image != 1 else T]
+        x, y = (places[image].coordinates[0] * torch.tensor([width, height]) - 0.5).round().T
+        expected.append(start + torch.stack([torch.zeros(T), y, x]))
+    assert torch.equal(after[:, is_image].float(), torch.cat(expected, dim=1))
+    assert len(set(after[1, 0, is_image[0]].tolist())) > 1  # not all in one place
+
+
+@qwen
+def test_each_beam_has_the_places_of_its_own_image(stock, name, pictures):
+    model, processor = stock
+    inputs = prompts(name, use_connector(model, processor, "sec", num_tokens=T), pictures)
+    plain = positions_of(model, lambda: logits(model, inputs))
+    beams = positions_of(model, lambda: model.generate(**inputs, num_beams=2, max_new_tokens=2))
+    real = inputs["attention_mask"].bool()
+    for row in range(4):
+        assert torch.equal(beams[:, row, real[row // 2]], plain[:, row // 2, real[row // 2]])
+
+
+@qwen
+def test_an_image_of_qwen_with_fewer_tokens_keeps_its_own(stock, name, pictures):
+    model, processor = stock
+    inputs = prompts(name, processor, pictures)  # 24 and 25 tokens
+    expected = logits(model, inputs)
+    again = prompts(name, use_connector(model, processor, "sec", num_tokens=25), pictures)
+    assert torch.equal(logits(model, again), expected)
+    third = prompts(name, use_connector(model, processor, "sec", num_tokens=24), pictures)
+    assert image_tokens(model, third).tolist() == [48, 24]
+    assert not torch.equal(logits(model, third)[0, -1], expected[0, -1])
+    # float32 sums over other padding
+    torch.testing.assert_close(logits(model, third)[1, -1], expected[1, -1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl"])
+def test_deepstack_is_merged_by_the_weights_of_the_tokens(stock, name, pictures):
+    model, processor = stock
+    inputs = prompts(name, processor, pictures)
+    images = {key: inputs[key] for key in ("pixel_values", "image_grid_thw")}
+
+    def deep():
+        layers = model.get_image_features(**images).deepstack_features
+        return [x if isinstance(x, torch.Tensor) else torch.cat(tuple(x)) for x in layers]
+
+    with torch.no_grad():
+        before = deep()
+        use_connector(model, processor, "sec", num_tokens=T)
+        weights = torch.block_diag(*(one.weights[0] for one in model.merged(**images)))
+        for layer, own in zip(deep(), before, strict=True):
+            torch.testing.assert_close(layer, weights @ own)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "llava_onevision", "paligemma"])
+def test_the_count_is_known_from_the_size_of_an_image(stock, name, pictures):
+    model, processor = stock
+    ours = use_connector(model, processor, "sec", num_tokens=T)
+    mark = families.PLACEHOLDER.get(name, "<image>")
+    for picture in pictures:
+        count = ours._get_num_multimodal_tokens(image_sizes=[picture.size[::-1]]).num_image_tokens
+        inputs = ours(images=[picture], text=[f"{mark} describe"], return_tensors="pt")
+        assert image_tokens(model, inputs).tolist() == count
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "mlp", "num_tokens": T}, "choose num_tokens=None"),
+        ({"extra_token": "mean", "num_tokens": T}, "choose extra_token=None"),
+    ],
+)
+def test_what_needs_images_of_one_size_is_refused(stock, name, options, message):
+    model, processor = stock
+    with pytest.raises(ValueError, match=message):
+        use_connector(model, processor, **options)
+
+
+@qwen
+def test_videos_are_refused_while_a_connector_is_in(stock, name):
+    model, processor = stock
+    use_connector(model, processor, num_tokens=T)
+    with pytest.raises(NotImplementedError, match="restore_connector"):
+        model.get_video_features(torch.zeros(4, 96), torch.tensor([[1, 2, 2]]))
+
+
+@pytest.mark.parametrize("name", ["internvl"])
+def test_what_each_token_is_made_of_is_told_tile_by_tile(stock, name, pictures):
+    model, processor = stock
+    inputs = prompts(name, use_connector(model, processor, "sec", num_tokens=T), pictures)
+    merged = model.merged(pixel_values=inputs["pixel_values"])
+    assert merged.weights.shape == (len(inputs["pixel_values"]), T, 16)
+    torch.testing.assert_close(merged.weights.sum(dim=-1), torch.ones(len(merged.weights), T))
 
 
 @pytest.mark.parametrize("name", ["internvl"])

@@ -218,9 +218,10 @@ def _family(model: PreTrainedModel) -> tuple[Family, Family]:
     for stock, ours in FAMILIES:
         if type(model) in (stock.generation, ours.generation):
             return stock, ours
+    able = [stock for stock, _ in FAMILIES] + [family.stock for family in families.FAMILIES]
     raise NotImplementedError(
         f"{type(model).__name__} has no place for a connector yet; those that have: "
-        + ", ".join(stock.generation.__name__ for stock, *_ in (*FAMILIES, *families.FAMILIES))
+        + ", ".join(kind[0].__name__ for kind in able)
         + ".  In a model of your own put secvit.connectors.create(...) where its projector stands."
     )
 

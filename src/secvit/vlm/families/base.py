@@ -36,8 +36,8 @@ NO_CLS = (
 class Kind(NamedTuple):
     """The classes of a family, as transformers has them or with a connector."""
 
-    generation: type
-    model: type
+    generation: Any
+    model: Any
     config: Any
 
 
@@ -46,14 +46,14 @@ class Family(NamedTuple):
 
     projector: where in the inner model the module is that makes tokens for the language model.
     processors: the stock class, and that which counts a connector's tokens.
-    count: the argument of both that says how many tokens a tile becomes.
+    count_as: the argument of both that says how many tokens a tile becomes.
     """
 
     stock: Kind
     ours: Kind
     projector: str
     processors: tuple[type, type]
-    count: str
+    count_as: str
 
 
 FAMILIES: list[Family] = []
@@ -87,7 +87,12 @@ def new_connector(config: Any) -> Connector:
     if "where" in options:
         raise ValueError(f"where={options['where']!r}; the connector of a {config.model_type} is behind its projector")
     if options["name"] == "mlp":  # T = L
-        options["num_tokens"] = options.get("num_tokens") or length or KEEP_ALL
+        count = options.get("num_tokens")
+        if length is None and count is not None:
+            raise ValueError(f"mlp merges nothing, and images of a {config.model_type} differ: choose num_tokens=None")
+        options["num_tokens"] = count or length or KEEP_ALL
+    if length is None and options.get("extra_token") is not None:
+        raise ValueError(f"an extra token has no place in the images of a {config.model_type}; choose extra_token=None")
     width = config.get_text_config().hidden_size
     connector = connectors.create(
         **{**options, "in_dim": width, "out_dim": width, "where": None, "num_patches": length}
@@ -126,8 +131,17 @@ class ConnectedModel:
     get_image_features: Callable[..., Any]
 
     def __init__(self, config: Any):
-        super().__init__(config)
-        self.image_connector = new_connector(config)
+        behind: Any = super()
+        behind.__init__(config)
+        self.attach(new_connector(config))
+
+    def attach(self, connector: Connector) -> None:
+        """Put the connector in."""
+        self.image_connector = connector
+
+    def detach(self) -> None:
+        """Take the connector out."""
+        del self.image_connector
 
     @torch.no_grad()
     def _init_weights(self, module: Any) -> None:
@@ -179,10 +193,11 @@ class ConnectedGeneration:
     model: Any
 
     def __init__(self, config: Any):
-        super().__init__(config)  # with transformers' inner model, which then becomes ours: towers are built once
+        behind: Any = super()
+        behind.__init__(config)  # with transformers' inner model, which then becomes ours: towers are built once
         family = next(one for one in FAMILIES if one.ours.generation is type(self))
         self.model.__class__ = family.ours.model
-        self.model.image_connector = new_connector(config)
+        self.model.attach(new_connector(config))
 
     def merged(self, *args: Any, **kwargs: Any) -> Merged:
         """Of which of its tile's L tokens each of the T is made, and where they lie; takes what images are given as."""
@@ -203,8 +218,10 @@ def use(model: Any, processor: ProcessorMixin | None, chosen: dict[str, Any]) ->
         # "mlp" leaves all tokens, which the family's own processor counts
         processor = _new_processor(processor, family, int(connector.name != "mlp"), connector.num_output_tokens())
     dtype = weight.dtype if weight.is_floating_point() else model.dtype
-    model.model.image_connector = connector.to(device=weight.device, dtype=dtype).train(model.training)
+    if type(model) is family.ours.generation:
+        model.model.detach()
     become(model, family.ours, config)
+    model.model.attach(connector.to(device=weight.device, dtype=dtype).train(model.training))
     return processor
 
 
@@ -213,7 +230,8 @@ def restore(model: Any, processor: ProcessorMixin | None) -> ProcessorMixin | No
     family = _family(model)
     length = model.config.tile_tokens
     config = config_as(model.config, family.stock.config)
-    del config.connector, model.model.image_connector
+    model.model.detach()
+    del config.connector
     become(model, family.stock, config)
     return None if processor is None else _new_processor(processor, family, 0, length)
 
@@ -266,4 +284,4 @@ def _new_processor(processor: Any, family: Family, which: int, count: int) -> An
             f"a {type(processor).__name__} is no {stock.__name__}; pass this model's AutoProcessor.from_pretrained(...)"
         )
     names = [name for name in inspect.signature(stock).parameters if hasattr(processor, name)]
-    return family.processors[which](**{**{name: getattr(processor, name) for name in names}, family.count: count})
+    return family.processors[which](**{**{name: getattr(processor, name) for name in names}, family.count_as: count})

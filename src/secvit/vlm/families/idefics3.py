@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from torch import Tensor
 from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -30,7 +29,7 @@ class CountsTokens:
 
     config: Any
 
-    def inputs_merger(self, input_ids: Tensor | None, inputs_embeds: Tensor, image_hidden_states: Tensor) -> Tensor:
+    def inputs_merger(self, input_ids: Any, inputs_embeds: Any, image_hidden_states: Any) -> Any:
         """As in transformers; ValueError for other counts in prompt and images."""
         made = image_hidden_states.shape[:-1].numel()
         if input_ids is not None and (wanted := int((input_ids == self.config.image_token_id).sum())) != made:

@@ -43,11 +43,15 @@ class SecLlavaOnevisionModel(ConnectedModel, LlavaOnevisionModel):
     config_class = SecLlavaOnevisionConfig
 
     def pack_image_features(
-        self, image_features: Any, image_sizes: Any, image_newline: Tensor | None = None, **kwargs: Any
+        self,
+        image_features: Any,
+        image_sizes: Any,
+        image_newline: Tensor | None = None,
+        vision_aspect_ratio: str = "anyres_max_9",
     ) -> tuple[list[Tensor], Tensor]:
         """(tiles, L, C) of each image -> (tiles x T, C) and the newline, where there is one; and their lengths."""
         if self.config.connector["name"] == "mlp":  # all tokens are left, in rows
-            return super().pack_image_features(image_features, image_sizes, image_newline=image_newline, **kwargs)
+            return super().pack_image_features(image_features, image_sizes, image_newline, vision_aspect_ratio)
         tokens = self.image_connector(torch.cat(list(image_features)))
         end = tokens[:0, 0] if image_newline is None else image_newline[None].to(tokens)
         tiles = tokens.split([len(image) for image in image_features])
@@ -105,7 +109,7 @@ class SecLlavaOnevisionProcessor(LlavaOnevisionProcessor):
         """The same, asked by servers before they see an image."""
         counts = super()._get_num_multimodal_tokens(image_sizes=image_sizes, video_sizes=video_sizes, **kwargs)
         if image_sizes is not None:
-            side = min(self.image_processor.size.values())
+            side = self.image_processor.size.get("height") or self.image_processor.size["shortest_edge"]
             counts.num_image_tokens = [self._count(size, side, alone=True) for size in image_sizes]
         return counts
 
