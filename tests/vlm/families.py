@@ -104,18 +104,19 @@ def gemma3():
     return model, Gemma3Processor(images, words, image_seq_length=16)
 
 
-def internvl():
+def internvl(side: int = SIDE):
+    count, square = (side // PATCH // 2) ** 2, {"height": side, "width": side}
     words = tokenizer(
         start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
     )
-    vision = InternVLVisionConfig(**{**VISION, "image_size": [SIDE, SIDE], "patch_size": [PATCH, PATCH]})
+    vision = InternVLVisionConfig(**{**VISION, "image_size": [side, side], "patch_size": [PATCH, PATCH]})
     config = InternVLConfig(
         vision_config=vision, text_config=text(words, Qwen2Config), image_token_id=words.context_image_token_id,
-        image_seq_length=16,
+        image_seq_length=count,
     )  # fmt: skip
-    images = GotOcr2ImageProcessor(size=SQUARE, crop_to_patches=True, min_patches=1, max_patches=4)
-    videos = InternVLVideoProcessor(size=SQUARE)
-    return InternVLForConditionalGeneration(config), InternVLProcessor(images, words, videos, image_seq_length=16)
+    images = GotOcr2ImageProcessor(size=square, crop_to_patches=True, min_patches=1, max_patches=4)
+    videos = InternVLVideoProcessor(size=square)
+    return InternVLForConditionalGeneration(config), InternVLProcessor(images, words, videos, image_seq_length=count)
 
 
 def llava_onevision():

@@ -117,7 +117,7 @@ def _configs(model: nn.Module) -> list[tuple[nn.Module, Any]]:
 
 
 def full_attention(model: PreTrainedModel, layers: list[int] | None, depth: int) -> list[int] | None:
-    """Which of `depth` layers can be clustered, all if None; ValueError where one of `layers` attends inside windows."""
+    """Which of `depth` layers to cluster, all if None; ValueError where one of `layers` attends inside windows."""
     possible = getattr(model.config, "fullatt_block_indexes", None)
     if possible is None or layers is None:
         return layers if possible is None else list(possible)
