@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.smolvlm import processing_smolvlm
 
 from secvit.vlm import load_connector, restore_connector, save_connector, use_connector
+from secvit.vlm.families import FAMILIES
 from tests.vlm import families
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PaliGemma's processor
@@ -107,6 +108,22 @@ def test_saved_and_loaded_it_answers_the_same(stock, name, pictures, tmp_path):
     answers = [one.generate(**inputs, max_new_tokens=4, do_sample=False) for one in (loaded, model)]
     assert torch.equal(*answers)
     assert answers[0].shape[1] > inputs["input_ids"].shape[1]
+
+
+@every_family
+def test_a_stock_checkpoint_lacks_the_connector_and_nothing_else(stock, name, tmp_path):
+    model, _ = stock
+    model.save_pretrained(tmp_path)
+    kind = next(one.ours.generation for one in FAMILIES if one.stock.generation is type(model))
+    connector = {"name": "sec", "num_tokens": T}
+    ours, report = kind.from_pretrained(
+        tmp_path, connector={**connector, "extra_token": None}, output_loading_info=True
+    )
+    assert not report["unexpected_keys"]
+    assert all(key.startswith("model.image_connector.pool.") for key in report["missing_keys"])
+    use_connector(model, None, **connector)
+    for key, weight in model.state_dict().items():
+        assert torch.equal(ours.state_dict()[key], weight), key
 
 
 @every_family

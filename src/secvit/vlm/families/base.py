@@ -67,11 +67,14 @@ def register(family: Family) -> Family:
     AutoModel.register(ours.config, ours.model, exist_ok=True)
     AutoModelForImageTextToText.register(ours.config, ours.generation, exist_ok=True)
     AutoProcessor.register(ours.config, family.processors[1], exist_ok=True)
-    names = [(ours.config.model_type, stock.config.model_type)]
-    names += [(new.__name__, old.__name__) for new, old in zip(ours[:2], stock[:2])]
-    for new, old in names:
-        if mapping := get_checkpoint_conversion_mapping(old):
-            register_checkpoint_conversion_mapping(new, mapping, overwrite=True)
+    # by class as well as by type: a stock checkpoint's config says the stock type
+    types = get_checkpoint_conversion_mapping(stock.config.model_type)
+    generation = get_checkpoint_conversion_mapping(stock.generation.__name__) or types
+    inner = get_checkpoint_conversion_mapping(stock.model.__name__)
+    names = (ours.config.model_type, ours.generation.__name__, ours.model.__name__)
+    for name, mapping in zip(names, (types, generation, inner)):
+        if mapping:
+            register_checkpoint_conversion_mapping(name, mapping, overwrite=True)
     return family
 
 
@@ -83,6 +86,8 @@ def family_of(model: PreTrainedModel) -> Family | None:
 
 def new_connector(config: Any) -> Connector:
     """The connector that `config.connector` describes, as wide as the language model; it has no MLP of its own."""
+    if config.connector is None:
+        raise ValueError(f"a {config.model_type} needs connector={{'name': 'sec', 'num_tokens': 64}} or the like")
     options, length = dict(config.connector), config.tile_tokens
     if "where" in options:
         raise ValueError(f"where={options['where']!r}; the connector of a {config.model_type} is behind its projector")

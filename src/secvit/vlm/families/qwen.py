@@ -72,7 +72,7 @@ class QwenModel(ConnectedModel):
 
     visual: Any
     language_model: Any
-    image_offsets: Tensor  # of the images that were encoded last, kept as transformers keeps rope_deltas
+    image_offsets: Tensor | None = None  # of the images that were encoded last, kept as rope_deltas are
     image_mask: Tensor | None = None
 
     def attach(self, connector: Connector) -> None:
@@ -121,6 +121,10 @@ class QwenModel(ConnectedModel):
         if mask is None or positions is None or positions.dim() != 3:
             return None
         counts, offsets = mask.sum(dim=1).tolist(), self.image_offsets
+        if offsets is None:
+            raise ValueError(
+                "the places of these image tokens are not known; encode images by get_image_features first"
+            )
         beams, rest = divmod(sum(counts), len(offsets))
         if rest:
             raise NotImplementedError("a prompt with merged tokens is not cut in chunks; leave prefill_chunk_size out")
