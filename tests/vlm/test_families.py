@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.smolvlm import processing_smolvlm
 
+from secvit.connectors import CONNECTORS
 from secvit.vlm import load_connector, restore_connector, save_connector, use_connector
 from secvit.vlm.families import FAMILIES
 from tests.vlm import families
@@ -72,6 +73,17 @@ def test_every_tile_takes_the_tokens_asked_for(stock, name, pictures):
         expected = [T * int(count) // families.OWN_TOKENS.get(name, 16) for count in before]
     assert image_tokens(model, inputs).tolist() == expected
     assert logits(model, inputs).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["internvl", "qwen3_vl"])
+@pytest.mark.parametrize("connector", [one for one in CONNECTORS if one not in ("mlp", "evit", "pixel_shuffle")])
+def test_every_connector_that_fits_stands_behind_a_projector(stock, name, connector, pictures):
+    model, processor = stock
+    inputs = prompts(name, use_connector(model, processor, connector, num_tokens=4), pictures)
+    inputs["labels"] = inputs["input_ids"]
+    loss = model(**inputs).loss
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.model.image_connector.parameters())
 
 
 @every_family
@@ -154,8 +166,10 @@ def test_taken_out_again_it_is_the_stock_model(stock, name, pictures):
     model, processor = stock
     inputs = prompts(name, processor, pictures)
     kind, expected, keys = type(model), logits(model, inputs), set(model.state_dict())
-    ours = use_connector(model, processor, "sec", num_tokens=T)
+    ours = use_connector(model, use_connector(model, processor, "tree", num_tokens=4), "sec", num_tokens=T)
     assert set(model.state_dict()) > keys
+    connected = prompts(name, ours, pictures)
+    assert torch.equal(logits(copy.deepcopy(model), connected), logits(model, connected))
     back = restore_connector(model, ours)
     assert type(model) is kind
     assert set(model.state_dict()) == keys
