@@ -37,13 +37,14 @@ class DivPruneConnector(Connector):
 def diverse(tokens: Tensor, num_tokens: int) -> Tensor:
     """Which T tokens are chosen, in rising order.  tokens (B, L, C) -> (B, T), compared in float32"""
     unit = F.normalize(tokens.float(), dim=-1)
-    chosen = torch.zeros(unit.shape[:2], dtype=torch.bool, device=unit.device)
+    kept: list[Tensor] = []
     with no_autocast(unit.device):
         itself = torch.eye(unit.shape[1], dtype=torch.bool, device=unit.device)
         nearest = (unit @ unit.mT).masked_fill(itself, -2).amax(dim=-1)
-        for i in range(num_tokens):
-            new = nearest.masked_fill(chosen, 2).argmin(dim=-1, keepdim=True)
-            chosen = chosen.scatter(1, new, True)
+        while len(kept) < num_tokens:
+            new = nearest.argmin(dim=-1, keepdim=True)
             likeness = (unit * unit.gather(1, new.unsqueeze(-1).expand(-1, -1, unit.shape[-1]))).sum(dim=-1)
-            nearest = torch.maximum(nearest, likeness) if i else likeness
-    return chosen.nonzero()[:, 1].view(len(tokens), num_tokens)
+            nearest = torch.maximum(nearest, likeness) if kept else likeness
+            kept.append(new)
+            nearest = nearest.scatter(1, torch.cat(kept, dim=1), 2.0)  # more than any cosine: none is chosen twice
+    return torch.cat(kept, dim=1).sort(dim=-1).values
