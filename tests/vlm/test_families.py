@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
 from transformers.models.smolvlm import processing_smolvlm
 
 from secvit.connectors import CONNECTORS
@@ -319,6 +319,23 @@ def test_what_needs_images_of_one_size_is_refused(stock, name, options, message)
     model, processor = stock
     with pytest.raises(ValueError, match=message):
         use_connector(model, processor, **options)
+
+
+@pytest.mark.parametrize("name", ["internvl", "qwen3_vl"])
+def test_a_model_in_4_bits_takes_a_connector_and_comes_back(stock, name, pictures, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install bitsandbytes")
+    model, processor = stock
+    model.save_pretrained(tmp_path / "stock")
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    # in training mode: in the other bitsandbytes packs weights for CPUs at their first use, and saves them damaged
+    model = type(model).from_pretrained(tmp_path / "stock", quantization_config=four).train()
+    inputs = prompts(name, use_connector(model, processor, "sec", num_tokens=T, init="random"), pictures)
+    model.save_pretrained(tmp_path / "ours")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours").train()
+    assert "4bit" in type(again.model.language_model.layers[0].self_attn.q_proj).__name__
+    assert all(p.is_floating_point() for p in again.model.image_connector.parameters())
+    # float32 sums of dequantised weights
+    torch.testing.assert_close(logits(again, inputs), logits(model, inputs), rtol=1e-4, atol=1e-4)
 
 
 @qwen

@@ -109,6 +109,8 @@ def new_connector(config: Any) -> Connector:
     return connector
 
 
+# nor quantised, so that a model in 4 bits saves and loads a connector that can be trained
+PLAIN = [r"(?:model\.)?image_connector"]
 KEEP_ALL = 2**31 - 1  # num_tokens where L differs from image to image
 
 
@@ -134,6 +136,7 @@ class ConnectedModel:
     config: Any
     image_connector: Connector
     get_image_features: Callable[..., Any]
+    _keep_in_fp32_modules: Any = PLAIN
 
     def __init__(self, config: Any):
         behind: Any = super()
@@ -196,6 +199,7 @@ class ConnectedGeneration:
     """The same for the model with its head; a mixin."""
 
     model: Any
+    _keep_in_fp32_modules: Any = PLAIN
 
     def __init__(self, config: Any):
         behind: Any = super()
