@@ -329,7 +329,7 @@ def test_a_model_in_4_bits_takes_a_connector_and_comes_back(stock, name, picture
     four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     # in training mode: in the other bitsandbytes packs weights for CPUs at their first use, and saves them damaged
     model = type(model).from_pretrained(tmp_path / "stock", quantization_config=four).train()
-    inputs = prompts(name, use_connector(model, processor, "sec", num_tokens=T, init="random"), pictures)
+    inputs = prompts(name, use_connector(model, processor, "resampler", num_tokens=T), pictures)
     model.save_pretrained(tmp_path / "ours")
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours").train()
     assert "4bit" in type(again.model.language_model.layers[0].self_attn.q_proj).__name__
