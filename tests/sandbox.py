@@ -230,6 +230,14 @@ def stock_llava(path: Path, task: str) -> None:
         part.save_pretrained(path)
 
 
+def stock_internvl(path: Path, task: str) -> None:
+    """What a download of InternVL 3 is, with tiles of as many tokens."""
+    from tests.vlm.families import internvl
+
+    for part in internvl(side=128):
+        part.save_pretrained(path)
+
+
 def patched_folder(path: Path, task: str) -> None:
     """A patched vision tower as transformers saves it."""
     from transformers import ViTConfig, ViTModel
@@ -293,6 +301,7 @@ MAKES = {
     "playground/data/eval/scienceqa": linked("vlm"),
     "theirs.jsonl": answers,
     "stock_llava": stock_llava,
+    "stock_internvl": stock_internvl,
     "FOLDER": patched_folder,
     "weights.safetensors": vit_weights,
     "AUTHORS.pth": authors_weights,

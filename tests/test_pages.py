@@ -54,6 +54,7 @@ SHORT = (
 # the same for Python: downloads, and networks and trainings of hours
 SMALLER = (
     ("llava-hf/llava-1.5-7b-hf", "stock_llava"),
+    ("OpenGVLab/InternVL3-1B-hf", "stock_internvl"),
     ('"vit_base_patch14_dinov2", pretrained=True', '"vit_base_patch14_dinov2", pretrained=False'),
     ('"resnet50", 3, backbone_args={"pretrained": True}', '"resnet18", 3, min_size=128, max_size=256'),
     ("recipes.folder()", "recipes.tiny(recipes.folder())"),

@@ -99,6 +99,21 @@ def test_llavas_forward_asks_get_image_features_for_its_pooler_output():
         takes(model.get_placeholder_mask, "input_ids", "inputs_embeds", "image_features")
 
 
+@seam("transformers", "vlm/families", "find where this version takes an image's tokens and their positions from")
+def test_families_take_their_tokens_from_get_image_features():
+    """each family's forward calls self.get_image_features(...).pooler_output; Qwen's positions are made a grid a time"""
+    from secvit.vlm.families import FAMILIES
+
+    for family in FAMILIES:
+        source = inspect.getsource(inspect.unwrap(family.stock.model.forward))
+        assert "self.get_image_features(" in source and "pooler_output" in source
+        if hasattr(family.stock.model, "get_rope_index"):
+            takes(family.stock.model.get_vision_position_ids, "start_position", "grid_thw")
+            assert "self.get_vision_position_ids(" in inspect.getsource(family.stock.model.get_rope_index)
+        if hasattr(family.stock.model, "pack_image_features"):
+            takes(family.stock.model.pack_image_features, "image_features", "image_newline", "vision_aspect_ratio")
+
+
 @seam("transformers", "vlm/llava.py register()", "register our model types with whatever renames LLaVA's weights now")
 def test_llavas_names_in_checkpoints_can_be_registered_for_our_classes():
     """transformers.conversion_mapping has LLaVA's renaming, by model type and by class"""

@@ -12,7 +12,7 @@ from tests.conftest import slow_but
 
 LENGTH, GRID = 64, (8, 8)
 # averages of tokens, so that Merged.weights alone say what the outputs are
-AVERAGES = ["sec", "mlp", "pool", "evit", "tome", "random", "window", "tree"]
+AVERAGES = ["sec", "mlp", "pool", "evit", "tome", "random", "window", "tree", "divprune"]
 
 
 def make(name, num_tokens=16, **options):
@@ -133,7 +133,7 @@ def test_the_extra_token_is_first_and_merged_with_nothing(name, where):
 def test_after_means_tokens_are_merged_behind_the_mlp(name):
     connector = make(name, where="after", extra_token=None)
     given = inputs()
-    by_content = name in ("sec", "tome", "tree")  # go by other tokens there
+    by_content = name in ("sec", "tome", "tree", "divprune")  # go by other tokens there
     weights = (connector if by_content else make(name, extra_token=None)).merged(**given).weights
     torch.testing.assert_close(connector(**given), weights @ connector.project(given["tokens"]), rtol=1e-4, atol=1e-5)
 

@@ -85,6 +85,30 @@ def test_tome_merges_copies_of_a_token_first():
     assert merge_groups(x, 15)[0, 3] == merge_groups(x, 15)[0, 10]
 
 
+def chosen_by_hand(x, count):
+    """DivPrune with lists: the token whose nearest other is farthest, then the farthest from all those chosen."""
+    distance = [[1 - float(F.cosine_similarity(a, b, dim=0)) for b in x] for a in x]
+    rest = list(range(len(x)))
+    chosen = [max(rest, key=lambda i: min(distance[i][j] for j in rest if j != i))]
+    while len(chosen) < count:
+        rest = [i for i in rest if i not in chosen]
+        chosen.append(max(rest, key=lambda i: min(distance[i][j] for j in chosen)))
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize(("length", "count"), [(16, 9), (17, 5), (30, 1), (25, 25)])
+def test_divprune_keeps_the_tokens_farthest_from_each_other(length, count):
+    x = tokens(length, dim=4, batch=3)
+    for sample, out in zip(x, reduced(create("divprune", 4, 4, count), x, grid=None), strict=True):
+        assert torch.equal(out, sample[chosen_by_hand(sample, count)])
+
+
+def test_divprune_keeps_no_copy_of_a_token_while_there_are_others():
+    x = tokens(16, batch=1)
+    x[0, 8:] = x[0, :8]
+    assert len(reduced(create("divprune", 8, 8, 8), x)[0].unique(dim=0)) == 8
+
+
 def test_c_abstractor_has_the_blocks_of_honeybee():
     """Honeybee builds them from timm's RegStage with these arguments."""
     layers = dict(act_layer=torch.nn.SiLU, norm_layer=timm.layers.LayerNorm2d)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -81,15 +82,21 @@ def attention_modules(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
             + " or ".join(f"secvit.patch(model.{name}, ...)" for name in towers[:1] or ["vision_model"])
         )
     name = type(model).__name__
+    if model.config.model_type == "pixtral":
+        raise ValueError(
+            f"{name} packs the patches of all images into one sequence under a mask that keeps images apart, and "
+            "clusters would cross it: such a tower cannot be patched"
+        )
     if not _sees_images(model) and "image" in getattr(model, "input_modalities", ()):
-        raise ValueError(f"{name} packs images into one sequence without pixel_values of its own; give modules=[names]")
+        raise ValueError(f"{name} takes its images neither as pixel_values nor with grid_thw; give modules=[names]")
     if not _sees_images(model):
         raise ValueError(
             f"{name} reads {model.main_input_name}, not images.  A causal tower cannot be clustered: "
             "the centre and every token's rank depend on later tokens; patch the vision tower"
         )
     settings = [item for _, config in _configs(model) for item in vars(config).items()]
-    windows = [key for key, value in settings if "window_size" in key and value]
+    some = hasattr(model.config, "fullatt_block_indexes")  # windows in the other layers alone (`full_attention`)
+    windows = [key for key, value in settings if "window_size" in key and value and not some]
     biases = [key for key, _ in [*model.named_modules(), *model.named_parameters()] if "relative_position" in key]
     if windows or biases:
         raise ValueError(
@@ -109,10 +116,26 @@ def _configs(model: nn.Module) -> list[tuple[nn.Module, Any]]:
     return [(m, m.config) for m in model.modules() if isinstance(getattr(m, "config", None), PreTrainedConfig)]
 
 
+def full_attention(model: PreTrainedModel, layers: list[int] | None, depth: int) -> list[int] | None:
+    """Which of `depth` layers to cluster, all if None; ValueError where one of `layers` attends inside windows."""
+    possible = getattr(model.config, "fullatt_block_indexes", None)
+    if possible is None or layers is None:
+        return layers if possible is None else list(possible)
+    if inside := [i for i in layers if i % depth not in possible and -depth <= i < depth]:
+        raise ValueError(
+            f"layer {inside[0]} of {type(model).__name__} attends inside windows, which clusters cannot keep; choose "
+            f"layers from {list(possible)}"
+        )
+    return layers
+
+
 def _sees_images(module: nn.Module) -> bool:
-    return isinstance(module, PreTrainedModel) and module.main_input_name == "pixel_values" and not hasattr(
-        module.config, "text_config"
-    )  # fmt: skip
+    """Is it a vision tower?  grid_thw: packed images, which the attention of these towers takes one by one."""
+    if not isinstance(module, PreTrainedModel) or hasattr(module.config, "text_config"):
+        return False
+    takes = inspect.signature(module.forward).parameters
+    by_name = "input_ids" not in takes and ("pixel_values" in takes or "grid_thw" in takes)
+    return by_name or module.main_input_name == "pixel_values"
 
 
 def num_prefix_tokens(model: PreTrainedModel) -> int:

@@ -85,11 +85,11 @@ def patch(
     """Clusters in the self-attention of a vision transformer, in place; returns the model.
 
     model: one of timm's plain ViTs (vit, deit, deit3, eva, dinov3, clip, siglip, ...), a vision tower of
-        transformers (ViT, CLIP, SigLIP, DINOv2, DINOv3, ...), or, with `modules`, anything.
+        transformers (ViT, CLIP, SigLIP, DINOv2, DINOv3, Qwen-VL, ...), or, with `modules`, anything.
     quality: "fast", "balanced" (where no number is given) or "faithful": a tree of clusters that see each other, as
         many as the number of tokens asks for, at each call; few tokens attend to all, as in the unpatched model.
     num_clusters | cluster_size: the paper's, of the patch tokens; a size keeps the cost linear in their number.
-    layers: which of the model's layers, counted from 0 (negative: from the end); all if None.
+    layers: which of the model's layers, counted from 0 (negative: from the end); all if None (those outside windows).
     score, centre, partition, shared, grid: see `secvit.Clustering`.
     near, far: with a number; beside the paper, whose clusters see nothing of each other; a trained model is not made
         for that.  near (1) is never more than there are clusters, far is False.
@@ -116,7 +116,7 @@ def patch(
         partition, shared or share_order_every > 1, grid, backend, 1 if near is None else near,
         False if far is None else far, quality,
     )  # fmt: skip
-    chosen = chosen_layers(sites, layers)
+    chosen = chosen_layers(sites, _possible(model, layers, len(sites)) if by_interface else layers)
     _check_sites(sites, [] if by_interface else chosen)
     done = Patch(clustering, options, [name for name, _ in chosen])
     for start in range(0, len(chosen), share_order_every):
@@ -191,6 +191,12 @@ def _sites(model: nn.Module, modules: Sequence[str] | None) -> Sequence[Site]:
 
         return hf.attention_modules(model)
     return timm_attention(model)
+
+
+def _possible(model: nn.Module, layers: list[int] | None, depth: int) -> list[int] | None:
+    from secvit.adapt import hf
+
+    return hf.full_attention(cast("PreTrainedModel", model), layers, depth)
 
 
 def _prefix(model: nn.Module) -> int:

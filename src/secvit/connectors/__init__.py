@@ -6,6 +6,7 @@ from typing import Any
 
 from secvit.connectors.base import Connector
 from secvit.connectors.c_abstractor import CAbstractorConnector
+from secvit.connectors.divprune import DivPruneConnector
 from secvit.connectors.evit import EViTConnector
 from secvit.connectors.mlp import MLPConnector
 from secvit.connectors.pixel_shuffle import PixelShuffleConnector
@@ -31,6 +32,7 @@ OURS: tuple[type[Connector], ...] = (
     RandomConnector,
     WindowConnector,
     TreeConnector,
+    DivPruneConnector,
 )
 CONNECTORS = Registry("connector", "secvit.connectors.register", {one.name: one for one in OURS})
 
@@ -61,6 +63,7 @@ __all__ = [
     "CONNECTORS",
     "CAbstractorConnector",
     "Connector",
+    "DivPruneConnector",
     "EViTConnector",
     "MLPConnector",
     "Merged",

@@ -35,7 +35,8 @@ class Connector(nn.Module):
 
     num_tokens: T.
     extra_token: "cls", "mean" (of all tokens) or None.  Merged with nothing, through the MLP, first.
-    where: "before" the MLP merge tokens of in_dim channels, "after" it such of out_dim.
+    where: "before" the MLP merge tokens of in_dim channels, "after" it such of out_dim; None: there is no MLP, and the
+        tokens are as wide as the language model's already.
     act, bias: of the MLP.
     positions: "coords" adds to each of the T tokens a learned embedding of where it comes from; it starts at zero.
     num_patches: L, if it is known: what cannot be done with it is then said at once.
@@ -52,7 +53,7 @@ class Connector(nn.Module):
         out_dim: int,
         num_tokens: int,
         extra_token: str | None = "cls",
-        where: str = "before",
+        where: str | None = "before",
         act: str = "gelu",
         bias: bool = True,
         positions: str | None = None,
@@ -63,8 +64,10 @@ class Connector(nn.Module):
         super().__init__()
         if num_tokens < 1:
             raise ValueError(f"num_tokens={num_tokens}; choose num_tokens >= 1")
+        if where is None and in_dim != out_dim:
+            raise ValueError(f"where=None, {in_dim} channels for {out_dim}: choose where='before', which has the MLP")
         _check_choice("extra_token", extra_token, ("cls", "mean", None))
-        _check_choice("where", where, ("before", "after"))
+        _check_choice("where", where, ("before", "after", None))
         _check_choice("act", act, tuple(ACTIVATIONS))
         _check_choice("positions", positions, (None, "coords"))
         self.in_dim, self.out_dim, self.num_tokens = in_dim, out_dim, num_tokens
@@ -79,9 +82,10 @@ class Connector(nn.Module):
         self.pool = nn.ModuleDict()
         if positions:
             self.pool["position"] = Position(self.pool_dim)
-        self.linear_1 = nn.Linear(self.pool_dim if where == "before" else in_dim, out_dim, bias=bias)
-        self.act: nn.Module = ACTIVATIONS[act]()
-        self.linear_2 = nn.Linear(out_dim, out_dim, bias=bias)
+        if where is not None:
+            self.linear_1 = nn.Linear(self.pool_dim if where == "before" else in_dim, out_dim, bias=bias)
+            self.act: nn.Module = ACTIVATIONS[act]()
+            self.linear_2 = nn.Linear(out_dim, out_dim, bias=bias)
         if num_patches is not None:
             self.check_length(num_patches)
 

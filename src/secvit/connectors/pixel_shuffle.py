@@ -30,12 +30,15 @@ class PixelShuffleConnector(Connector):
         out_dim: int,
         num_tokens: int = 144,
         *,
-        where: str = "before",
+        where: str | None = "before",
         num_patches: int | None = None,
         **shared: Any,
     ):
         if where != "before":
-            raise ValueError(f'where={where!r}; pixel_shuffle widens tokens for the MLP to narrow: choose "before"')
+            raise ValueError(
+                f'where={where!r}; pixel_shuffle widens tokens for the MLP behind it to narrow: choose "before", or '
+                "another connector where there is none"
+            )
         length = num_patches or CLIP_PATCHES
         self.factor = math.isqrt(length // num_tokens) if num_tokens > 0 else 0
         if num_tokens * self.factor**2 != length:

@@ -28,6 +28,8 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextMultiMod
 
 from secvit.connectors import Connector
 from secvit.files import write_atomically
+from secvit.vlm import families
+from secvit.vlm.families import become, config_as
 from secvit.vlm.llava import (
     SecLlavaConfig,
     SecLlavaForConditionalGeneration,
@@ -90,16 +92,18 @@ def use_connector(
     extra_token: str | None = None,
     **options: Any,
 ) -> ProcessorMixin | None:
-    """Put a connector in the place of a LLaVA's projector, whose MLP it keeps -> the processor to use from now on.
+    """Give a vision-language model a connector: T tokens an image (a tile) -> the processor to use from now on.
 
-    model: a LLaVA-1.5 or LLaVA-NeXT, also in 4 or 8 bits (the projector is then a plain one again) or inside peft; it
-    is changed where it stands, and saved and loaded as SecLlava... from then on.  A second call changes the connector.
-    name, num_tokens, extra_token, options: as for `secvit.connectors.create`.  extra_token is None here, because the
-    MLP of a released LLaVA never saw [cls].
+    model: a LLaVA-1.5 or LLaVA-NeXT, whose projector the connector replaces and whose MLP it keeps, also in 4 or 8
+    bits (the projector is then a plain one again); or one of `secvit.vlm.families`, whose projector stays in front of
+    it.  Inside peft, too.  It is changed where it stands, and saved and loaded as Sec... from then on.  A second call
+    changes the connector.
+    name, num_tokens, extra_token, options: as for `secvit.connectors.create`.  extra_token is None here, because no
+    released model ever saw it.  "mlp" merges nothing and takes num_tokens=None.
     NotImplementedError for other models; ValueError where the connector cannot give num_tokens.
     """
     chosen = {"name": name, "num_tokens": num_tokens, "extra_token": extra_token, **options}
-    processor = _connect(model, processor, chosen)
+    processor = _any_connect(model, processor, chosen)
     if name != "mlp":
         logger.warning(
             "the connector %r is not trained: until it is, alone or with the language model, the answers are worse, "
@@ -110,16 +114,20 @@ def use_connector(
 
 
 def restore_connector(model: PreTrainedModel, processor: ProcessorMixin | None = None) -> ProcessorMixin | None:
-    """Undo `use_connector`: LLaVA's own classes and projector -> its processor.  An MLP trained meanwhile stays so."""
+    """Undo `use_connector`: the model's own classes and projector -> its processor.  What was trained stays so."""
     base = unwrapped(model)
+    if family := families.family_of(base):
+        if type(base) is family.stock.generation:
+            raise ValueError(NO_CONNECTOR.format("take out"))
+        return families.restore(base, processor)
     stock, _ = _family(base)
     if type(base) is stock.generation:
-        raise ValueError("this model has no connector to take out; use_connector puts one in")
-    inner, config = base.model, _config_as(base.config, stock.config)
+        raise ValueError(NO_CONNECTOR.format("take out"))
+    inner, config = base.model, config_as(base.config, stock.config)
     projector = _stock_projector(base)
     del config.connector
     config.image_seq_length = num_patches(config)
-    _become(base, stock, config)
+    become(base, stock, config)
     inner.multi_modal_projector = projector.to(inner.multi_modal_projector.linear_1.weight.device)
     inner.__dict__.pop("_stock_projector", None)
     return None if processor is None else _new_processor(processor, stock.processor)
@@ -128,10 +136,11 @@ def restore_connector(model: PreTrainedModel, processor: ProcessorMixin | None =
 def save_connector(model: PreTrainedModel, folder: str | os.PathLike[str]) -> None:
     """What stage 1 trains, without the towers: connector.safetensors and connector.json in `folder`."""
     base = unwrapped(model)
-    stock, _ = _family(base)
+    family = families.family_of(base)
+    stock = family.stock if family else _family(base)[0]
     if type(base) is stock.generation:
-        raise ValueError("this model has no connector to save; use_connector puts one in")
-    state = base.model.multi_modal_projector.state_dict()
+        raise ValueError(NO_CONNECTOR.format("save"))
+    state = (families.parts(base) if family else base.model.multi_modal_projector).state_dict()
     wrapped = [key for key in state if "lora_" in key or "base_layer" in key or "modules_to_save" in key]
     if wrapped:
         raise ValueError(f"peft holds a part of this connector ({wrapped[0]}) and saves it: model.save_pretrained")
@@ -150,13 +159,29 @@ def load_connector(
         raise ValueError(f"{path}: no such file; give the folder that save_connector wrote")
     weights = read_weights(path.with_suffix(".safetensors"))
     chosen = json.loads(path.read_text())
+    base = unwrapped(model)
+    family = families.family_of(base)
     # before the model changes: the connector alone tells whether it fits
-    config = _with_connector(unwrapped(model), chosen)
-    if report := misfit(weights, new_connector(config).state_dict()):
-        raise ValueError(f"{path.parent} does not fit this {type(unwrapped(model)).__name__}: {report}; take its twin")
-    processor = _connect(model, processor, chosen)
-    unwrapped(model).model.multi_modal_projector.load_state_dict(weights)
+    new = (
+        families.parts(base, families.connector_of(base, chosen))
+        if family
+        else new_connector(_with_connector(base, chosen))
+    )
+    if report := misfit(weights, new.state_dict()):
+        raise ValueError(f"{path.parent} does not fit this {type(base).__name__}: {report}; take its twin")
+    processor = _any_connect(model, processor, chosen)
+    (families.parts(base) if family else base.model.multi_modal_projector).load_state_dict(weights)
     return processor
+
+
+NO_CONNECTOR = "this model has no connector to {}; use_connector puts one in"
+
+
+def _any_connect(
+    model: PreTrainedModel, processor: ProcessorMixin | None, chosen: dict[str, Any]
+) -> ProcessorMixin | None:
+    base = unwrapped(model)
+    return (families.use if families.family_of(base) else _connect)(base, processor, chosen)
 
 
 def _connect(model: PreTrainedModel, processor: ProcessorMixin | None, chosen: dict[str, Any]) -> ProcessorMixin | None:
@@ -177,7 +202,7 @@ def _connect(model: PreTrainedModel, processor: ProcessorMixin | None, chosen: d
     connector.take_mlp(SimpleNamespace(act=projector.act, **plain))
     # The class changes with the projector: save_pretrained would otherwise write a LLaVA without it, and
     # from_pretrained would load that without a word.
-    _become(base, ours, config)
+    become(base, ours, config)
     base.model.multi_modal_projector = connector
     base.model.__dict__["_stock_projector"] = projector  # past nn.Module: not in the state dict
     return processor
@@ -193,34 +218,18 @@ def _family(model: PreTrainedModel) -> tuple[Family, Family]:
     for stock, ours in FAMILIES:
         if type(model) in (stock.generation, ours.generation):
             return stock, ours
+    able = [stock for stock, _ in FAMILIES] + [family.stock for family in families.FAMILIES]
     raise NotImplementedError(
         f"{type(model).__name__} has no place for a connector yet; those that have: "
-        + ", ".join(stock.generation.__name__ for stock, _ in FAMILIES)
+        + ", ".join(kind[0].__name__ for kind in able)
         + ".  In a model of your own put secvit.connectors.create(...) where its projector stands."
     )
 
 
 def _with_connector(model: PreTrainedModel, chosen: dict[str, Any]) -> Any:
-    config = _config_as(model.config, _family(model)[1].config)
+    config = config_as(model.config, _family(model)[1].config)
     config.connector = dict(chosen)
     return config
-
-
-def _config_as(config: Any, kind: type) -> Any:
-    """A config of another class with the same entries, not copies: towers share their parts of it."""
-    new: Any = object.__new__(kind)
-    vars(new).update(vars(config))
-    return new
-
-
-def _become(model: PreTrainedModel, family: Family, config: Any) -> None:
-    """The model as one of another class, where it stands: inside peft's wrapper, a trainer or a pipeline.
-
-    Its class says how it is saved and loaded, so a new object would have to take its place in all of them.
-    """
-    config.model_type = family.config.model_type
-    model.__class__, model.model.__class__ = family.generation, family.model
-    model.config = model.model.config = config
 
 
 def _stock_projector(model: PreTrainedModel) -> Any:
