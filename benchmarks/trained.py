@@ -78,7 +78,8 @@ def change(model: nn.Module, variant: Mapping[str, Any], clusters: int) -> Calla
         return lambda: None
     if "merge" not in variant:
         torch.manual_seed(0)  # of random groups
-        secvit.patch(model, clusters, **variant)
+        grid = model.patch_embed.grid_size if variant.get("partition") == "window" else None  # type: ignore[union-attr]
+        secvit.patch(model, clusters, **variant, grid=grid)  # type: ignore[arg-type]
         return lambda: secvit.unpatch(model)
     attentions = [block.attn for block in model.blocks]  # type: ignore[union-attr]
     for attention in attentions:

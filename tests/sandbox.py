@@ -31,6 +31,7 @@ RECIPES = {
     "simmim": "simmim.folder",
     "vlm": "vlm.small",
     "stage 1": "vlm.llava_pretrain_7b",
+    "small stage 1": "vlm.smol_pretrain",
 }
 # runs whose name says the task; of others (RUN, runs/mine) it is the page's
 RUNS = {
@@ -39,6 +40,7 @@ RUNS = {
     "runs/pixels": "segmentation",
     "runs/simmim": "simmim",
     "runs/small": "vlm",
+    "runs/smol1": "small stage 1",
     "runs/stage1": "stage 1",
     "runs/stage2": "vlm",
 }
@@ -146,7 +148,7 @@ def data(task: str) -> Path:
         return coco_folder(folder)
     if task == "segmentation":
         return mask_folder(folder, splits=("train", "val", "test"))
-    if task == "stage 1":
+    if task.endswith("stage 1"):
         return data("vlm")
     if task == "vlm":
         conversations.folder(folder)
@@ -293,6 +295,7 @@ MAKES = {
     "segments/photo.png": segments,
     "train.json": linked("vlm", "train.json"),
     "pictures": linked("vlm", "images"),
+    "captions.json": linked("vlm", "train.json"),
     "blip_laion_cc_sbu_558k.json": linked("vlm", "train.json"),
     "llava_v1_5_mix665k.json": linked("vlm", "train.json"),
     "LLaVA-Pretrain": linked("vlm", "images"),

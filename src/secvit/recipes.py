@@ -157,7 +157,7 @@ def _size(old: Any, new: Any) -> Iterator[Change]:
 
     from secvit.models.convert import check_name
 
-    if hasattr(new, "image_size") and _network(new.name) != _network(old.name):
+    if hasattr(new, "name") and hasattr(new, "image_size") and _network(new.name) != _network(old.name):
         check_name(new.name)
         pretrained_cfg = timm.get_pretrained_cfg(new.name.partition(".")[0], allow_unregistered=True)
         size = new.args.get("img_size") or (

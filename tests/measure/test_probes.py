@@ -32,7 +32,7 @@ def words(tmp_path):
 
 
 def results(tmp_path):
-    (file,) = (tmp_path / "out").glob("probes.data.32_*.json")
+    (file,) = (tmp_path / "out").glob("probes.data.32*_*.json")
     return {row["variant"]: row for row in json.loads(file.read_text())["rows"]}
 
 
@@ -62,7 +62,8 @@ def test_a_probe_of_masks_meets_every_variant(probes, words, tmp_path):
             Image.fromarray(mask * 200).convert("RGB").save(tmp_path / "data" / split / f"{j}.png")
             Image.fromarray(mask).save(tmp_path / "data" / f"{split}_label" / f"{j}.png")
     words[1] = "masks"
-    probes.main([*words, "tree, near and far"])
+    words[words.index("--size") + 1 : words.index("--clusters")] = ["32", "48"]  # windows need its height and width
+    probes.main([*words, "tree, near and far", "window"])
     rows = results(tmp_path)
     assert rows["unpatched"]["frozen"]["score"] > 0.95
     low, high = rows["tree, near and far"]["frozen"]["difference"]["interval"]

@@ -8,7 +8,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPImageProcessor, CLIPVisionModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPImageProcessor, CLIPVisionModel
 
 from secvit.cli import main
 from secvit.files import read_csv
@@ -67,7 +67,7 @@ def ready(recipe, data):
 def test_tiny_twin_of_a_recipe_runs(tmp_path, data, name):
     result = train(small(name, steps=1), data, tmp_path / "run")
     assert result["steps"] == 1 and "val loss" in result["summary"] and 0 <= result["exact"] <= 1
-    assert result["tokens_of_a_picture"] == 16 + (name != "llava_adapt_7b")
+    assert result["tokens_of_a_picture"] == 16 + (RECIPES[name].model.extra_token is not None)
     assert {"config.yaml", "result.json", "processor_config.json"} <= {p.name for p in (tmp_path / "run").iterdir()}
 
 
@@ -318,6 +318,61 @@ def test_both_stages_run_from_two_towers_to_an_answer(tmp_path, data, towers):
         llava, processor = load_trained(tmp_path / run, "cpu")
         picture = Image.open(data / "images/0.png")
         assert isinstance(ask(llava, processor, [picture], "what?", max_new_tokens=3), str)
+
+
+@pytest.fixture(scope="module")
+def dinov2(tmp_path_factory):
+    """A DINOv2 tower for 56 px, whose images are cut to 28."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    where = tmp_path_factory.mktemp("dinov2")
+    config = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14)
+    tower = Dinov2Model(config).eval()
+    tower.save_pretrained(where)
+    cut = {"height": 28, "width": 28}
+    BitImageProcessor(size={"shortest_edge": 28}, crop_size=cut).save_pretrained(where)
+    return where, tower
+
+
+@pytest.mark.parametrize(("image_size", "side"), [(None, 28), (42, 42), (56, 56)])
+def test_a_dinov2_tower_sees_images_of_one_size_by_resized_positions(towers, dinov2, image_size, side):
+    where, tower = dinov2
+    llava, processor = from_parts(str(towers[0] / "language"), str(where), image_size)
+    pixels = processor.image_processor(Image.new("RGB", (70, 50)), return_tensors="pt")["pixel_values"]
+    assert pixels.shape[-2:] == (side, side)
+    assert llava.config.vision_config.image_size == side and llava.config.image_seq_length == (side // 14) ** 2
+    pixels = torch.randn(1, 3, side, side)
+    mine, theirs = (net(pixels).last_hidden_state for net in (llava.model.vision_tower, tower))
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_size_that_patches_do_not_divide_is_refused(towers, dinov2):
+    with pytest.raises(ValueError, match="images of 40 px in a tower .dinov2. for 56 px"):
+        from_parts(str(towers[0] / "language"), str(dinov2[0]), 40)
+    with pytest.raises(ValueError, match="choose --model.image_size 32"):  # CLIP's positions stand apart
+        from_parts(str(towers[0] / "language"), str(towers[0] / "vision"), 64)
+
+
+def test_a_smol_llava_with_tied_words_is_trained_saved_and_read_again(tmp_path, data, towers, dinov2):
+    from transformers import LlamaForCausalLM
+
+    config = towers[1].config.__class__(**{**towers[1].config.to_dict(), "tie_word_embeddings": True})
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
+    AutoTokenizer.from_pretrained(towers[0] / "language").save_pretrained(tmp_path / "tied")
+    model = {"language": str(tmp_path / "tied"), "vision": str(dinov2[0]), "num_tokens": 4, "image_size": None}
+
+    def recipe(name, **more):
+        made = RECIPES[name]
+        samples = replace(made.samples, cache=str(tmp_path / "features"))
+        loop = replace(made.loop, epochs=None, steps=2, batch_size=2, workers=0)
+        return replace(made, model=replace(made.model, **model, **more), samples=samples, loop=loop)
+
+    train(recipe("smol_pretrain"), data, tmp_path / "one")
+    train(recipe("smol_finetune", init=str(tmp_path / "one"), lora=4), data, tmp_path / "two")
+    llava, processor = load_trained(tmp_path / "two", "cpu")
+    assert llava.lm_head.weight is llava.get_input_embeddings().weight
+    picture = Image.open(data / "images/0.png")
+    assert isinstance(ask(llava, processor, [picture], "what?", max_new_tokens=3), str)
 
 
 def test_a_run_goes_on_from_a_saved_llava_and_will_not_lose_its_connector(tmp_path, data):

@@ -20,7 +20,9 @@ class Model:
             of the hub); "parts" puts one together of `language` and `vision`; "small" makes a random one of a few
             hundred thousand weights.
         language: a Llama-like language model for "parts".
-        vision: a CLIP tower for "parts".
+        vision: a tower for "parts": CLIP's, SigLIP's, DINOv2's, or another that transformers' LLaVA takes.
+        image_size: px of an image's side in the tower of "parts", whose positions are resized to it; null for that of
+            the tower's own image processor.
         connector: name in secvit.connectors; null leaves that of `base`.
         num_tokens: tokens of an image, without the extra one.
         extra_token: what comes before them, CLIP's own "cls", the "mean" of all, or null.
@@ -36,6 +38,7 @@ class Model:
     base: str = "parts"
     language: str = "lmsys/vicuna-7b-v1.5"
     vision: str = "openai/clip-vit-large-patch14-336"
+    image_size: int | None = None
     connector: str | None = "sec"
     num_tokens: int = 144
     extra_token: Literal["cls", "mean"] | None = "cls"
@@ -53,6 +56,8 @@ class Model:
         if self.lora and "language" in self.trained:
             raise ValueError(f'lora={self.lora} freezes the language model; leave "language" out of trained')
         within(self, 1, math.inf, "num_tokens", "lora_alpha")
+        if self.image_size is not None:
+            within(self, 1, math.inf, "image_size")
         within(self, 0, 1, "lora_dropout")
         if self.lora < 0:
             raise ValueError(f"lora={self.lora}; give a rank above 0, like 128, or 0 for none")

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -21,6 +23,7 @@ from transformers import (
     LlavaProcessor,
     PreTrainedModel,
     ProcessorMixin,
+    SiglipVisionModel,
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
@@ -54,7 +57,11 @@ def initial_llava(
             llava, processor = small_llava(tokenizer, chosen.connector or "mlp", **options)
         else:
             parts = chosen.base == PARTS
-            llava, processor = from_parts(chosen.language, chosen.vision) if parts else from_transformers(chosen.base)
+            llava, processor = (
+                from_parts(chosen.language, chosen.vision, chosen.image_size)
+                if parts
+                else from_transformers(chosen.base)
+            )
             processor = connected(llava, processor, chosen, options)
     if chosen.init:
         processor = load_connector(llava, processor, chosen.init) or processor
@@ -92,19 +99,25 @@ def connected(
     return processor
 
 
-def from_parts(language: str, vision: str) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """LLaVA-1.5 before stage 1: a language model, a CLIP tower, and a projector of new weights."""
+def from_parts(
+    language: str, vision: str, image_size: int | None = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:  # fmt: skip
+    """LLaVA-1.5 before stage 1: a language model, a vision tower, and a projector of new weights.
+
+    image_size: px of an image's side; that of the tower's image processor if None.
+    """
     try:
         with hub(language, "--model.language"):
             tokenizer = read_tokenizer(language)
             speaker: Any = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
         with hub(vision, "--model.vision"):
-            tower: Any = CLIPVisionModel.from_pretrained(vision, dtype=torch.float32)
+            tower = read_tower(vision)
             images = AutoImageProcessor.from_pretrained(vision)
     except OSError as error:
         raise ValueError(
             f"--model.language {language}, --model.vision {vision}: {str(error).splitlines()[0]}"
         ) from None
+    fit(tower, images, image_size)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
@@ -117,6 +130,7 @@ def from_parts(language: str, vision: str) -> tuple[PreTrainedModel, ProcessorMi
         text_config=speaker.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         image_seq_length=(tower.config.image_size // patch) ** 2,
+        tie_word_embeddings=speaker.config.tie_word_embeddings,
     )
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(config)
@@ -126,6 +140,41 @@ def from_parts(language: str, vision: str) -> tuple[PreTrainedModel, ProcessorMi
     return llava.eval(), LlavaProcessor(
         images, tokenizer, patch_size=patch, vision_feature_select_strategy="default", num_additional_image_tokens=1
     )
+
+
+def read_tower(vision: str) -> Any:
+    """A vision tower in float32, without the text half that CLIP's and SigLIP's checkpoints have."""
+    kind = AutoConfig.from_pretrained(vision).model_type.removesuffix("_vision_model")
+    vision_alone: dict[str, Any] = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+    return vision_alone.get(kind, AutoModel).from_pretrained(vision, dtype=torch.float32)
+
+
+@torch.no_grad()
+def fit(tower: Any, images: Any, image_size: int | None) -> None:
+    """Bring an image processor to square images of one size, and a tower's positions to that size.
+
+    image_size: px of a side; None for the processor's own.  Raises ValueError for a tower that keeps to another one.
+    """
+    cut = getattr(images, "crop_size", None) or images.size
+    side = image_size or cut.get("height") or cut.get("shortest_edge")
+    if image_size is not None:
+        images.size = {"height": side, "width": side} if "height" in images.size else {"shortest_edge": side}
+        if getattr(images, "crop_size", None):
+            images.crop_size = {"height": side, "width": side}
+    config = tower.config
+    if side == config.image_size:
+        return
+    embeddings: Any = getattr(tower, "embeddings", None)
+    positions = getattr(embeddings, "position_embeddings", None)
+    if side % config.patch_size or not isinstance(positions, nn.Parameter):
+        raise ValueError(
+            f"images of {side} px in a tower ({config.model_type}) for {config.image_size} px and patches of "
+            f"{config.patch_size} px, whose positions are not resized; choose --model.image_size {config.image_size}"
+        )
+    tokens = positions.new_zeros(1, 1 + (side // config.patch_size) ** 2, positions.shape[-1])
+    resized = embeddings.interpolate_pos_encoding(tokens, side, side)
+    embeddings.position_embeddings = nn.Parameter(resized.clone())
+    config.image_size = side
 
 
 def read_tokenizer(language: str) -> Any:

@@ -46,6 +46,46 @@ def small() -> Recipe:
     )
 
 
+SMOL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+def smol_pretrain() -> Recipe:
+    """Stage 1 of a LLaVA of 157 M weights that a CPU can train: DINOv2-S at 336 px (576 tokens), SmolLM2-135M.
+
+    secvit train vlm.smol_pretrain --data captions.json --samples.images DIR --samples.cache features \
+        --output runs/smol1
+
+    The connector learns from captions; the tower runs once for each image where there is a cache.  Other towers and
+    language models by --model.vision and --model.language, names of the hub or folders.
+    """
+    return Recipe(
+        model=Model(
+            language=SMOL, vision="facebook/dinov2-small", image_size=336, extra_token=None, trained=("connector",),
+            checkpointing=False,
+        ),
+        samples=Samples(template="plain", group=False, pad=False, too_long="drop", drop_broken=True),
+        optim=Optim(lr=1e-3),
+        schedule=Schedule("cosine", warmup_steps=10),
+        loop=Loop(batch_size=8, epochs=4, clip_grad=1.0, log_every=5),
+    )  # fmt: skip
+
+
+def smol_finetune() -> Recipe:
+    """Stage 2 of vlm.smol_pretrain's LLaVA: connector and LoRA of rank 32, on conversations.
+
+    secvit train vlm.smol_finetune --data conversations.json --samples.images DIR --samples.cache features \
+        --model.init runs/smol1 --output runs/smol2
+    """
+    base = smol_pretrain()
+    return replace(
+        base,
+        model=replace(base.model, lora=32, lora_alpha=64),
+        samples=Samples(group=False, pad=False),
+        optim=Optim(lr=3e-4, connector_lr=1e-4),
+        loop=replace(base.loop, epochs=2),
+    )
+
+
 # -- LLaVA-1.5's two stages --------------------------------------------------------------------
 
 
