@@ -260,7 +260,7 @@ def _piece(q: Tensor, num_clusters: int) -> tuple[int, int]:
         return batch, heads
     floats = length * (2 * num_clusters + 12 * dim) + 8 * num_clusters**2 * dim
     if heads * floats <= CHUNK:
-        return max(1, CHUNK // (heads * floats)), heads
+        return max(1, CHUNK // (max(1, heads) * floats)), max(1, heads)
     return 1, max(1, CHUNK // floats)
 
 
@@ -271,7 +271,7 @@ def _clusters_at_a_time(q: Tensor, keys: Tensor, options: Options) -> int:
         return clusters
     parts = q.shape[2]
     floats = sequences * (parts * clusters * (size + 3 * width) + 2 * options.near * size * width)
-    return min(clusters, max(1, 8 * CHUNK // floats))
+    return min(clusters, max(1, 8 * CHUNK // max(1, floats)))  # no floats of no images
 
 
 def _split(tensors: Sequence[Tensor | None], size: int, dim: int) -> Iterable[Sequence[Any]]:
