@@ -411,7 +411,11 @@ def test_a_killed_process_is_no_number(monkeypatch):
         ("deit_tiny_patch16_224 --quality best", "quality='best'; choose one of fast, balanced, faithful"),
         ("deit_tiny_patch16_224 --quality fast --cluster_size 9", "drop cluster_size=9"),
         ("deit_tiny_patch16_224 --near 2 --far", "quality='balanced' chooses near and far; drop near=2 and far=True"),
-        ("nowhere.safetensors --model deit_tiny_patch16_224", "nowhere.safetensors"),
+        ("nowhere.safetensors --model deit_tiny_patch16_224", "no model 'nowhere.safetensors'"),
+        (
+            "deit_tiny_patch16_224 --model weights.safetensors",
+            "is itself the name of a network, and weights.safetensors",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(words, reason, capsys):
