@@ -246,6 +246,7 @@ def test_without_a_number_few_tokens_change_nothing_and_nothing_is_compared(no_p
     assert found.sizes[0].agreement.keys() == {"patched"}
     assert found.sizes[0].cosine == {"tokens": pytest.approx(1, abs=1e-6), "pooled": pytest.approx(1, abs=1e-6)}
     assert "At 64 px 16 tokens are too few for clusters to pay: nothing changes." in patch_markdown(found)
+    assert "| 64 | no clusters " in patch_markdown(found).replace("  ", " ")
 
 
 def test_features_are_compared_photo_by_photo_and_the_worst_is_named(tmp_path, no_processes, monkeypatch):
