@@ -250,6 +250,7 @@ def test_without_a_number_few_tokens_change_nothing_and_nothing_is_compared(no_p
     assert found.sizes[0].agreement.keys() == {"patched"}
     assert found.sizes[0].cosine == {"tokens": pytest.approx(1, abs=1e-6), "pooled": pytest.approx(1, abs=1e-6)}
     assert "At 64 px 16 tokens are too few for clusters to pay: nothing changes." in patch_markdown(found)
+    assert "| 64 | no clusters " in patch_markdown(found).replace("  ", " ")
 
 
 def test_features_are_compared_photo_by_photo_and_the_worst_is_named(tmp_path, no_processes, monkeypatch):
@@ -415,7 +416,11 @@ def test_a_killed_process_is_no_number(monkeypatch):
         ("deit_tiny_patch16_224 --quality best", "quality='best'; choose one of fast, balanced, faithful"),
         ("deit_tiny_patch16_224 --quality fast --cluster_size 9", "drop cluster_size=9"),
         ("deit_tiny_patch16_224 --near 2 --far", "quality='balanced' chooses near and far; drop near=2 and far=True"),
-        ("nowhere.safetensors --model deit_tiny_patch16_224", "nowhere.safetensors"),
+        ("nowhere.safetensors --model deit_tiny_patch16_224", "no model 'nowhere.safetensors'"),
+        (
+            "deit_tiny_patch16_224 --model weights.safetensors",
+            "is itself the name of a network, and weights.safetensors",
+        ),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(words, reason, capsys):

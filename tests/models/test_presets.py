@@ -93,6 +93,7 @@ def test_cluster_size_98_is_the_same_network_at_224_px():
     ("arguments", "message"),
     [
         ({"num_clusters": (8, 2, 1), "cluster_size": 49}, "num_clusters=(8, 2, 1) and cluster_size=49; give one"),
+        ({"num_clusters": 8}, "num_clusters=8; give three numbers >= 1"),
         ({"num_clusters": (8, 2)}, "num_clusters=(8, 2); give three numbers >= 1"),
         ({"num_clusters": (8, 0, 1)}, "num_clusters=(8, 0, 1); give three numbers >= 1"),
         ({"cluster_size": 0}, "cluster_size=0; choose cluster_size >= 1"),

@@ -21,6 +21,12 @@ CASES = {
     "no clusters": (lambda: secvit.cluster(TOKENS, 0), "num_clusters=0; choose num_clusters >= 1"),
     "negative clusters": (lambda: sec_attention(Q, Q, Q, -3), "num_clusters=-3; choose num_clusters >= 1"),
     "cluster size below one": (lambda: sec_attention(Q, Q, Q, cluster_size=0), "cluster_size=0; choose cluster_size >= 1"),
+    "clusters as a float": (lambda: secvit.Clustering(4.0), "num_clusters=4.0; choose a whole number >= 1"),
+    "clusters as a word": (lambda: sec_attention(Q, Q, Q, "4"), "num_clusters='4'; choose a whole number >= 1"),
+    "cluster size as a float": (
+        lambda: secvit.Clustering(cluster_size=9.5),
+        "cluster_size=9.5; choose a whole number >= 1",
+    ),
     "both": (lambda: secvit.cluster(TOKENS, 4, 98), "give either num_clusters or cluster_size, not both"),
     "neither": (lambda: sec_attention(Q, Q, Q), "give either num_clusters or cluster_size, not neither"),
     "mask of another length": (

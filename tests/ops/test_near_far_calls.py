@@ -56,6 +56,14 @@ def test_what_cannot_be_is_refused(options, message):
         sec_attention(*tensors(64), 8, **options)
 
 
+@pytest.mark.parametrize("shape", [(0, 2, 67, 16), (2, 0, 67, 16)])
+def test_no_images_or_no_heads_come_out_as_they_came(shape):
+    x = torch.zeros(shape, requires_grad=True)
+    y = sec_attention(x, x, x, 8, num_prefix_tokens=2, **SEEN)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape
+
+
 def test_a_plan_and_a_partition_are_refused():
     q, k, v = tensors(64)
     with pytest.raises(ValueError, match="drop partition="):

@@ -162,6 +162,8 @@ def test_a_classifiers_mistakes_are_drawn_and_its_answers_written(made, photos, 
     ("words", "message"),
     [
         (["evaluate", "RUN", "--model", "secvit_tiny"], "is a run of secvit_nano, not of secvit_tiny"),
+        (["predict", "secvit_nano.clothing10", "PHOTO", "--model", "secvit_tiny"], "is itself the name of a network, and secvit_tiny"),
+        (["cluster", "deit_tiny_patch16_224", "PHOTO", "--model", "secvit_tiny"], "is itself the name of a network, and secvit_tiny"),
         (["evaluate", "RUN", "--max_dets", "7"], "--max_dets is no option of secvit evaluate .*; it belongs to runs of detection"),
         (["evaluate", "RUN", "--flip"], "--flip is no option .*; it belongs to runs of segmentation"),
         (["evaluate", "RUN", "--confusoin", "c.png"], "--confusoin is no option .*; did you mean --confusion"),

@@ -212,6 +212,14 @@ def test_a_run_goes_on_whatever_became_of_its_logs(tmp_path, caplog, how, file):
     assert read_csv(tmp_path / "cut" / file)[1][-1]["step"] == "20"
 
 
+def test_a_log_without_a_row_so_far_is_not_called_lost(tmp_path, caplog):
+    assert run(tmp_path, loop(log_every=5, time_limit_minutes=1e-9))[1].step == 1
+    assert not (tmp_path / "log.csv").exists()
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path, loop(log_every=5))
+    assert "lost" not in caplog.text
+
+
 def test_an_output_folder_deleted_meanwhile_is_made_anew(tmp_path):
     def delete(model):
         shutil.rmtree(tmp_path / "run")

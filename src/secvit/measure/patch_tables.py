@@ -151,6 +151,9 @@ def _mebibytes(count: int | None) -> str:
 def _parts_table(sizes: Sequence[SizeResult]) -> list[str]:
     rows = []
     for result in sizes:
-        rows.append([str(result.size), *(f"{100 * result.parts[part]:.1f} %" for part in ("partition", *PARTS))])
+        shares = [f"{100 * result.parts[part]:.1f} %" for part in ("partition", *PARTS)]
+        if not any(result.parts.values()):
+            shares = ["no clusters", *[""] * len(PARTS)]
+        rows.append([str(result.size), *shares])
     columns = ["px", "all but the attention", *PARTS]
     return ["### Share of a patched forward pass", "", *table(columns, rows)]

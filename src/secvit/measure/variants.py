@@ -16,7 +16,7 @@ from secvit.adapt import patch, unpatch
 from secvit.extras import needs
 from secvit.images import read_image
 from secvit.images.photos import listed
-from secvit.models.saved import create, has_weights, load_model, saved_config
+from secvit.models.saved import check_one_name, create, has_weights, load_model, saved_config
 
 
 class Tower(nn.Module):
@@ -58,6 +58,8 @@ def load(run: str | nn.Module, pretrained: bool = False, model: str | None = Non
     path = Path(run)
     if path.exists() and not saved_config(path) and (path / "config.json").is_file():
         return _load_tower(path)
+    if not path.exists():
+        check_one_name(run, model)
     if pretrained:
         return create(run, 1000, {"pretrained": True}).eval(), "given"
     network = load_model(model, path) if path.exists() else load_model(run)

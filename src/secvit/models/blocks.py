@@ -257,7 +257,8 @@ def stage_clusterings(
         raise ValueError(f"num_clusters={num_clusters} and cluster_size={cluster_size}; give one of them")
     if num_clusters is None and cluster_size is None:
         num_clusters = (32, 8, 2)
-    if num_clusters is not None and (len(num_clusters) != 3 or min(num_clusters) < 1):
+    three = isinstance(num_clusters, Sequence) and len(num_clusters) == 3
+    if num_clusters is not None and (not three or min(num_clusters) < 1):
         raise ValueError(f"num_clusters={num_clusters}; give three numbers >= 1, for stages 1 to 3")
     if num_clusters is None:
         clustered = [Clustering(cluster_size=cluster_size, partition=partition, near=near, far=far)] * 3

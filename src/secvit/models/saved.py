@@ -184,6 +184,16 @@ def name_of(checkpoint: str | os.PathLike[str] | None, name: str | None = None) 
     return saved or name  # type: ignore[return-value]
 
 
+def check_one_name(name: str, other: str | None) -> None:
+    """A ValueError where a second name stands beside that of a network and says another, but for the tag."""
+    check_name(name)
+    if other is not None and other.partition(".")[0] != name.partition(".")[0]:
+        raise ValueError(
+            f"{name} is itself the name of a network, and {other} stands beside it; leave that out, or give a weight "
+            "file first and then the name of its network"
+        )
+
+
 def classes_in(state: Mapping[str, Tensor], name: str) -> int:
     """How many classes weights tell apart, 0 if they have no classifier."""
     own = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "classifier", None) or ()

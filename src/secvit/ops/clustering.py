@@ -13,6 +13,7 @@ and no base class.  With these, pictures, the page and the measurements work on 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +94,7 @@ class Clustering:
 
     def __post_init__(self) -> None:
         if self.quality is None:
-            resolve_num_clusters(max(self.num_clusters or 1, 1), self.num_clusters, self.cluster_size)
+            resolve_num_clusters(sys.maxsize, self.num_clusters, self.cluster_size)
         else:
             near, far = None if self.near == 1 else self.near, self.far or None
             chosen_quality(self.quality, self.num_clusters, self.cluster_size, near, far)

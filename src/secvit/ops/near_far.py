@@ -313,7 +313,7 @@ def _piece(q: Tensor, num_clusters: int) -> tuple[int, int]:
     chunk = CHUNK if q.device.type == "cpu" else CHUNK_ON_GPU
     floats = length * (2 * num_clusters + 12 * dim) + 8 * num_clusters**2 * dim
     if heads * floats <= chunk:
-        return max(1, chunk // (heads * floats)), heads
+        return max(1, chunk // (max(1, heads) * floats)), max(1, heads)
     return 1, max(1, chunk // floats)
 
 
@@ -324,7 +324,8 @@ def _clusters_at_a_time(q: Tensor, keys: Tensor, options: Options) -> int:
         return clusters
     parts = q.shape[2]
     floats = sequences * (parts * clusters * (size + 3 * width) + 2 * options.near * size * width)
-    return min(clusters, max(1, 8 * (CHUNK if q.device.type == "cpu" else CHUNK_ON_GPU) // floats))
+    chunk = CHUNK if q.device.type == "cpu" else CHUNK_ON_GPU
+    return min(clusters, max(1, 8 * chunk // max(1, floats)))  # no floats of no images
 
 
 def _split(tensors: Sequence[Tensor | None], size: int, dim: int) -> Iterable[Sequence[Any]]:

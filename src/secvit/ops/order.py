@@ -35,6 +35,9 @@ def resolve_num_clusters(num_tokens: int, num_clusters: int | None, cluster_size
             f"give either num_clusters or cluster_size, not {'both' if num_clusters is not None else 'neither'} "
             f"(num_clusters={num_clusters}, cluster_size={cluster_size})"
         )
+    for name, value in (("num_clusters", num_clusters), ("cluster_size", cluster_size)):
+        if isinstance(value, float | str | bool):  # not `not int`: numpy's and symbolic numbers are whole, too
+            raise ValueError(f"{name}={value!r}; choose a whole number >= 1")
     if cluster_size is not None:
         if cluster_size < 1:
             raise ValueError(f"cluster_size={cluster_size}; choose cluster_size >= 1")

@@ -19,7 +19,7 @@ from torch import nn
 
 from secvit import recipes
 from secvit.models.convert import check_name
-from secvit.models.saved import config_beside, has_weights, load_model, saved_config
+from secvit.models.saved import check_one_name, config_beside, has_weights, load_model, saved_config
 from secvit.registry import Registry
 from secvit.runs.pushing import HUB, push
 from secvit.runs.trained import Made, Trained
@@ -59,6 +59,7 @@ def open(
 def network(run: str | os.PathLike[str], model: str | None = None) -> nn.Module:
     """The network of a run, or the backbone in it; of a name without weights, one with random weights of seed 0."""
     if not Path(run).exists() and timm.is_model(str(run)) and not has_weights(str(run)):
+        check_one_name(str(run), model)
         return load_model(str(run))
     return open(run, model=model).clustered()
 

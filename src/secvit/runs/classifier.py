@@ -16,7 +16,7 @@ from secvit.classification.prediction import predict_all
 from secvit.classification.scoring import accuracy_by_class, answers, figures, seen_by, split_view, view_of
 from secvit.files import check_target, write_atomically
 from secvit.images.photos import listed, opened
-from secvit.models.saved import class_names_of, device_of, load_model
+from secvit.models.saved import check_one_name, class_names_of, device_of, load_model
 from secvit.runs.trained import Made, Photo, Photos, Tell, Trained, check_pictures, open_photos
 
 WRONG = 24  # images on the page of the most wrong ones
@@ -44,8 +44,10 @@ class Classifier(Trained):
         if size is not None and size < 1:
             raise ValueError(f"size={size}; choose the side in px that the network sees, for example 224")
         place = device_of(device)
-        saved = isinstance(path, Path)
-        self.model: nn.Module = load_model(model if saved else str(path), path if saved else None).to(place)
+        if not isinstance(path, Path):
+            check_one_name(path, model)
+        network = load_model(model, path) if isinstance(path, Path) else load_model(path)
+        self.model: nn.Module = network.to(place)
         self.classes = class_names_of(self.model)
         self.size = size
 

@@ -110,7 +110,8 @@ def _start(run: Run, resume: str) -> None:
     if run.main:  # from now on the folder says what it is
         write_atomically(run.output / "config.yaml", checkpoints.to_yaml(run.config))
     state, trackers = run.state, run.loop.trackers
-    run.log = Log(run.output, state.step, state.evaluated, trackers, run.config) if run.main else NoLog()
+    logged = state.step - state.window
+    run.log = Log(run.output, state.step, state.evaluated, logged, trackers, run.config) if run.main else NoLog()
     run.copy = copy.deepcopy(run.model).requires_grad_(False) if run.update.sharded else None
     run.update.prepare()
     _introduce(run)

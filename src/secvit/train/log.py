@@ -32,7 +32,8 @@ class Log:
     """log.csv (training) and eval.csv (evaluations) of an output folder, one row at a time.
 
     Rows after step `start` belong to a run that was cut off behind its last checkpoint: they are
-    dropped, and will be written again; so are those of eval.csv after step `scored`.
+    dropped, and will be written again; so are those of eval.csv after step `scored`.  The last row of log.csv up to
+    `start` is that of step `logged`, 0 for none.
 
     The files are products of the run: whatever has become of them, the run goes on, and a warning says so.
     """
@@ -42,6 +43,7 @@ class Log:
         output: Path,
         start: int,
         scored: int,
+        logged: int,
         trackers: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -49,10 +51,10 @@ class Log:
         self.columns: dict[str, list[str]] = {}
         self.failed: set[str] = set()
         self.trackers = [TRACKERS[name](output, config or {}) for name in trackers]
-        for name, last in (("log.csv", start), ("eval.csv", scored)):
+        for name, last, written in (("log.csv", start, logged), ("eval.csv", scored, scored)):
             if not (output / name).exists():
-                if last:
-                    logger.warning("%s: missing; its rows up to step %d are lost", output / name, last)
+                if written:
+                    logger.warning("%s: missing; its rows up to step %d are lost", output / name, written)
                 continue
             columns, rows = self._read(name)
             if columns:
