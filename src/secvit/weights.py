@@ -49,7 +49,10 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             content: Any = dict(load_file(path))
         except Exception as error:  # the reader raises several kinds on damaged files
-            raise ValueError(f"{path}: not a readable safetensors file ({error})") from None
+            raise ValueError(
+                f"{path}: not a readable safetensors file ({error}); copy or download it again, or, of a run, give one "
+                "of its checkpoints/"
+            ) from None
     else:
         content = state_dict_in(unpickle(path), path)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

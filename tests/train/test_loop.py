@@ -138,6 +138,8 @@ def test_unwritable_output_fails_before_the_first_step(tmp_path):
     [
         ({"epochs": 1, "steps": 1}, "exactly one"),
         ({}, "exactly one"),
+        ({"steps": 0}, "steps=0; give a whole number >= 1"),
+        ({"epochs": 0}, "epochs=0; give a number > 0"),
         ({"steps": 1, "batch_size": 0}, "batch_size=0"),
         ({"steps": 1, "ema_decay": 1.0}, "ema_decay=1.0"),
         ({"steps": 1, "workers": -1}, "workers=-1"),

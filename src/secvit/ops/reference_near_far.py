@@ -32,7 +32,7 @@ def orthonormal(axes: Tensor) -> Tensor:
     return torch.stack(done, dim=1)
 
 
-def coordinates(blocks: list[Tensor], num_axes: int = 8, sample: int = 256, rounds: int = 3) -> Tensor:
+def coordinates(blocks: list[Tensor], num_axes: int = 8, sample: int = 512, rounds: int = 3) -> Tensor:
     """Principal coordinates of each token: every block at total variance 1, side by side.  (L, C_i) -> (L, num_axes).
 
     Mean, variance and axes are those of `sample` evenly spaced tokens.

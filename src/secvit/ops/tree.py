@@ -18,7 +18,7 @@ from torch import Tensor
 from secvit.ops.order import Plan, equal_sizes, full_precision, largest_size, order_by, scoring_dtype
 
 COORDINATES = 8  # of a token; fewer lose fidelity in a trained ViT, 16 gain nothing
-SAMPLE = 256  # tokens whose principal axes are taken
+SAMPLE = 512  # tokens whose principal axes are taken; with 256, some photos of 4,096 tokens lose .007 of cosine
 ROUNDS = 3  # orthogonal iterations for these axes
 LEAST = 1e-5  # of the first axis, below which another one is rounding
 

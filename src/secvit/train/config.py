@@ -115,11 +115,13 @@ class Loop:
                 f"epochs={self.epochs}, steps={self.steps}; give exactly one of them (in a YAML "
                 "file or on the command line set the other to null)"
             )
-        for name in ("batch_size", "parts", "log_every", "keep_last", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; give a whole number >= 1")
+        for name in ("steps", "batch_size", "parts", "log_every", "keep_last", "repeats"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}={value}; give a whole number >= 1")
+        if self.epochs is not None and self.epochs <= 0:
+            raise ValueError(f"epochs={self.epochs}; give a number > 0, like 0.5")
         for name in (
-            *("epochs", "steps", "seed", "clip_grad", "evaluate_every", "save_every"),
+            *("seed", "clip_grad", "evaluate_every", "save_every"),
             *("max_nonfinite", "workers", "data_timeout_minutes", "time_limit_minutes"),
         ):
             if (getattr(self, name) or 0) < 0:
