@@ -61,6 +61,6 @@ def probes(result: dict[str, Any]) -> str:
             low, high = row[kind]["difference"]["interval"]
             cells += [f"{100 * row[kind]['score']:.1f}"]
             cells += [f"{100 * row[kind]['difference']['mean']:+.1f} ({100 * low:+.1f} .. {100 * high:+.1f})"]
-        cells += [f"{100 * row['same']:.1f} %"] * same
+        cells += [f"{100 * row['same']:.1f} %"] if same else []
         lines.append(f"| {row['variant']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
