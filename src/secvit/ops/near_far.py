@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,22 +64,16 @@ def near_far_attention(
 def _piece_attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options, mask: Tensor | None) -> Tensor:
     """`near_far_attention` of some images and heads.  -> (B, P + L, h, Dv), which is how torch's own output lies"""
     prefix = options.num_prefix_tokens
-    key_slots = _Slots(plan, prefix)
-    parts = _parts(options, plan.num_clusters)
-    query_slots = _Slots(halves(plan), prefix) if parts == 2 else key_slots
-    queries = query_slots.take(q[:, :, prefix:]).unflatten(1, (-1, parts))
-    held = None if query_slots.filled is None else query_slots.filled.unflatten(1, (-1, parts))
-    keys = torch.cat([k, v], dim=-1)
-    lead = keys[:, :, :prefix].flatten(0, 1).unsqueeze(1)
-    keys = key_slots.take(keys[:, :, prefix:])
+    laid = _laid_out(q, k, v, plan, options)
+    queries, keys = laid.queries, laid.keys
     step = _clusters_at_a_time(queries, keys, options)
     outs = []
     for start in range(0, queries.shape[1], step):
         chunk = slice(start, start + step)
         own = torch.arange(plan.num_clusters, device=q.device)[chunk]
-        some = None if held is None else held[:, chunk]
-        outs.append(_cluster_attention(queries[:, chunk], some, own, keys, key_slots.filled, lead, options))
-    out = query_slots.put_back(_joined(outs, 1).flatten(1, 2))
+        held = None if laid.held is None else laid.held[:, chunk]
+        outs.append(_cluster_attention(queries[:, chunk], held, own, keys, laid.filled, laid.lead, options))
+    out = laid.query_slots.put_back(_joined(outs, 1).flatten(1, 2))
     if prefix:
         out[:, :prefix] = _prefix_attention(q, k, v, options, mask)
     return out
@@ -100,11 +94,8 @@ def _fused_attention(
     own = torch.arange(clusters, device=q.device)
     seen, far = own.view(1, -1, 1).expand(q.shape[0] * q.shape[1], -1, -1), None
     if not options.inside:
-        slots, query_slots = _Slots(plan, prefix), _Slots(halves(plan) if parts == 2 else plan, prefix)
-        keys = slots.take(torch.cat([k, v], dim=-1)[:, :, prefix:])
-        queries = query_slots.take(q[:, :, prefix:]).unflatten(1, (-1, parts))
-        held = None if query_slots.filled is None else query_slots.filled.unflatten(1, (-1, parts))
-        seen, summaries, bias = _sight(queries, held, own, keys, slots.filled, options)
+        laid = _laid_out(q, k, v, plan, options)
+        seen, summaries, bias = _sight(laid.queries, laid.held, own, laid.keys, laid.filled, options)
         if summaries is not None and bias is not None:
             unseen = bias.scatter(-1, seen.unsqueeze(2).expand(-1, -1, parts, -1), EMPTY)
             far = (*summaries.split([q.shape[-1], v.shape[-1]], dim=-1), unseen.float())
@@ -113,6 +104,28 @@ def _fused_attention(
         return out
     first = _prefix_attention(q, k, v, replace(options, backend="auto"), mask)
     return torch.cat([first.to(out.dtype), out[:, prefix:]], dim=1)
+
+
+class _Laid(NamedTuple):
+    """A piece, cluster by cluster; names and shapes as in `_cluster_attention`, for all M clusters."""
+
+    queries: Tensor
+    held: Tensor | None
+    keys: Tensor
+    filled: Tensor | None
+    lead: Tensor
+    query_slots: _Slots
+
+
+def _laid_out(q: Tensor, k: Tensor, v: Tensor, plan: Plan, options: Options) -> _Laid:
+    prefix, parts = options.num_prefix_tokens, _parts(options, plan.num_clusters)
+    slots = _Slots(plan, prefix)
+    query_slots = _Slots(halves(plan), prefix) if parts == 2 else slots
+    queries = query_slots.take(q[:, :, prefix:]).unflatten(1, (-1, parts))
+    held = None if query_slots.filled is None else query_slots.filled.unflatten(1, (-1, parts))
+    both = torch.cat([k, v], dim=-1)
+    lead = both[:, :, :prefix].flatten(0, 1).unsqueeze(1)
+    return _Laid(queries, held, slots.take(both[:, :, prefix:]), slots.filled, lead, query_slots)
 
 
 def _parts(options: Options, num_clusters: int) -> int:

@@ -40,6 +40,25 @@ def _query_rows(order, first, stop, prefix, TILE: tl.constexpr):
 
 
 @triton.jit
+def _summaries(
+    far_key, far_value, far_bias, own, at, num_clusters,
+    D: tl.constexpr, D_PAD: tl.constexpr, TILE: tl.constexpr, INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """A tile of a part's summaries: which exist (TILE), bias (1, TILE), keys and values (TILE, D_PAD).
+
+    own: the first of the part's summaries; at: the first cluster of the tile.
+    """
+    # [TILE]
+    other = at + tl.arange(0, TILE)
+    there = other < num_clusters
+    shift = tl.load(far_bias + own + other, mask=there, other=float("-inf"))
+    # [TILE, D_PAD]
+    key = load_rows(far_key + own * D, other, there, D, D, D_PAD, 1, INTERPRETED)
+    value = load_rows(far_value + own * D, other, there, D, D, D_PAD, 1, INTERPRETED)
+    return there, shift[None, :], key, value
+
+
+@triton.jit
 def _part(program, tiles, bounds, heads, num_clusters, length, EQUAL: tl.constexpr, PARTS: tl.constexpr):
     """Sequence, cluster and part of a program with so many tiles a part; the tile, and the ranks of the part."""
     tile = program % tiles
@@ -95,15 +114,12 @@ def forward(
     if FAR:
         own = ((sequence * num_clusters + cluster) * PARTS + part) * num_clusters
         for at in range(0, num_clusters, TILE):
-            # [TILE]: clusters; those that are near have a bias of next to minus infinity
-            other = at + tl.arange(0, TILE)
-            there = other < num_clusters
-            shift = tl.load(far_bias + own + other, mask=there, other=float("-inf"))
-            # [TILE, D_PAD]
-            key = load_rows(far_key + own * D, other, there, D, D, D_PAD, 1, INTERPRETED)
-            value = load_rows(far_value + own * D, other, there, D, D, D_PAD, 1, INTERPRETED)
+            # those that are near have a bias of next to minus infinity
+            _, shift, key, value = _summaries(
+                far_key, far_value, far_bias, own, at, num_clusters, D, D_PAD, TILE, INTERPRETED
+            )
             # [TILE, TILE]: queries, clusters
-            score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale + shift[None, :]
+            score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale + shift
             best, total, mixed = softmax_step(score, value, best, total, mixed, PRECISION)
     store_rows(out + (b * out_b + h * out_h) * UNIT, row, real, out_l, mixed / total[:, None], D, D_PAD, UNIT)
     tl.store(lse + sequence * length + rank, best + tl.log2(total), mask=real)
@@ -152,13 +168,9 @@ def backward_queries(
     if FAR:
         own = ((sequence * num_clusters + cluster) * PARTS + part) * num_clusters
         for at in range(0, num_clusters, TILE):
-            # [TILE]
-            other = at + tl.arange(0, TILE)
-            there = other < num_clusters
-            shift = tl.load(far_bias + own + other, mask=there, other=0.0)[None, :]
-            # [TILE, D_PAD]
-            key = load_rows(far_key + own * D, other, there, D, D, D_PAD, 1, INTERPRETED)
-            value = load_rows(far_value + own * D, other, there, D, D, D_PAD, 1, INTERPRETED)
+            there, shift, key, value = _summaries(
+                far_key, far_value, far_bias, own, at, num_clusters, D, D_PAD, TILE, INTERPRETED
+            )
             # [TILE, TILE]: queries, clusters
             _, dscore = score_weights(query, key, value, its_grad, its_out, its_lse, there, scale, shift, PRECISION)
             dquery += tl.dot(dscore.to(key.dtype), key, input_precision=PRECISION)
@@ -185,11 +197,9 @@ def backward_summaries(
     own = ((sequence * num_clusters + cluster) * PARTS + part) * num_clusters
     # [TILE]
     other = tile * TILE + tl.arange(0, TILE)
-    there = other < num_clusters
-    shift = tl.load(far_bias + own + other, mask=there, other=0.0)[None, :]
-    # [TILE, D_PAD]
-    key = load_rows(far_key + own * D, other, there, D, D, D_PAD, 1, INTERPRETED)
-    value = load_rows(far_value + own * D, other, there, D, D, D_PAD, 1, INTERPRETED)
+    there, shift, key, value = _summaries(
+        far_key, far_value, far_bias, own, tile * TILE, num_clusters, D, D_PAD, TILE, INTERPRETED
+    )
     its_dkey = tl.zeros([TILE, D_PAD], tl.float32)
     its_dvalue = tl.zeros([TILE, D_PAD], tl.float32)
     # [TILE]
